@@ -1,0 +1,1 @@
+"""Experiments: scripts and configurations, each with the command that runs it."""

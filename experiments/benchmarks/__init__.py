@@ -1,0 +1,1 @@
+"""Benchmarks: how fast the library is, against what."""

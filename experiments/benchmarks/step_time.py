@@ -1,0 +1,182 @@
+"""The time of one training step: kd_jax's DCGAN against the same networks in PyTorch.
+
+    pip install -e .[bench]
+    python -m experiments.benchmarks.step_time
+
+Both take the same step: the discriminator's move (softplus loss, Adam), then the generator's on
+fresh latents (softplus, Adam, batch norm in train mode), the average of its weights, the norms of
+both gradients. It is first checked that, from the same weights and latents, both compute the same
+losses. Then they take turns, a few steps each, in one process, so that a busy machine slows both;
+what counts is the ratio of the medians. Prints a report; exits with 1 when the two disagree.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import kd_jax
+from kd_jax import Inputs, Networks, Pair, Term
+from kd_jax.models import dcgan
+
+LATENT = 128
+LEARNING_RATE, BETAS, DECAY = 2e-4, (0.5, 0.999), 0.999  # Radford et al. 2016, section 4; EMA
+CHECKED_STEPS = 3
+
+G_TERMS = {"adversarial": Term(lambda f: jax.nn.softplus(-f.fake_scores))}
+D_TERMS = {
+    "adversarial": Term(lambda f: jax.nn.softplus(-f.real_scores) + jax.nn.softplus(f.fake_scores))
+}
+
+
+def make_kd_jax(nets: Networks, inputs: kd_jax.objective.MakeInputs, batch: Any) -> tuple[Any, Any]:
+    """kd_jax's compiled step and its first state."""
+    adam = optax.adam(LEARNING_RATE, *BETAS)
+    parts: dict[str, Any] = {
+        "nets": nets,
+        "optimizers": Pair(adam, adam),
+        "g_terms": G_TERMS,
+        "d_terms": D_TERMS,
+        "inputs": inputs,
+    }
+    state = kd_jax.initialize(lambda: kd_jax.init_state(jax.random.key(0), batch, **parts))
+    return kd_jax.compile_step(kd_jax.make_train_step(**parts, ema=DECAY)), state
+
+
+def given_latents(key: Any, batch: Any) -> Inputs:
+    """The task of the check: both moves take their latents from the batch."""
+    del key
+    return Inputs((batch["latents"],), (), batch["image"])
+
+
+def disagreement(trainer: Any, nets: Networks, images: np.ndarray) -> float:
+    """The largest relative difference of the losses over a few steps from the same weights.
+
+    The generator's first loss is judged by the discriminator after its first update, and later
+    steps come after both players': gradients, Adam and batch norm are compared too.
+    """
+    import torch
+
+    latents = np.random.default_rng(1).standard_normal((len(images), LATENT), np.float32)
+    batch = {"image": jnp.asarray(images), "latents": jnp.asarray(latents)}
+    step, state = make_kd_jax(nets, given_latents, batch)
+    players = (state.generator, state.discriminator)
+    trainer.load(*jax.device_get([player.variables["params"] for player in players]))
+    theirs_images = to_torch(images, trainer.memory_format)
+    worst = 0.0
+    for _ in range(CHECKED_STEPS):
+        state, metrics = step(state, None, batch)
+        theirs = trainer.step(theirs_images, torch.from_numpy(latents))
+        for name, value in theirs._asdict().items():
+            ours = float(metrics[name.replace("_", "/", 1)])
+            worst = max(worst, abs(ours - float(value)) / abs(float(value)))
+    return worst
+
+
+def to_torch(images: np.ndarray, memory_format: Any) -> Any:
+    """`[B, H, W, C]` to a `[B, C, H, W]` tensor in the wanted layout."""
+    import torch
+
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
+
+
+def take_turns(
+    contestants: dict[str, Callable[[], None]], rounds: int, steps: int
+) -> dict[str, list[float]]:
+    """Milliseconds of each step: `steps` of one, `steps` of the next, `rounds` times over."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, once in contestants.items():
+            for _ in range(steps):
+                start = time.perf_counter()
+                once()
+                if number:  # the first round warms up
+                    times[name].append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def main() -> None:
+    """Checks, times and reports."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=int, default=32, help="the image's side")
+    parser.add_argument("--width", type=int, default=64, help="the DCGAN's width")
+    parser.add_argument("--batch", type=int, default=64, help="images per step")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each contestant")
+    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
+    args = parser.parse_args()
+    try:
+        import torch
+
+        from experiments.benchmarks import torch_dcgan
+    except ModuleNotFoundError as error:
+        sys.exit(f"step_time needs PyTorch ({error}): pip install -e .[bench]")
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    torch.set_num_threads(cores or 1)
+    nets = Networks(*dcgan.gan(args.size, args.width))
+    images = np.random.default_rng(0).uniform(
+        -1.0, 1.0, (args.batch, args.size, args.size, 3)
+    ).astype(np.float32)
+    batch = {"image": jnp.asarray(images)}
+    step, state = make_kd_jax(nets, kd_jax.latents(LATENT, conditional=False), batch)
+    ours_count = tuple(
+        sum(leaf.size for leaf in jax.tree.leaves(player.variables["params"]))
+        for player in (state.generator, state.discriminator)
+    )
+    shapes = kd_jax.tap_shapes(nets.generator, jnp.zeros((1, LATENT))).values()
+    widths = tuple(channels for *_, channels in sorted(shapes, key=lambda s: s[1]))
+    print(f"{args.size}x{args.size}, width {args.width}, batch {args.batch}, channels {widths}")
+    print(
+        f"jax {jax.__version__}, flax {importlib.metadata.version('flax')}, torch "
+        f"{torch.__version__}; device {jax.devices()[0].device_kind}, {cores} threads"
+    )
+
+    def once_ours() -> None:
+        nonlocal state
+        state, metrics = step(state, None, batch)
+        jax.block_until_ready((state, metrics))
+
+    contestants: dict[str, Callable[[], None]] = {"kd_jax": once_ours}
+    for name, memory_format in (
+        ("torch, channels first", torch.contiguous_format),
+        ("torch, channels last", torch.channels_last),
+    ):
+        trainer = torch_dcgan.Trainer(
+            latent=LATENT,
+            widths=widths,
+            learning_rate=LEARNING_RATE,
+            betas=BETAS,
+            decay=DECAY,
+            memory_format=memory_format,
+        )
+        theirs_count = tuple(map(torch_dcgan.count, (trainer.generator, trainer.discriminator)))
+        worst = disagreement(trainer, nets, images)
+        print(
+            f"{name}: parameters (generator, discriminator) {theirs_count}, kd_jax {ours_count}; "
+            f"losses and gradient norms of {CHECKED_STEPS} steps agree to {worst:.1e}"
+        )
+        if theirs_count != ours_count or worst > 1e-3:
+            sys.exit(f"{name} is not the same training step as kd_jax's")
+        tensor = to_torch(images, memory_format)
+        contestants[name] = lambda trainer=trainer, tensor=tensor: trainer.step(tensor)
+
+    times = take_turns(contestants, args.rounds, args.steps)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, values in times.items():
+        low, _, high = statistics.quantiles(values, n=4)
+        print(f"{name:22} median {medians[name]:7.1f} ms, quartiles {low:.1f} to {high:.1f} ms")
+    best = min((name for name in times if name != "kd_jax"), key=medians.__getitem__)
+    print(f"ratio of medians, kd_jax / {best}: {medians['kd_jax'] / medians[best]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

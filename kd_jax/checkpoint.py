@@ -1,0 +1,212 @@
+"""Checkpoints: Orbax, with a checksum of every file, since Orbax does not notice damaged ones.
+
+A step's folder holds the items `generator` (the averaged generator, what is deployed), `training`
+(everything else of the train state), `data` (the position in the data), `meta` (the configuration)
+and, written last, `manifest.json`. A folder without a manifest is a save that was cut short.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from kd_jax.state import TrainState
+from kd_jax.types import Variables
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, missing, or another run's."""
+
+
+class Checkpoints:
+    """The checkpoints of one training.
+
+    Args:
+      directory: where they are; made if absent.
+      configuration: what the training was started with, as JSON values. Saved with every step; a
+        checkpoint of another configuration is not restored.
+      keep: how many of the latest to keep.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], configuration: Mapping[str, Any], keep: int = 2
+    ):
+        self._directory = Path(directory).absolute()
+        self._configuration = json.loads(json.dumps(dict(configuration)))
+        for folder in _step_folders(self._directory):
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(folder)  # Orbax would take it for the latest step.
+        for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(leftover)
+        with _quiet_orbax():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, create=True, enable_async_checkpointing=False
+                ),
+            )
+
+    def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Saves a step; when this returns, the checkpoint is whole and will be found.
+
+        Args:
+          step: `state.step`, as a number.
+          state: the train state.
+          data: the position in the data, JSON values.
+
+        Raises:
+          CheckpointError: when it could not be written; earlier steps are untouched.
+        """
+        if (self._directory / str(step) / MANIFEST).exists():
+            return  # The step that this run was restored from.
+        items = ocp.args.Composite(
+            generator=ocp.args.StandardSave(dict(state.ema)),
+            training=ocp.args.StandardSave(state._replace(ema={})),
+            data=ocp.args.JsonSave(dict(data)),
+            meta=ocp.args.JsonSave({"step": step, "configuration": self._configuration}),
+        )
+        try:
+            with _quiet_orbax():
+                self._manager.save(step, args=items)
+                self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"step {step} not saved to {self._directory}: {reason}") from None
+        if jax.process_index() == 0:
+            _write_manifest(self._directory / str(step))
+
+    def latest_step(self) -> int | None:
+        """The latest step saved; None where there is none."""
+        folders = _step_folders(self._directory)
+        return int(folders[-1].name) if folders else None
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The latest state and data position; None where nothing was saved.
+
+        Args:
+          like: a state of the same structure, arrays or `ShapeDtypeStruct`s, whose shardings (if
+            they have any) the restored arrays get.
+
+        Raises:
+          CheckpointError: when a file is damaged (it is named), or the checkpoint is of another
+            configuration (the first difference is named).
+        """
+        step = self.latest_step()
+        if step is None:
+            return None
+        folder = self._directory / str(step)
+        _verify(folder)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        with _quiet_orbax():
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            there = meta["meta"]["configuration"]
+            if difference := first_difference(there, self._configuration):
+                raise CheckpointError(f"{folder} is of another configuration: {difference}")
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    generator=ocp.args.StandardRestore(dict(abstract.ema)),
+                    training=ocp.args.StandardRestore(abstract._replace(ema={})),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+        return items["training"]._replace(ema=items["generator"]), items["data"]
+
+    def close(self) -> None:
+        """Releases what Orbax holds."""
+        self._manager.close()
+
+
+def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
+    """The averaged generator of the latest checkpoint, and the configuration it was trained with.
+
+    Args:
+      directory: a folder of `Checkpoints`.
+
+    Raises:
+      CheckpointError: when there is no whole checkpoint, or a file of it is damaged.
+    """
+    folders = [f for f in _step_folders(Path(directory).absolute()) if (f / MANIFEST).exists()]
+    if not folders:
+        raise CheckpointError(f"there is no checkpoint in {directory}")
+    _verify(folders[-1])
+    with _quiet_orbax():
+        variables = ocp.StandardCheckpointer().restore(folders[-1] / "generator")
+    meta = json.loads((folders[-1] / "meta" / "metadata").read_text(encoding="utf-8"))
+    return variables, meta["configuration"]
+
+
+def first_difference(there: Any, here: Any, path: str = "") -> str | None:
+    """Where two trees of JSON values first differ, in one line; None where they are equal."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in [*there, *(k for k in here if k not in there)]:
+            name = f"{path}.{key}" if path else str(key)
+            if key not in there or key not in here:
+                side = "here" if key in here else "there"
+                return f"{name} is only {side}"
+            if difference := first_difference(there[key], here[key], name):
+                return difference
+        return None
+    return None if there == here else f"{path} is {there!r} there, {here!r} here"
+
+
+def _step_folders(directory: Path) -> list[Path]:
+    folders = [f for f in directory.glob("*") if f.is_dir() and f.name.isdecimal()]
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: Path) -> None:
+    sums = {file.relative_to(folder).as_posix(): _sha256(file) for file in _files(folder)}
+    partial = folder / f"{MANIFEST}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(sums, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)
+
+
+def _verify(folder: Path) -> None:
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read") from error
+    for name, expected in sums.items():
+        file = folder / name
+        if not file.exists():
+            problem = "is missing"
+        elif _sha256(file) != expected:
+            problem = "is damaged (its sha256 is not the one recorded)"
+        else:
+            continue
+        raise CheckpointError(f"{file} {problem}; delete {folder} to go on from an earlier step")
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps Orbax's hundreds of log lines from hiding the one that matters."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,45 @@
+"""Checks that run while a function is traced, so that a wrong shape never broadcasts silently."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from kd_jax.types import Array
+
+
+def same_shape(**arrays: Any) -> tuple[Array, ...]:
+    """The arrays, in order, once their shapes are known to be equal.
+
+    Args:
+      **arrays: two or more arrays, under the names that an error should use.
+
+    Raises:
+      ValueError: an array is missing (None), or its shape differs from the first one's.
+    """
+    (first, reference), *rest = arrays.items()
+    for name, value in arrays.items():
+        if value is None:
+            raise ValueError(f"{name} is missing: this step was made without what provides it")
+    for name, value in rest:
+        if jnp.shape(value) != jnp.shape(reference):
+            raise ValueError(
+                f"{first} has shape {jnp.shape(reference)} but {name} has {jnp.shape(value)}"
+            )
+    return tuple(at_least_float32(value) for value in arrays.values())
+
+
+def at_least_float32(x: Any) -> Array:
+    """`x` in float32, or in float64 if it is that: losses are not summed in half precision."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def per_example_mean(x: Array) -> Array:
+    """The mean over every axis but the first, `[B, ...] -> [B]`."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).mean(axis=1)
+
+
+def per_example_sum(x: Array) -> Array:
+    """The sum over every axis but the first, `[B, ...] -> [B]`."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(axis=1)

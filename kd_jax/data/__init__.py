@@ -1,0 +1,71 @@
+"""Real images: `open_source` finds them, `subset` makes them scarce, `batches` deals them out.
+
+    source = open_source("digits", "train", size=16, channels=1, cache=Path("data"))
+    few = subset(source, fraction=0.05, seed=0)
+    for batch in batches(few, batch_size=64, seed=0): ...
+
+Importing this costs nothing: TFDS, Grain, scikit-learn and Pillow are imported by the functions
+that need them.
+"""
+
+from pathlib import Path
+
+from kd_jax.data.pipeline import Batches, batches
+from kd_jax.data.source import Source, arrays, remember, subset
+
+__all__ = ["Batches", "Source", "arrays", "batches", "open_source", "subset"]
+
+
+def open_source(
+    spec: str,
+    split: str,
+    size: int,
+    channels: int,
+    cache: Path | None = None,
+    *,
+    resize: bool = False,
+) -> Source:
+    """Opens a set of images for random access.
+
+    Args:
+      spec: which one:
+        `digits`: scikit-learn's 1,797 handwritten digits of 8x8, 10 classes, enlarged to `size`
+          (bicubic); written to `cache` as a TFDS dataset the first time.
+        `folder:PATH`: the png, jpg, webp and bmp files of a folder, one class; or of its
+          sub-folders, one class each, in the order of their names. All headers are read.
+        `tfds:NAME`: a TFDS dataset, already prepared as array_record, with a feature `image` and
+          perhaps a `label`.
+      split: `train`, or what TFDS takes for one (`train[:90%]`). A folder has only `train`.
+      size: height and width.
+      channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+      cache: where TFDS datasets are; None is TFDS's own default, `$TFDS_DATA_DIR` or
+        `~/tensorflow_datasets`.
+      resize: makes other sizes fit (the centre square, antialiased bicubic), and turns grey into
+        colour and back. Without it an image of another size or colour is refused. Transparency is
+        always refused, unless asked for by `channels=4`, since what is behind it is not known.
+
+    Raises:
+      FileNotFoundError: there is no such folder, it is empty, or the dataset is not prepared.
+      ValueError: anything else that does not fit; one line that names the file. Images whose header
+        is right but whose data are damaged raise it when they are read.
+    """
+    if channels not in (1, 3, 4):
+        raise ValueError(f"channels is {channels}: an image has 1 (grey), 3 (RGB) or 4 (RGBA)")
+    if size < 1:
+        raise ValueError(f"size is {size}: it is the height and width in pixels")
+    kind, _, argument = spec.partition(":")
+    if spec == "digits":
+        from kd_jax.data.digits import open_digits
+
+        source = open_digits(split, size, channels, cache)
+    elif kind == "folder" and argument:
+        from kd_jax.data.folder import open_folder
+
+        source = open_folder(Path(argument), split, size, channels, resize)
+    elif kind == "tfds" and argument:
+        from kd_jax.data.prepared import open_prepared
+
+        source = open_prepared(argument, split, size, channels, cache, resize)
+    else:
+        raise ValueError(f"unknown data {spec!r}: did you mean digits, folder:PATH or tfds:NAME?")
+    return remember(source)

@@ -1,0 +1,91 @@
+"""One image: does it fit, and its pixels."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+# Pillow's modes that are so many channels of 8 bits, and nothing else.
+EXACT = {1: ("L", "1"), 3: ("RGB", "P"), 4: ("RGBA",)}
+OPAQUE = ("L", "1", "P", "RGB", "CMYK", "YCbCr")
+MODE = {1: "L", 3: "RGB", 4: "RGBA"}
+NAMES = {"L": "grey", "1": "black and white", "P": "palette", "LA": "grey with alpha"}
+
+
+class DamagedImageError(ValueError):
+    """A file is no image, or its data are damaged."""
+
+
+def open_image(data: Path | bytes, name: str) -> Image.Image:
+    """Opens an image lazily: its header is read.
+
+    Args:
+      data: a file, or a file's bytes.
+      name: what errors call it.
+
+    Raises:
+      DamagedImageError: it is no image.
+    """
+    try:
+        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "no image" if isinstance(error, Image.UnidentifiedImageError) else _line(error)
+        raise DamagedImageError(f"{name} cannot be opened: {reason}") from None
+
+
+def check_fits(image: Image.Image, name: str, size: int, channels: int, resize: bool) -> None:
+    """Checks an image's header against the size and the channels asked for.
+
+    Raises:
+      ValueError: it does not fit; with `resize`, only colours can be at fault.
+    """
+    transparent = "transparency" in image.info and channels != 4
+    exact = image.mode in EXACT[channels] and image.size == (size, size)
+    if not transparent and (exact or (resize and image.mode in (*OPAQUE, *EXACT[channels]))):
+        return
+    kind = NAMES.get(image.mode, image.mode) + (" with transparency" if transparent else "")
+    convertible = not resize and not transparent and image.mode in (*OPAQUE, *EXACT[channels])
+    raise ValueError(
+        f"{name} is {image.width}x{image.height} {kind}; {size}x{size} "
+        f"{NAMES.get(MODE[channels], MODE[channels])} is asked for"
+        + (" (resize=True would make it fit)" if convertible else "")
+    )
+
+
+def decode(
+    data: Path | bytes, name: str, size: int, channels: int, resize: bool
+) -> npt.NDArray[np.uint8]:
+    """An image's pixels, upright: `[size, size, channels]` uint8.
+
+    Args:
+      data: a file, or a file's bytes.
+      name: what errors call it.
+      size: height and width.
+      channels: 1, 3 or 4.
+      resize: convert the colours, cut out the centre square and resize it (antialiased bicubic),
+        where they do not fit.
+
+    Raises:
+      DamagedImageError: it is no image, or its data are damaged.
+      ValueError: it does not fit.
+    """
+    with open_image(data, name) as image:
+        check_fits(image, name, size, channels, resize)
+        try:
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DamagedImageError(f"{name} cannot be decoded: {_line(error)}") from None
+        upright: Any = ImageOps.exif_transpose(image).convert(MODE[channels])
+    if upright.size != (size, size):
+        side = min(upright.size)
+        left, top = (upright.width - side) // 2, (upright.height - side) // 2
+        square = (left, top, left + side, top + side)
+        upright = upright.resize((size, size), Image.Resampling.BICUBIC, box=square)
+    return np.asarray(upright).reshape(size, size, channels)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,113 @@
+"""TFDS datasets that are prepared as array_record: random access, no TensorFlow."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow_datasets as tfds
+
+from kd_jax.data.images import check_fits, decode, open_image
+from kd_jax.data.source import Source, digest
+
+
+def open_prepared(
+    name: str, split: str, size: int, channels: int, cache: Path | None, resize: bool
+) -> Source:
+    """A TFDS dataset by name (`cifar10`, `name/config:1.0.0`).
+
+    Args:
+      name: as TFDS has it.
+      split: as TFDS has it.
+      size: height and width.
+      channels: 1, 3 or 4.
+      cache: where TFDS datasets are; None is TFDS's default.
+      resize: make the images fit.
+
+    Raises:
+      FileNotFoundError: it is not prepared.
+      ValueError: TFDS knows no such dataset, or it is of no use here.
+    """
+    try:
+        builder = tfds.builder(name, data_dir=cache)
+    except tfds.core.DatasetNotFoundError:
+        close = difflib.get_close_matches(name, tfds.list_builders(), 1)
+        hint = f"; did you mean {close[0]}?" if close else f", nor is it in {cache or 'the cache'}"
+        raise ValueError(f"TFDS knows no dataset {name!r}{hint}") from None
+    except (ValueError, AssertionError, ImportError) as error:
+        raise ValueError(f"tfds:{name} cannot be opened: {_line(error)}") from None
+    return from_builder(builder, split, size, channels, resize)
+
+
+def from_builder(
+    builder: Any, split: str, size: int, channels: int, resize: bool
+) -> Source:
+    """A prepared builder's images and labels.
+
+    Args:
+      builder: a `tfds.core.DatasetBuilder`.
+      split: as TFDS has it.
+      size: height and width.
+      channels: 1, 3 or 4.
+      resize: make the images fit.
+
+    Raises:
+      FileNotFoundError: it is not prepared.
+      ValueError: it has no such split, no `image`, or images that do not fit.
+    """
+    info = builder.info
+    name = info.full_name
+    if not info.splits:
+        raise FileNotFoundError(
+            f"{name} is not prepared in {builder.data_dir}; do so once with "
+            f"tfds.builder({name!r}, data_dir={str(builder.data_dir_root)!r}, "
+            "file_format='array_record').download_and_prepare()"
+        )
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise ValueError(
+            f"{name} in {builder.data_dir} is {info.file_format.value}, which needs TensorFlow or "
+            "loses rows; prepare it again with file_format='array_record'"
+        )
+    features = info.features
+    image = features.get("image") if hasattr(features, "get") else None
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise ValueError(f"{name} has no 8-bit feature 'image'; it has {', '.join(features)}")
+    has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
+    # TFDS would decode with its own choice of decoder, and warn about it.
+    skip = {key: tfds.decode.SkipDecoding() for key in features}
+    try:
+        records = builder.as_data_source(split=split, decoders=skip)
+        parts = info.splits[split].file_instructions
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(f"{name}: {_line(error)}") from None
+    if not len(records):
+        raise ValueError(f"{name} has no images in split {split!r}")
+
+    def record(i: int) -> tuple[bytes, int]:
+        try:
+            found = records[i]
+        except Exception as error:  # array_record has no exceptions of its own.
+            raise ValueError(f"{name} {split}[{i}] cannot be read: {_line(error)}") from None
+        return found["image"], int(found["label"]) if has_label else 0
+
+    def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
+        encoded, label = record(i)
+        return decode(encoded, f"{name} {split}[{i}]", size, channels, resize), label
+
+    first = f"{name} {split}[0]"
+    check_fits(open_image(record(0)[0], first), first, size, channels, resize)
+    files = [[Path(part.filename).name, part.skip, part.take] for part in parts]
+    return Source(
+        name=f"tfds:{name} {split}",
+        image_shape=(size, size, channels),
+        num_classes=features["label"].num_classes if has_label else 1,
+        fingerprint=digest(name, int(info.dataset_size), files, size, channels, resize),
+        length=len(records),
+        read=read,
+        read_labels=lambda: np.array([record(i)[1] for i in range(len(records))], np.int32),
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

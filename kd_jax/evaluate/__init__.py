@@ -1,0 +1,1 @@
+"""Measuring generators: distances between distributions, cost, pictures, reports."""

@@ -1,0 +1,58 @@
+"""Metrics as JSON lines, with the method names of `clu.metric_writers` (which needs TensorFlow)."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+
+class JsonlWriter:
+    """Appends one JSON object a line: `{"step": 50, "d/total": 1.2, ...}`.
+
+    Args:
+      path: the file; it is made if absent.
+      step: the step that the run goes on from; lines of later steps, which a stopped run had
+        written and will write again, are dropped, and so is a line cut short.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], step: int = 0):
+        self._path = Path(path)
+        kept = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(partial, self._path)
+        self._file: IO[str] = self._path.open("a", encoding="utf-8")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds the line of these scalars, all of them finite."""
+        row = {"step": int(step), **{k: float(v) for k, v in scalars.items()}}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+
+    def flush(self) -> None:
+        """Hands what was written to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        self._file.close()
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """The rows of a metrics file, without a last line cut short; none where there is no file.
+
+    Raises:
+      ValueError: when a line other than the last is no JSON; it names file and line.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise ValueError(f"{path}, line {number} is no JSON: {line[:80]!r}") from error
+    return rows

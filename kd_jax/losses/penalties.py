@@ -1,0 +1,96 @@
+"""Penalties on the gradient of a discriminator's score with respect to the image.
+
+`score` maps images `[B, H, W, C]` to `(scores, taps)`, as `kd_jax.objective.Forward.score` does.
+Of a discriminator that judges patches, scores `[B, ...]`, the mean over the patches is
+differentiated. Each example's gradient is that of the batch's summed scores; the two agree unless
+the discriminator relates the examples of a batch (batch normalisation, minibatch deviation), where
+the sum is what StyleGAN2 differentiates, too. The images are constants, and the penalty
+can be differentiated with respect to whatever `score` closes over.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.checks import at_least_float32, per_example_mean, per_example_sum, same_shape
+from kd_jax.types import Array
+
+Score: TypeAlias = Callable[[Array], tuple[Array, Any]]
+"""`images [B, H, W, C] -> (scores [B, ...], taps)`."""
+
+
+def r1(score: Score, real: Array) -> Array:
+    """Half the squared norm of the score's gradient at real images, `1/2 ||grad D(x)||^2`.
+
+    A weight gamma gives Mescheder et al. 2018, eq. 9, where gamma = 10; it has to grow with the
+    resolution.
+
+    Args:
+      score: the discriminator, `[B, H, W, C] -> (logits, taps)`.
+      real: `[B, H, W, C]` real images.
+
+    Returns:
+      `[B]`, >= 0, in squared logits per squared pixel value; summed over an image's elements.
+
+    Raises:
+      ValueError: the images are None.
+    """
+    (image,) = same_shape(real=real)
+    return per_example_sum(_gradient(score, image) ** 2) / 2
+
+
+def r2(score: Score, fake: Array) -> Array:
+    """Half the squared norm of the score's gradient at generated images, `1/2 ||grad D(G(z))||^2`.
+
+    A weight gamma gives Mescheder et al. 2018, eq. 10. No gradient reaches the generator.
+
+    Args:
+      score: the discriminator, `[B, H, W, C] -> (logits, taps)`.
+      fake: `[B, H, W, C]` generated images.
+
+    Returns:
+      `[B]`, >= 0, in squared logits per squared pixel value; summed over an image's elements.
+
+    Raises:
+      ValueError: the images are None.
+    """
+    (image,) = same_shape(fake=fake)
+    return per_example_sum(_gradient(score, image) ** 2) / 2
+
+
+def gradient_penalty(score: Score, real: Array, fake: Array, key: Array) -> Array:
+    """The squared distance of the score's gradient norm from 1, between real and generated images.
+
+    `(||grad D(u x + (1 - u) G(z))|| - 1)^2`, with one u ~ U[0, 1) per pair of images. Gulrajani et
+    al. 2017, eq. 3, with weight 10. Where the gradient is zero the penalty is 1 and its own
+    gradient is taken to be zero.
+
+    Args:
+      score: the critic, `[B, H, W, C] -> (scores, taps)`.
+      real: `[B, H, W, C]` real images.
+      fake: `[B, H, W, C]` generated images.
+      key: a key for u.
+
+    Returns:
+      `[B]`, >= 0.
+
+    Raises:
+      ValueError: images are None, or their shapes differ.
+    """
+    real, fake = same_shape(real=real, fake=fake)
+    u = jax.random.uniform(key, (real.shape[0],) + (1,) * (real.ndim - 1), real.dtype)
+    squares = per_example_sum(_gradient(score, u * real + (1 - u) * fake) ** 2)
+    # Both branches of `where` are differentiated, so the root must be finite in the unused one.
+    positive = squares > 0
+    norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+    return (norms - 1) ** 2
+
+
+def _gradient(score: Score, image: Array) -> Array:
+    def total(image: Array) -> Array:
+        scores, _ = score(image)
+        return per_example_mean(at_least_float32(scores)).sum()
+
+    return jax.grad(total)(jax.lax.stop_gradient(image))

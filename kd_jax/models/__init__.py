@@ -1,0 +1,5 @@
+"""Architectures, one a file; each makes `Network`s with taps."""
+
+from kd_jax.models import classifier, dcgan, mlp
+
+__all__ = ["classifier", "dcgan", "mlp"]

@@ -1,0 +1,227 @@
+"""A class-conditional DCGAN (Radford et al. 2016), for any power-of-two size from 16 to 256.
+
+The generator projects the latent and an embedding of the label to 4x4 and doubles the size with
+4x4 transposed convolutions; the discriminator mirrors it, with a projection head for the label
+(Miyato & Koyama 2018). `width` is the compression knob: every channel count is proportional to it.
+`depth` adds residual 3x3 convolutions at each size, for teachers as deep as one likes.
+
+Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from kd_jax import ops
+from kd_jax.models.conditioning import check_labels
+from kd_jax.network import Network, from_linen
+from kd_jax.state import Pair
+from kd_jax.types import Array
+
+SIZES = (16, 32, 64, 128, 256)
+SMALLEST = 4  # the side at which the generator starts and the discriminator ends
+
+_normal = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
+
+
+def gan(
+    size: int,
+    width: int = 64,
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    depth: int = 0,
+    max_width: int | None = None,
+    minibatch_stddev: bool = False,
+    dtype: Any = jnp.float32,
+) -> Pair:
+    """A generator and its discriminator, as a `Pair` of networks.
+
+    Args:
+      size: the image's side, one of `SIZES`.
+      width: channels of the generator at half the image's side, of the discriminator there too;
+        they double as the side halves.
+      channels: the image's channels.
+      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
+      depth: residual 3x3 convolutions after each resampling.
+      max_width: no layer has more channels than this; by default `8 * width`.
+      minibatch_stddev: whether the discriminator sees the batch's variation (Karras et al. 2018).
+      dtype: what is computed in; parameters are float32 always, images and scores too.
+
+    Raises:
+      ValueError: when `size` is not one of `SIZES`, or a number is not positive.
+    """
+    return Pair(
+        generator(
+            size,
+            width,
+            channels=channels,
+            classes=classes,
+            depth=depth,
+            max_width=max_width,
+            dtype=dtype,
+        ),
+        discriminator(
+            size,
+            width,
+            classes=classes,
+            depth=depth,
+            max_width=max_width,
+            minibatch_stddev=minibatch_stddev,
+            dtype=dtype,
+        ),
+    )
+
+
+def generator(
+    size: int,
+    width: int = 64,
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    depth: int = 0,
+    max_width: int | None = None,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... are features, after activation.
+
+    Args and errors are those of `gan`.
+    """
+    widths = _widths(size, width, depth, max_width)
+    return from_linen(Generator(widths, channels, classes, depth, dtype))
+
+
+def discriminator(
+    size: int,
+    width: int = 64,
+    *,
+    classes: int = 0,
+    depth: int = 0,
+    max_width: int | None = None,
+    minibatch_stddev: bool = False,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(images[, labels]) -> scores [B]` (logits); taps `8x8`, `4x4` and so on, after activation.
+
+    Args and errors are those of `gan`.
+    """
+    widths = _widths(size, width, depth, max_width)
+    return from_linen(Discriminator(widths, classes, depth, minibatch_stddev, dtype))
+
+
+def _widths(size: int, width: int, depth: int, max_width: int | None) -> tuple[int, ...]:
+    """Channels at 4x4, 8x8, ..., size/2."""
+    if size not in SIZES:
+        raise ValueError(f"a DCGAN's size is one of {', '.join(map(str, SIZES))}, not {size}")
+    if width < 1 or depth < 0:
+        raise ValueError(f"width={width} must be at least 1 and depth={depth} at least 0")
+    most = 8 * width if max_width is None else max_width
+    sides, side = [], SMALLEST
+    while side < size:
+        sides.append(side)
+        side *= 2
+    return tuple(min(most, width * (size // 2) // side) for side in sides)
+
+
+class Conv(nn.Module):
+    """A convolution over `kd_jax.ops`, whose gradients are fast; halving, keeping or doubling."""
+
+    features: int
+    kernel: int
+    op: Callable[..., Array]
+    stride: int = 1
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", _normal, shape).astype(self.dtype)
+        x = self.op(x.astype(self.dtype), kernel, stride=self.stride)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return x + bias.astype(self.dtype)[None, None, None]
+
+
+class Generator(nn.Module):
+    """See `generator`."""
+
+    widths: tuple[int, ...]
+    channels: int
+    classes: int
+    depth: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, latents: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        conv = partial(Conv, use_bias=False, dtype=self.dtype)  # batch norm has the bias
+        norm = partial(
+            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
+        )
+        x = latents
+        if labels is not None:
+            embedding = nn.Embed(self.classes, latents.shape[-1], name="label")(labels)
+            x = jnp.concatenate([x, embedding], axis=-1)
+        x = nn.Dense(
+            SMALLEST**2 * self.widths[0], use_bias=False, kernel_init=_normal, dtype=self.dtype
+        )(x).reshape(-1, SMALLEST, SMALLEST, self.widths[0])
+
+        taps = {}
+        for index, features in enumerate(self.widths):
+            if index:
+                x = conv(features, 4, ops.conv_transpose, stride=2)(x)
+            x = nn.relu(norm()(x))
+            for _ in range(self.depth):
+                # A residual that begins at zero keeps hundreds of layers trainable.
+                y = norm(scale_init=nn.initializers.zeros)(conv(features, 3, ops.conv)(x))
+                x = nn.relu(x + y)
+            taps[_side(x)] = x
+        image = Conv(self.channels, 4, ops.conv_transpose, stride=2, dtype=self.dtype)(x)
+        return jnp.tanh(image.astype(jnp.float32)), taps
+
+
+class Discriminator(nn.Module):
+    """See `discriminator`. It has no batch norm, so that R1's gradient is each example's own."""
+
+    widths: tuple[int, ...]
+    classes: int
+    depth: int
+    minibatch_stddev: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        del train
+        check_labels(self.classes, labels)
+        conv = partial(Conv, dtype=self.dtype)
+        x, taps = images, {}
+        for features in reversed(self.widths):
+            x = _leaky_relu(conv(features, 4, ops.conv, stride=2)(x))
+            for _ in range(self.depth):
+                x = x + _leaky_relu(conv(features, 3, ops.conv)(x))
+            taps[_side(x)] = x
+        if self.minibatch_stddev:
+            x = jnp.concatenate([x, ops.minibatch_stddev(x)], axis=-1)
+        x = nn.Dense(self.widths[0], dtype=self.dtype)(x.reshape(x.shape[0], -1))
+        x = taps["features"] = _leaky_relu(x).astype(jnp.float32)
+        scores = nn.Dense(1, name="score")(x)[:, 0]
+        if labels is not None:
+            embedding = nn.Embed(self.classes, x.shape[-1], name="label")(labels)
+            scores = scores + (embedding * x).sum(axis=-1)
+        return scores, taps
+
+
+_leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
+
+
+def _side(x: Array) -> str:
+    return f"{x.shape[1]}x{x.shape[2]}"

@@ -1,0 +1,118 @@
+"""The whole of a training run's state, as one pytree."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.network import Network
+from kd_jax.objective import MakeInputs, Terms, TermState, init_terms
+from kd_jax.types import Array, Batch, Variables
+
+
+class Pair(NamedTuple):
+    """One thing for the generator and one for the discriminator."""
+
+    generator: Any
+    discriminator: Any = None
+
+
+class Networks(NamedTuple):
+    """The networks of one step.
+
+    Attributes:
+      generator, discriminator: the student's, trained.
+      teacher: the frozen generator to learn from, with the same inputs as `generator`.
+      teacher_discriminator: a frozen discriminator to learn from.
+    """
+
+    generator: Network
+    discriminator: Network
+    teacher: Network | None = None
+    teacher_discriminator: Network | None = None
+
+
+class Player(NamedTuple):
+    """A trained network: its variables, and its optimizer's state over `variables["params"]`."""
+
+    variables: Variables
+    opt_state: optax.OptState
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes, and that a checkpoint must hold.
+
+    Attributes:
+      step: the number of steps taken, int32 scalar.
+      key: the run's typed PRNG key; never advanced, each step folds its number in.
+      generator, discriminator: the players.
+      ema: the generator's variables, exponentially averaged: what is evaluated and deployed.
+      terms: the terms' states, by player.
+    """
+
+    step: Array
+    key: Array
+    generator: Player
+    discriminator: Player
+    ema: Variables
+    terms: Pair
+
+
+_INIT = 2**32 - 1  # folded into the key where no step's number can be
+
+
+def init_state(
+    key: Array,
+    batch: Batch,
+    *,
+    nets: Networks,
+    optimizers: Pair,
+    g_terms: Terms,
+    d_terms: Terms,
+    inputs: MakeInputs,
+    start: Mapping[str, Variables] | None = None,
+) -> TrainState:
+    """The state before the first step.
+
+    A pure function of `key` and `batch`: run it under `jax.jit(..., out_shardings=...)` and a large
+    model never exists unsharded, or under `jax.eval_shape` for shapes alone.
+
+    Args:
+      key: a typed PRNG key, `jax.random.key(seed)`.
+      batch: an example of what the step will get; only its shapes matter.
+      nets: the networks.
+      optimizers: a `Pair` of optax transformations.
+      g_terms: the generator's terms.
+      d_terms: the discriminator's terms.
+      inputs: the task, `(key, batch) -> Inputs`.
+      start: variables to begin with instead of random ones, by player: `{"generator": ...}`.
+    """
+    init_key, generator_key, discriminator_key = jax.random.split(
+        jax.random.fold_in(key, _INIT), 3
+    )
+    given = inputs(init_key, batch)
+    start = dict(start or {})
+    generator = start.pop("generator", None)
+    if generator is None:
+        generator = nets.generator.init(generator_key, *given.generator)
+    fake, _, _ = nets.generator.apply(generator, *given.generator)
+    discriminator = start.pop("discriminator", None)
+    if discriminator is None:
+        discriminator = nets.discriminator.init(discriminator_key, fake, *given.condition)
+    if start:
+        raise ValueError(f"start has {sorted(start)}; it may have 'generator', 'discriminator'")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        generator=Player(generator, optimizers.generator.init(generator["params"])),
+        discriminator=Player(discriminator, optimizers.discriminator.init(discriminator["params"])),
+        # A copy: donating a state in which two leaves share one buffer fails.
+        ema=jax.tree.map(jnp.copy, generator),
+        terms=Pair(_distinct(init_terms(g_terms)), _distinct(init_terms(d_terms))),
+    )
+
+
+def _distinct(states: dict[str, TermState]) -> dict[str, TermState]:
+    return jax.tree.map(jnp.array, states)

@@ -1,0 +1,354 @@
+"""The training step: a discriminator's move, a generator's move, and how they are put together.
+
+Every step is a pure function `step(state, teacher_variables, batch) -> (state, metrics)`. The
+teacher's variables are an argument, never a closure: closed over they would be compiled in as
+constants. Metrics are scalars: `g/NAME` and `d/NAME` for every term's unweighted value, `total`,
+`grad_norm`, and the discriminator's mean scores.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax.network import Network
+from kd_jax.objective import (
+    Forward,
+    Inputs,
+    MakeInputs,
+    Schedule,
+    Terms,
+    TermState,
+    init_terms,
+    weighted_total,
+)
+from kd_jax.state import Networks, Pair, Player, TrainState
+from kd_jax.types import Array, Batch, Taps, Variables
+
+Metrics: TypeAlias = dict[str, Array]
+Step: TypeAlias = Callable[[TrainState, Pair | None, Batch], tuple[TrainState, Metrics]]
+
+_DISCRIMINATOR, _GENERATOR, _DATA = 0, 1, 2  # what is folded into the step's key, per use
+
+
+def make_train_step(
+    *,
+    nets: Networks,
+    optimizers: Pair,
+    g_terms: Terms,
+    d_terms: Terms,
+    inputs: MakeInputs,
+    ema: float | Schedule = 0.999,
+) -> Step:
+    """The alternating step: the discriminator moves, then the generator, against the new one.
+
+    Each move draws its own latents (Goodfellow et al. 2014, algorithm 1, with k = 1).
+
+    Args:
+      nets: the networks.
+      optimizers: a `Pair` of optax transformations.
+      g_terms: what the generator minimises, by name.
+      d_terms: what the discriminator minimises, by name.
+      inputs: the task, `(key, batch) -> Inputs`.
+      ema: the decay of the generator's average, a number or a schedule of the step.
+
+    Raises:
+      ValueError: when a term is malformed (now), or fails (when first traced; it is named).
+    """
+    discriminator = d_step(nets, optimizers.discriminator, d_terms, inputs)
+    generator = g_step(nets, optimizers.generator, g_terms, inputs, ema)
+
+    def step(
+        state: TrainState, teacher_variables: Pair | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        state, d_metrics = discriminator(state, teacher_variables, batch)
+        state, g_metrics = generator(state, teacher_variables, batch)
+        return state._replace(step=state.step + 1), {**d_metrics, **g_metrics}
+
+    return step
+
+
+def make_simultaneous_step(
+    *,
+    nets: Networks,
+    optimizers: Pair,
+    g_terms: Terms,
+    d_terms: Terms,
+    inputs: MakeInputs,
+    ema: float | Schedule = 0.999,
+) -> Step:
+    """The simultaneous step: both gradients are taken at the same point, from one forward pass.
+
+    It differs from `make_train_step` in that the two moves share their latents and images, and the
+    generator is judged by the discriminator *before* its update. That saves a pass of each network
+    (the compiler merges the identical ones) and is the other game: its fixed points are the same,
+    its dynamics are not (Mescheder et al. 2018, section 2).
+
+    Args and errors are those of `make_train_step`.
+    """
+    d_move = _discriminator_move(nets, d_terms, inputs)
+    g_move = _generator_move(nets, g_terms, inputs)
+
+    def step(
+        state: TrainState, teacher_variables: Pair | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key = _key(state, _DISCRIMINATOR)
+        d_result = d_move(state, teacher_variables, batch, key)
+        g_result = g_move(state, teacher_variables, batch, key)
+        state, d_metrics = _moved_discriminator(state, optimizers.discriminator, d_result)
+        state, g_metrics = _moved_generator(state, optimizers.generator, g_result, ema)
+        return state._replace(step=state.step + 1), {**d_metrics, **g_metrics}
+
+    return step
+
+
+def d_step(
+    nets: Networks,
+    optimizer: optax.GradientTransformation,
+    terms: Terms,
+    inputs: MakeInputs,
+) -> Step:
+    """The discriminator's move alone. It does not advance `state.step`."""
+    move = _discriminator_move(nets, terms, inputs)
+
+    def step(
+        state: TrainState, teacher_variables: Pair | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        result = move(state, teacher_variables, batch, _key(state, _DISCRIMINATOR))
+        return _moved_discriminator(state, optimizer, result)
+
+    return step
+
+
+def g_step(
+    nets: Networks,
+    optimizer: optax.GradientTransformation,
+    terms: Terms,
+    inputs: MakeInputs,
+    ema: float | Schedule = 0.999,
+) -> Step:
+    """The generator's move alone, and its average's. It does not advance `state.step`."""
+    move = _generator_move(nets, terms, inputs)
+
+    def step(
+        state: TrainState, teacher_variables: Pair | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        result = move(state, teacher_variables, batch, _key(state, _GENERATOR))
+        return _moved_generator(state, optimizer, result, ema)
+
+    return step
+
+
+def data_free(step: Step, teacher: Network, inputs: MakeInputs, share: float = 1.0) -> Step:
+    """`step` with the teacher's images standing where real ones would.
+
+    Args:
+      step: any step.
+      teacher: the teacher's generator; its variables are `teacher_variables.generator`.
+      inputs: the task; it draws the teacher's latents, and gives the condition they go with.
+      share: the part of the batch to replace, in (0, 1]; the first `round(share * B)` examples. At
+        1 the batch needs no images at all, only what `inputs` reads (labels).
+
+    Raises:
+      ValueError: when `share` is outside (0, 1].
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share={share} of teacher images is outside (0, 1]")
+
+    def data_free_step(
+        state: TrainState, teacher_variables: Pair | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        if teacher_variables is None:
+            raise ValueError("the data-free step needs teacher_variables, not None")
+        given = inputs(_key(state, _DATA), batch)
+        images, _, _ = teacher.apply(teacher_variables.generator, *given.generator)
+        count = round(share * images.shape[0])
+        if count < images.shape[0]:
+            images = jnp.concatenate([images[:count], batch["image"][count:]])
+        return step(state, teacher_variables, {**batch, "image": images})
+
+    return data_free_step
+
+
+# One move: gradients, the mover's variables after the pass, metrics, the terms' states.
+_Result: TypeAlias = tuple[Any, Variables, Metrics, dict[str, TermState]]
+_Move: TypeAlias = Callable[[TrainState, Pair | None, Batch, Array], _Result]
+
+
+def _discriminator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
+    init_terms(terms)  # refuses malformed terms before anything is traced
+
+    def move(state: TrainState, teacher: Pair | None, batch: Batch, key: Array) -> _Result:
+        variables = state.discriminator.variables
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            players = Pair(state.generator.variables, {**variables, "params": params})
+            forward, after = _forward(nets, players, teacher, batch, inputs, key, state.step)
+            total, values, states = weighted_total(terms, forward, state.terms.discriminator)
+            scores = {"fake_score": forward.fake_scores.mean()}
+            if forward.real_scores is not None:
+                scores["real_score"] = forward.real_scores.mean()
+            return total, (after.discriminator, {"total": total, **values, **scores}, states)
+
+        grads, (after, metrics, states) = jax.grad(loss, has_aux=True)(variables["params"])
+        return grads, after, metrics, states
+
+    return move
+
+
+def _generator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
+    init_terms(terms)
+
+    def move(state: TrainState, teacher: Pair | None, batch: Batch, key: Array) -> _Result:
+        variables = state.generator.variables
+
+        def loss(params: Any) -> tuple[Array, Any]:
+            players = Pair({**variables, "params": params}, state.discriminator.variables)
+            forward, after = _forward(nets, players, teacher, batch, inputs, key, state.step)
+            total, values, states = weighted_total(terms, forward, state.terms.generator)
+            return total, (after.generator, {"total": total, **values}, states)
+
+        grads, (after, metrics, states) = jax.grad(loss, has_aux=True)(variables["params"])
+        return grads, after, metrics, states
+
+    return move
+
+
+def _forward(
+    nets: Networks,
+    players: Pair,
+    teacher: Pair | None,
+    batch: Batch,
+    inputs: MakeInputs,
+    key: Array,
+    step: Array,
+) -> tuple[Forward, Pair]:
+    """One pass of every network, and both players' variables after it."""
+    input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
+    given = inputs(input_key, batch)
+
+    def generate(*args: Any) -> tuple[Array, Taps]:
+        return nets.generator.apply(players.generator, *args, train=True, rngs=g_key)[:2]
+
+    def score(images: Array) -> tuple[Array, Taps]:
+        return nets.discriminator.apply(
+            players.discriminator, images, *given.condition, train=True, rngs=fake_key
+        )[:2]
+
+    fake, taps, generator = nets.generator.apply(
+        players.generator, *given.generator, train=True, rngs=g_key
+    )
+    discriminator, real_scores, real_taps = players.discriminator, None, None
+    if given.real is not None:
+        _same_images(real=given.real, fake=fake)
+        real_scores, real_taps, discriminator = nets.discriminator.apply(
+            discriminator, given.real, *given.condition, train=True, rngs=real_key
+        )
+    fake_scores, fake_taps, discriminator = nets.discriminator.apply(
+        discriminator, fake, *given.condition, train=True, rngs=fake_key
+    )
+
+    teach = _frozen(nets.teacher, teacher and teacher.generator, "teacher", ())
+    teacher_score = _frozen(
+        nets.teacher_discriminator,
+        teacher and teacher.discriminator,
+        "teacher_discriminator",
+        given.condition,
+    )
+    teacher_image, teacher_taps = teach(*given.generator) if teach else (None, None)
+    forward = Forward(
+        step=step,
+        key=term_key,
+        inputs=given,
+        real=given.real,
+        fake=fake,
+        taps=taps,
+        teacher=jax.lax.stop_gradient(teacher_image),
+        teacher_taps=jax.lax.stop_gradient(teacher_taps),
+        real_scores=real_scores,
+        real_taps=real_taps,
+        fake_scores=fake_scores,
+        fake_taps=fake_taps,
+        generate=generate,
+        teach=teach,
+        score=score,
+        teacher_score=teacher_score,
+    )
+    return forward, Pair(generator, discriminator)
+
+
+def _frozen(
+    network: Network | None, variables: Variables | None, name: str, condition: tuple[Any, ...]
+) -> Callable[..., tuple[Array, Taps]] | None:
+    if network is None:
+        return None
+    if variables is None:
+        raise ValueError(f"nets has a {name}, but teacher_variables holds no variables for it")
+
+    def apply(*args: Any) -> tuple[Array, Taps]:
+        return network.apply(variables, *args, *condition)[:2]
+
+    return apply
+
+
+def _same_images(real: Array, fake: Array) -> None:
+    if real.shape != fake.shape:
+        raise ValueError(f"real images have shape {real.shape}, generated ones {fake.shape}")
+
+
+def _moved_discriminator(
+    state: TrainState, optimizer: optax.GradientTransformation, result: _Result
+) -> tuple[TrainState, Metrics]:
+    player, metrics, states = _moved(state.discriminator, optimizer, result)
+    terms = state.terms._replace(discriminator=states)
+    return state._replace(discriminator=player, terms=terms), _named("d", metrics)
+
+
+def _moved_generator(
+    state: TrainState,
+    optimizer: optax.GradientTransformation,
+    result: _Result,
+    ema: float | Schedule,
+) -> tuple[TrainState, Metrics]:
+    player, metrics, states = _moved(state.generator, optimizer, result)
+    decay = ema(state.step) if callable(ema) else ema
+    return (
+        state._replace(
+            generator=player,
+            ema=_averaged(state.ema, player.variables, decay),
+            terms=state.terms._replace(generator=states),
+        ),
+        _named("g", metrics),
+    )
+
+
+def _moved(
+    player: Player, optimizer: optax.GradientTransformation, result: _Result
+) -> tuple[Player, Metrics, dict[str, TermState]]:
+    grads, after, metrics, states = result
+    params = player.variables["params"]
+    updates, opt_state = optimizer.update(grads, player.opt_state, params)
+    variables = {**after, "params": optax.apply_updates(params, updates)}
+    return Player(variables, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}, states
+
+
+def _averaged(ema: Variables, new: Variables, decay: Any) -> Variables:
+    """Averages every floating variable, batch statistics too: those of the averaged weights are
+    nearer to the averaged statistics than to the latest ones. Counters are copied."""
+
+    def average(old: Array, new: Array) -> Array:
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        return (decay * old + (1.0 - decay) * new).astype(old.dtype)
+
+    return jax.tree.map(average, ema, new)
+
+
+def _key(state: TrainState, use: int) -> Array:
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
+
+
+def _named(player: str, metrics: Metrics) -> Metrics:
+    return {f"{player}/{name}": value for name, value in metrics.items()}
