@@ -1,1 +1,1 @@
-"""Experiments: scripts and configurations, each with the command that runs it."""
+"""Runnable experiments: each module has its command, hardware and expected result on top."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 SMALLEST = 4
 
@@ -33,7 +33,7 @@ class Generator(nn.Module):
         # The features come in the order H, W, C, as in kd_jax, so that weights copy across.
         x = self.dense(latents).unflatten(1, (SMALLEST, SMALLEST, -1)).permute(0, 3, 1, 2)
         for norm, conv in zip(self.norms, self.convs, strict=True):
-            x = conv(F.relu(norm(x), inplace=True))
+            x = conv(functional.relu(norm(x), inplace=True))
         return torch.tanh(x)
 
 
@@ -54,9 +54,9 @@ class Discriminator(nn.Module):
         """One pass."""
         x = images
         for conv in self.convs:
-            x = F.leaky_relu(conv(x), 0.2, inplace=True)
+            x = functional.leaky_relu(conv(x), 0.2, inplace=True)
         x = x.permute(0, 2, 3, 1).flatten(1)
-        return self.score(F.leaky_relu(self.dense(x), 0.2, inplace=True))[:, 0]
+        return self.score(functional.leaky_relu(self.dense(x), 0.2, inplace=True))[:, 0]
 
 
 class Step(NamedTuple):
@@ -133,14 +133,14 @@ class Trainer:
         with torch.no_grad():
             fake = self.generator(self._latents(images, latents))
         d_total = (
-            F.softplus(-self.discriminator(images)).mean()
-            + F.softplus(self.discriminator(fake)).mean()
+            functional.softplus(-self.discriminator(images)).mean()
+            + functional.softplus(self.discriminator(fake)).mean()
         )
         d_grad_norm = _move(d_total, self.discriminator, self.d_optimizer)
 
         self.discriminator.requires_grad_(False)  # saves its kernel gradients in this move
         fake = self.generator(self._latents(images, latents))
-        g_total = F.softplus(-self.discriminator(fake)).mean()
+        g_total = functional.softplus(-self.discriminator(fake)).mean()
         g_grad_norm = _move(g_total, self.generator, self.g_optimizer)
         with torch.no_grad():
             torch._foreach_lerp_(self.ema, list(self._averaged()), 1.0 - self.decay)
@@ -160,9 +160,7 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def _move(
-    total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer
-) -> torch.Tensor:
+def _move(total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norms = torch._foreach_norm([p.grad for p in net.parameters()])

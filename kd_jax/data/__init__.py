@@ -53,6 +53,7 @@ def open_source(
         raise ValueError(f"channels is {channels}: an image has 1 (grey), 3 (RGB) or 4 (RGBA)")
     if size < 1:
         raise ValueError(f"size is {size}: it is the height and width in pixels")
+    cache = Path(cache).expanduser() if cache else None
     kind, _, argument = spec.partition(":")
     if spec == "digits":
         from kd_jax.data.digits import open_digits
@@ -61,7 +62,7 @@ def open_source(
     elif kind == "folder" and argument:
         from kd_jax.data.folder import open_folder
 
-        source = open_folder(Path(argument), split, size, channels, resize)
+        source = open_folder(Path(argument).expanduser(), split, size, channels, resize)
     elif kind == "tfds" and argument:
         from kd_jax.data.prepared import open_prepared
 

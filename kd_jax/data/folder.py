@@ -31,9 +31,9 @@ def open_folder(folder: Path, split: str, size: int, channels: int, resize: bool
       ValueError: what is there does not fit; the file is named.
     """
     if split != "train":
-        raise ValueError(f"{folder} has no split {split!r}: a folder is all train; open another one")
+        raise ValueError(f"{folder} has no split {split!r}, only train: open another folder for it")
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is {'no' if folder.exists() else 'not there; no such'} folder")
+        raise FileNotFoundError(f"there is no folder {folder}")
     entries = _visible(folder)
     classes = [entry for entry in entries if entry.is_dir()]
     if classes and len(classes) != len(entries):
@@ -44,14 +44,18 @@ def open_folder(folder: Path, split: str, size: int, channels: int, resize: bool
     for label, place in enumerate(classes or [folder]):
         found = _visible(place)
         if not found:
-            raise FileNotFoundError(f"{place} is empty: it should hold png, jpg, webp or bmp images")
+            raise FileNotFoundError(
+                f"{place} is empty: it should hold png, jpg, webp or bmp images"
+            )
         files += found
         labels += [label] * len(found)
 
     heads = []
     for file in files:
         if file.is_dir():
-            raise ValueError(f"{file} is a folder in a class's folder: images would be hidden in it")
+            raise ValueError(
+                f"{file} is a folder in a class's folder: images would be hidden in it"
+            )
         if file.suffix.lower() not in SUFFIXES:
             raise ValueError(f"{file} is no png, jpg, webp or bmp image; move it out of the folder")
         with open_image(file, str(file)) as image:

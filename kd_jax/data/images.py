@@ -15,10 +15,6 @@ MODE = {1: "L", 3: "RGB", 4: "RGBA"}
 NAMES = {"L": "grey", "1": "black and white", "P": "palette", "LA": "grey with alpha"}
 
 
-class DamagedImageError(ValueError):
-    """A file is no image, or its data are damaged."""
-
-
 def open_image(data: Path | bytes, name: str) -> Image.Image:
     """Opens an image lazily: its header is read.
 
@@ -27,13 +23,14 @@ def open_image(data: Path | bytes, name: str) -> Image.Image:
       name: what errors call it.
 
     Raises:
-      DamagedImageError: it is no image.
+      ValueError: it is no image.
     """
     try:
         return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "no image" if isinstance(error, Image.UnidentifiedImageError) else _line(error)
-        raise DamagedImageError(f"{name} cannot be opened: {reason}") from None
+        unknown = isinstance(error, Image.UnidentifiedImageError)
+        reason = "it is no image" if unknown else first_line(error)
+        raise ValueError(f"{name} cannot be opened: {reason}") from None
 
 
 def check_fits(image: Image.Image, name: str, size: int, channels: int, resize: bool) -> None:
@@ -69,23 +66,23 @@ def decode(
         where they do not fit.
 
     Raises:
-      DamagedImageError: it is no image, or its data are damaged.
-      ValueError: it does not fit.
+      ValueError: it is no image, its data are damaged, or it does not fit.
     """
     with open_image(data, name) as image:
         check_fits(image, name, size, channels, resize)
         try:
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DamagedImageError(f"{name} cannot be decoded: {_line(error)}") from None
-        upright: Any = ImageOps.exif_transpose(image).convert(MODE[channels])
+            upright: Any = ImageOps.exif_transpose(image).convert(MODE[channels])
+        except Exception as error:  # Each of Pillow's decoders has its own.
+            raise ValueError(f"{name} cannot be decoded: {first_line(error)}") from None
     if upright.size != (size, size):
         side = min(upright.size)
         left, top = (upright.width - side) // 2, (upright.height - side) // 2
-        square = (left, top, left + side, top + side)
-        upright = upright.resize((size, size), Image.Resampling.BICUBIC, box=square)
+        # Not resize's own `box`, whose filter would look beyond it.
+        upright = upright.crop((left, top, left + side, top + side))
+        upright = upright.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(upright).reshape(size, size, channels)
 
 
-def _line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,13 +1,15 @@
 """Shuffled batches without end, whose position can be saved and restored exactly."""
 
+import functools
 import os
-import zlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from kd_jax.data.source import Source, to_batch
+from kd_jax.data.source import Source, digest, to_batch
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -18,7 +20,12 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._pipeline = dict(pipeline)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return to_batch(next(self._iterator))
+        before = self._iterator.get_state()
+        examples = next(self._iterator)
+        if isinstance(examples, Exception):
+            self._iterator.set_state(before)
+            raise examples
+        return to_batch(examples)
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch given, and what it is a position in: JSON values.
@@ -40,14 +47,10 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         position = state.get("position")
         if not isinstance(there, Mapping) or not isinstance(position, Mapping):
             raise ValueError(f"no position in the data: {str(dict(state))[:80]}")
+        names = f"a position in {there.get('source')} does not fit {self._pipeline['source']}"
         for key, here in self._pipeline.items():
-            if key not in there:
-                raise ValueError(f"the saved position in the data has no {key}; here it is {here!r}")
-            if there[key] != here:
-                raise ValueError(
-                    f"the saved position is of other data: {key} is {there[key]!r} there, "
-                    f"{here!r} here"
-                )
+            if key != "source" and there.get(key) != here:
+                raise ValueError(f"{names}: {key} is {there.get(key)!r} there, {here!r} here")
         index = position.get("next_index")
         if not isinstance(index, int) or index < 0:
             raise ValueError(f"no position in the data: next_index is {index!r}")
@@ -72,8 +75,7 @@ def batches(
     Args:
       source: from `open_source` or `subset`.
       batch_size: of the global batch.
-      seed: of the order, in [0, 2**32). Epoch e of seed s has the order of epoch 0 of s + e (so
-        Grain has it): choose the seeds of independent runs far apart.
+      seed: of the order, not negative.
       start: how many batches to leave out.
       process_index: which part of each global batch to give: part i of `process_count`, in order.
       process_count: how many processes share each batch; it must divide `batch_size`.
@@ -85,7 +87,7 @@ def batches(
     Raises:
       ValueError: an argument is out of range.
     """
-    import grain.python as grain
+    import grain
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
@@ -93,30 +95,40 @@ def batches(
         raise ValueError(f"process_index is {process_index} of {process_count} processes")
     if batch_size % process_count:
         raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed is {seed}: it must be in [0, 2**32)")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: it must not be negative")
     if start < 0:
         raise ValueError(f"start is {start}: it is a number of batches")
 
     per_process = batch_size // process_count
-    mine = slice(process_index * per_process, (process_index + 1) * per_process)
 
-    def read(indices: np.ndarray) -> list[Any]:
-        return [source.read(i) for i in indices[mine].tolist()]
+    @functools.lru_cache(maxsize=4)
+    def order(epoch: int) -> npt.NDArray[np.int64]:
+        # Not Grain's shuffle, made for large sets: 26 us an image for 1,797 of them, 0.5 ms for 90,
+        # 4 ms for 10 (version 0.2.18), and epoch e of seed s is there epoch 0 of seed s + e.
+        return np.argsort(np.random.default_rng([seed, epoch]).random(len(source)))
 
-    order = grain.MapDataset.range(len(source)).shuffle(seed=seed).repeat()
+    def indices(start: int, stop: int) -> list[int]:
+        places = (divmod(place, len(source)) for place in range(start, stop))
+        return [int(order(epoch)[i]) for epoch, i in places]
+
+    def read(number: int) -> list[Any] | Exception:
+        first = number * batch_size + process_index * per_process
+        try:
+            return [source.read(i) for i in indices(first, first + per_process)]
+        except Exception as error:  # Grain would add lines of its own, and lose the position.
+            return error
+
     # Grain's default is 500 elements read ahead, and here an element is a batch.
     threads = 0 if source.in_memory else min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    dataset = order.batch(batch_size).map(read).to_iter_dataset(options)
-    first = np.array([order[i] for i in range(256)], np.uint32)
+    iterator = iter(grain.MapDataset.range(sys.maxsize).map(read).to_iter_dataset(options))
+    iterator.set_state({"next_index": start})
     pipeline = {
         "source": source.name,
         "fingerprint": source.fingerprint,
-        "batch_size": batch_size,
-        "seed": seed,
-        "order": zlib.crc32(first.tobytes()),  # Another Grain may shuffle otherwise.
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+        "order": digest(indices(0, 256)),  # Another NumPy may shuffle otherwise.
     }
-    iterator = iter(dataset)
-    iterator.set_state({"next_index": start})
     return Batches(iterator, pipeline)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
-from kd_jax.data.images import check_fits, decode, open_image
+from kd_jax.data.images import check_fits, decode, first_line, open_image
 from kd_jax.data.source import Source, digest
 
 
@@ -32,18 +32,20 @@ def open_prepared(
     try:
         builder = tfds.builder(name, data_dir=cache)
     except tfds.core.DatasetNotFoundError:
-        close = difflib.get_close_matches(name, tfds.list_builders(), 1)
+        known = tfds.list_builders(with_community_datasets=False)  # Those are asked for online.
+        close = difflib.get_close_matches(name, known, 1)
         hint = f"; did you mean {close[0]}?" if close else f", nor is it in {cache or 'the cache'}"
         raise ValueError(f"TFDS knows no dataset {name!r}{hint}") from None
     except (ValueError, AssertionError, ImportError) as error:
-        raise ValueError(f"tfds:{name} cannot be opened: {_line(error)}") from None
+        raise ValueError(f"tfds:{name} cannot be opened: {first_line(error)}") from None
     return from_builder(builder, split, size, channels, resize)
 
 
-def from_builder(
-    builder: Any, split: str, size: int, channels: int, resize: bool
-) -> Source:
+def from_builder(builder: Any, split: str, size: int, channels: int, resize: bool) -> Source:
     """A prepared builder's images and labels.
+
+    The fingerprint trusts TFDS that a name and a version are one content (not its sizes in bytes,
+    which depend on who compressed it).
 
     Args:
       builder: a `tfds.core.DatasetBuilder`.
@@ -59,9 +61,10 @@ def from_builder(
     info = builder.info
     name = info.full_name
     if not info.splits:
+        builder_name = "/".join(filter(None, [info.name, info.config_name]))
         raise FileNotFoundError(
             f"{name} is not prepared in {builder.data_dir}; do so once with "
-            f"tfds.builder({name!r}, data_dir={str(builder.data_dir_root)!r}, "
+            f"tfds.builder({builder_name!r}, data_dir={str(builder.data_dir_root)!r}, "
             "file_format='array_record').download_and_prepare()"
         )
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
@@ -69,27 +72,31 @@ def from_builder(
             f"{name} in {builder.data_dir} is {info.file_format.value}, which needs TensorFlow or "
             "loses rows; prepare it again with file_format='array_record'"
         )
-    features = info.features
-    image = features.get("image") if hasattr(features, "get") else None
+    features = dict(info.features.items())
+    image = features.get("image")
     if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
         raise ValueError(f"{name} has no 8-bit feature 'image'; it has {', '.join(features)}")
     has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
+    num_classes = features["label"].num_classes if has_label else 1
     # TFDS would decode with its own choice of decoder, and warn about it.
     skip = {key: tfds.decode.SkipDecoding() for key in features}
     try:
+        chosen = info.splits[split]
+        if not chosen.num_examples:
+            raise ValueError(f"no images in split {split!r}")
         records = builder.as_data_source(split=split, decoders=skip)
-        parts = info.splits[split].file_instructions
     except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(f"{name}: {_line(error)}") from None
-    if not len(records):
-        raise ValueError(f"{name} has no images in split {split!r}")
+        raise ValueError(f"{name}: {first_line(error)}") from None
 
     def record(i: int) -> tuple[bytes, int]:
         try:
             found = records[i]
         except Exception as error:  # array_record has no exceptions of its own.
-            raise ValueError(f"{name} {split}[{i}] cannot be read: {_line(error)}") from None
-        return found["image"], int(found["label"]) if has_label else 0
+            raise ValueError(f"{name} {split}[{i}] cannot be read: {first_line(error)}") from None
+        label = int(found["label"]) if has_label else 0
+        if not 0 <= label < num_classes:  # TFDS has -1 where it does not tell.
+            raise ValueError(f"{name} {split}[{i}] has label {label}: {split} is without labels")
+        return found["image"], label
 
     def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
         encoded, label = record(i)
@@ -97,17 +104,13 @@ def from_builder(
 
     first = f"{name} {split}[0]"
     check_fits(open_image(record(0)[0], first), first, size, channels, resize)
-    files = [[Path(part.filename).name, part.skip, part.take] for part in parts]
+    files = [[Path(part.filename).name, part.skip, part.take] for part in chosen.file_instructions]
     return Source(
         name=f"tfds:{name} {split}",
         image_shape=(size, size, channels),
-        num_classes=features["label"].num_classes if has_label else 1,
-        fingerprint=digest(name, int(info.dataset_size), files, size, channels, resize),
+        num_classes=num_classes,
+        fingerprint=digest(name, files, size, channels, resize),
         length=len(records),
         read=read,
         read_labels=lambda: np.array([record(i)[1] for i in range(len(records))], np.int32),
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -106,9 +106,10 @@ def hinge_g(fake_scores: Array) -> Array:
 
 
 def wasserstein_d(real_scores: Array, fake_scores: Array) -> Array:
-    """The critic's loss, `fake - real`; minus a Wasserstein-1 distance if the critic is 1-Lipschitz.
+    """The critic's loss, `fake - real`.
 
-    Arjovsky et al. 2017, eq. 2. The constraint is not in here: add
+    Its least mean over the 1-Lipschitz critics is minus the Wasserstein-1 distance. Arjovsky et
+    al. 2017, eq. 2. The constraint is not in here: add
     `kd_jax.losses.penalties.gradient_penalty`.
 
     Args:

@@ -77,7 +77,7 @@ def attention_transfer_norm(student: Array, teacher: Array) -> Array:
 
 def _attention_maps(student: Array, teacher: Array) -> tuple[Array, Array]:
     (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
-    if student.ndim != 4 or student.shape[:3] != teacher.shape[:3]:
+    if not student.ndim == teacher.ndim == 4 or student.shape[:3] != teacher.shape[:3]:
         raise ValueError(
             f"student has shape {student.shape} but teacher has {teacher.shape}; "
             "both must be [B, H, W, channels] with the same B, H and W"

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import at_least_float32, per_example_mean, per_example_sum, same_shape
+from kd_jax.checks import per_example_mean, per_example_sum, same_shape
 from kd_jax.types import Array
 
 Score: TypeAlias = Callable[[Array], tuple[Array, Any]]
@@ -91,6 +91,6 @@ def gradient_penalty(score: Score, real: Array, fake: Array, key: Array) -> Arra
 def _gradient(score: Score, image: Array) -> Array:
     def total(image: Array) -> Array:
         scores, _ = score(image)
-        return per_example_mean(at_least_float32(scores)).sum()
+        return per_example_mean(scores).sum()
 
     return jax.grad(total)(jax.lax.stop_gradient(image))

@@ -47,5 +47,7 @@ def _similarities(feature: Array, order: int) -> Array:
     # The default precision of accelerators is less than float32 here.
     gram = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
     powers = jnp.sum(jnp.abs(gram) ** order, axis=1, keepdims=True)
-    # An example without any signal resembles none: its row is zero and so is its gradient.
-    return gram / jnp.maximum(powers, 1e-12**order) ** (1 / order)
+    # An example without any signal resembles none: its row is zero, and so is its gradient. Both
+    # branches of `where` are differentiated, so the root must be finite in the unused one.
+    positive = powers > 0
+    return jnp.where(positive, gram / jnp.where(positive, powers, 1) ** (1 / order), 0)

@@ -25,6 +25,7 @@ SIZES = (16, 32, 64, 128, 256)
 SMALLEST = 4  # the side at which the generator starts and the discriminator ends
 
 _normal = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
+_he = nn.initializers.he_normal()  # without a norm after it, 0.02 would leave no signal
 
 
 def gan(
@@ -134,12 +135,13 @@ class Conv(nn.Module):
     op: Callable[..., Array]
     stride: int = 1
     use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = _normal
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", _normal, shape).astype(self.dtype)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
         x = self.op(x.astype(self.dtype), kernel, stride=self.stride)
         if not self.use_bias:
             return x
@@ -202,7 +204,7 @@ class Discriminator(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         del train
         check_labels(self.classes, labels)
-        conv = partial(Conv, dtype=self.dtype)
+        conv = partial(Conv, kernel_init=_he, dtype=self.dtype)
         x, taps = images, {}
         for features in reversed(self.widths):
             x = _leaky_relu(conv(features, 4, ops.conv, stride=2)(x))

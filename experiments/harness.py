@@ -1,0 +1,266 @@
+"""What all experiments share: the command line, a run's folder, one resumable training."""
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+from absl import app, flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+from kd_jax import data as kd_data
+from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference
+from kd_jax.logs import JsonlWriter
+from kd_jax.loop import Hook, NonFiniteError, Progress, fit
+from kd_jax.objective import MakeInputs, Terms
+from kd_jax.sharding import Rule, compile_step, initialize, place, place_batch, replicated, shardings
+from kd_jax.state import Networks, Pair, init_state
+from kd_jax.step import Step
+from kd_jax.types import Batch, Variables
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is one line that says what would."""
+
+
+def cache_dir() -> Path:
+    """Where datasets, classifiers and compiled programs are kept between runs: `$KD_JAX_CACHE`."""
+    return Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
+
+
+def launch(
+    get_config: Callable[[str], ConfigDict],
+    main: Callable[[ConfigDict, Path, bool], None],
+    presets: Sequence[str],
+) -> NoReturn:
+    """The `__main__` of an experiment: flags, then `main(config, workdir, dry_run)`.
+
+    Args:
+      get_config: `preset -> ConfigDict`; the flags `--config.path.to.value=...` change it.
+      main: the experiment.
+      presets: the presets' names, the default first.
+    """
+    flags.DEFINE_string("workdir", None, "The run's folder: new, or that of the run to go on with.")
+    flags.DEFINE_enum("preset", presets[0], presets, "The configuration to start from.")
+    flags.DEFINE_bool("resume", True, "Go on with the run that workdir holds, if it holds one.")
+    flags.DEFINE_bool("dry_run", False, "Print configuration, networks and cost, and stop.")
+    preset = _peek(sys.argv, "preset", presets[0])
+    config_flags.DEFINE_config_dict(
+        "config", get_config(preset if preset in presets else presets[0])
+    )
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UsageError(f"unexpected argument {rest[1]!r}; options start with --")
+            if flags.FLAGS.workdir is None and not flags.FLAGS.dry_run:
+                raise UsageError("--workdir=DIR is missing: the folder for the run's files")
+            return rest
+        except (flags.Error, UsageError) as error:
+            _fail(error)
+
+    def run(_: list[str]) -> None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        config, dry_run = flags.FLAGS.config.lock(), flags.FLAGS.dry_run
+        workdir = Path(flags.FLAGS.workdir or ".").absolute()
+        try:
+            if not dry_run:
+                claim(workdir, config, flags.FLAGS.resume)
+            main(config, workdir, dry_run)
+        except (UsageError, CheckpointError, NonFiniteError) as error:
+            _fail(error)
+
+    app.run(run, flags_parser=parse)
+    raise AssertionError("app.run returned")
+
+
+def _peek(argv: Sequence[str], name: str, default: str) -> str:
+    """A flag's value before the flags are parsed: the preset decides which ones there are."""
+    value = default
+    for argument, following in zip(argv[1:], [*argv[2:], default], strict=True):
+        stem, equals, given = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and stem == name:
+            value = given if equals else following
+    return value
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Where the user's settings meet the library: its ValueErrors become one line each."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
+
+
+def claim(workdir: Path, config: ConfigDict, resume: bool) -> None:
+    """Makes `workdir` this configuration's, or checks that it is.
+
+    Raises:
+      UsageError: when it holds a run of another configuration (the first difference is named), a
+        run that is not to be resumed, or other files.
+    """
+    path = workdir / "config.json"
+    here = json.loads(json.dumps(config.to_dict()))
+    if workdir.exists() and not workdir.is_dir():
+        raise UsageError(f"--workdir={workdir} is not a folder")
+    if path.exists():
+        if not resume:
+            raise UsageError(f"{workdir} holds a run; choose another folder, or leave out --noresume")
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if difference := first_difference(there, here):
+            raise UsageError(f"{workdir} holds a run of another configuration: {difference}")
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise UsageError(f"{workdir} holds other files; choose a new or an empty folder")
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(here, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+class Recipe(NamedTuple):
+    """One training: networks, terms, and what wraps the step.
+
+    Attributes:
+      nets, optimizers, g_terms, d_terms, inputs: as `kd_jax.make_train_step` takes them.
+      step: made from those.
+      teacher: the frozen variables, or None.
+      steps: how many to take.
+    """
+
+    nets: Networks
+    optimizers: Pair
+    g_terms: Terms
+    d_terms: Terms
+    inputs: MakeInputs
+    step: Step
+    teacher: Pair | None
+    steps: int
+
+
+def train(
+    directory: Path,
+    recipe: Recipe,
+    batches: kd_data.Batches,
+    *,
+    seed: int,
+    configuration: Mapping[str, Any],
+    quality: Callable[[Variables], Mapping[str, float]],
+    log_every: int,
+    evaluate_every: int,
+    checkpoint_every: int,
+    mesh: Mesh | None = None,
+    rule: Rule = replicated,
+) -> Variables:
+    """Trains, or goes on training, or finds it done; returns the averaged generator's variables.
+
+    Writes `checkpoints/` and `metrics.jsonl` into `directory`. A training that was killed at any
+    moment and goes on ends with the same bits as one that was not.
+
+    Args:
+      directory: this training's folder.
+      recipe: what to do.
+      batches: the data.
+      seed: of initial weights and all noise.
+      configuration: what a checkpoint must agree with to be gone on from.
+      quality: figures of the averaged generator, logged as `quality/NAME`.
+      log_every, evaluate_every, checkpoint_every: in steps; the last a multiple of the first.
+      mesh, rule: where to train.
+    """
+    name = "/".join(directory.parts[-3:])
+    example = _example(batches)
+
+    def init() -> Any:
+        return init_state(
+            jax.random.key(seed),
+            example,
+            nets=recipe.nets,
+            optimizers=recipe.optimizers,
+            g_terms=recipe.g_terms,
+            d_terms=recipe.d_terms,
+            inputs=recipe.inputs,
+        )
+
+    checkpoints = Checkpoints(directory / "checkpoints", configuration)
+    like = jax.eval_shape(init)
+    if mesh is not None:
+        like = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            like,
+            shardings(like, mesh, rule),
+        )
+    if restored := checkpoints.restore(like):
+        state, position = restored
+        batches.set_state(position)
+        print(f"{name}: at step {int(state.step)} of {recipe.steps}", flush=True)
+    else:
+        state = initialize(init, mesh, rule)
+    writer = JsonlWriter(directory / "metrics.jsonl", int(state.step))
+
+    def evaluate(step: int, state: Any) -> None:
+        figures = {f"quality/{k}": v for k, v in quality(state.ema).items()}
+        writer.write_scalars(step, figures)
+        print(f"{name}: step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+
+    def save(step: int, state: Any) -> None:
+        writer.flush()
+        checkpoints.save(step, state, batches.get_state())
+
+    compiled = compile_step(recipe.step, mesh, rule)
+    teacher = place(recipe.teacher, mesh)
+    latest: dict[str, float] = {}
+
+    def log(step: int, means: Mapping[str, float]) -> None:
+        writer.write_scalars(step, means)
+        latest.update(means)
+
+    def show(progress: Progress) -> None:
+        print(
+            f"{name}: step {progress.step}/{progress.steps}, "
+            f"{progress.examples_per_second:.0f} images/s, {progress.seconds_left:.0f} s left, "
+            f"g {latest['g/total']:.3f}, d {latest['d/total']:.3f}",
+            flush=True,
+        )
+
+    try:
+        state = fit(
+            lambda state, batch: compiled(state, teacher, place_batch(batch, mesh)),
+            state,
+            batches,
+            steps=recipe.steps,
+            log=log,
+            log_every=log_every,
+            hooks=[Hook(evaluate_every, evaluate), Hook(checkpoint_every, save)],
+            progress=show,
+        )
+    except NonFiniteError as error:
+        kept = checkpoints.latest_step()
+        last = "no checkpoint was written yet" if kept is None else f"step {kept} is saved"
+        raise NonFiniteError(f"{name}: {error}; {last} in {directory}") from error
+    finally:
+        writer.close()
+        checkpoints.close()
+    return jax.device_get(state.ema)
+
+
+def _example(batches: kd_data.Batches) -> Batch:
+    """The first batch, for its shapes, leaving the position where it was."""
+    position = batches.get_state()
+    batch = next(batches)
+    batches.set_state(position)
+    return batch

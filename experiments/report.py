@@ -1,0 +1,205 @@
+"""An experiment's report: figures as JSON, and as a page a person would enjoy reading."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kd_jax.evaluate.cost import Latency
+from kd_jax.evaluate.summary import Summary, gap_closed, summarize
+
+
+class Cost(NamedTuple):
+    """What one generator costs.
+
+    Attributes:
+      parameters: trained parameters.
+      multiply_accumulates: of one image.
+      single, batch: latency of one image, and of `batch_size` at once.
+      batch_size: how many.
+    """
+
+    parameters: int
+    multiply_accumulates: float
+    single: Latency
+    batch: Latency
+    batch_size: int
+
+
+class Regime(NamedTuple):
+    """The outcome of one regime, one figure per seed.
+
+    Attributes:
+      images: how many real images the student had.
+      teacher, alone, distilled: Frechet distances; lower is better.
+    """
+
+    images: int
+    teacher: Sequence[float]
+    alone: Sequence[float]
+    distilled: Sequence[float]
+
+    def gap(self) -> Summary | None:
+        """The share of the gap closed; None where a student alone was as good as its teacher."""
+        try:
+            shares = [
+                gap_closed(a, d, t)
+                for t, a, d in zip(self.teacher, self.alone, self.distilled, strict=True)
+            ]
+        except ValueError:
+            return None
+        return summarize(shares)
+
+
+class Report(NamedTuple):
+    """Everything that a report says.
+
+    Attributes:
+      title: of the page.
+      command: what reproduces it.
+      extractor: whose features the distances are measured in, with its hash.
+      samples, reference: N of generated and of real images.
+      classes_right: the share of samples the classifier gives the class asked for, per network.
+      teacher, student: what they cost.
+      regimes: the outcomes.
+      pictures: file names, by caption.
+      configuration: all settings.
+      environment: versions and hardware.
+    """
+
+    title: str
+    command: str
+    extractor: str
+    samples: int
+    reference: int
+    classes_right: Mapping[str, Sequence[float]]
+    teacher: Cost
+    student: Cost
+    regimes: Mapping[str, Regime]
+    pictures: Mapping[str, str]
+    configuration: Mapping[str, Any]
+    environment: Mapping[str, str]
+
+
+def write(report: Report, directory: Path) -> str:
+    """Writes `report.json` and `report.md` into a folder; returns the latter's text."""
+    page = markdown(report)
+    (directory / "report.md").write_text(page, encoding="utf-8")
+    figures = {**report._asdict(), "teacher": _plain(report.teacher), "student": _plain(report.student)}
+    figures["regimes"] = {
+        name: {
+            **regime._asdict(),
+            "gap_closed": (summary := regime.gap()) and _finite(summary._asdict()),
+        }
+        for name, regime in report.regimes.items()
+    }
+    (directory / "report.json").write_text(
+        json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    return page
+
+
+def markdown(report: Report) -> str:
+    """The report as Markdown."""
+    seeds = len(next(iter(report.regimes.values())).teacher)
+    small, large = report.student, report.teacher
+    lines = [
+        f"# {report.title}",
+        "",
+        f"The student has **{large.parameters / small.parameters:.0f} times fewer parameters** than "
+        f"its teacher and needs {large.multiply_accumulates / small.multiply_accumulates:.0f} times "
+        "fewer multiply-accumulates.",
+        "",
+    ]
+    for name, regime in report.regimes.items():
+        lines += [_sentence(name, regime), ""]
+    lines += [
+        "## Quality",
+        "",
+        f"Frechet distance, lower is better: {report.samples:,} samples against the "
+        f"{report.reference:,} real images, in the features of `{report.extractor}` (a small "
+        "classifier trained on this data; comparable only with itself, and not an FID). "
+        + (f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."),
+        "",
+        "| regime | real images | teacher | student alone | student distilled | gap closed |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, regime in report.regimes.items():
+        cells = [_spread(summarize(x)) for x in (regime.teacher, regime.alone, regime.distilled)]
+        lines.append(f"| {name} | {regime.images:,} | {' | '.join(cells)} | {_share(regime.gap())} |")
+    lines += [
+        "",
+        "Gap closed: (alone − distilled) / (alone − teacher), per seed"
+        + ("; the bracket is the mean's 95% confidence interval." if seeds > 1 else "."),
+        "",
+        "## Cost",
+        "",
+        f"| generator | parameters | multiply-accumulates | 1 image | {small.batch_size} images |",
+        "|---|---:|---:|---:|---:|",
+        _cost_row("teacher", large),
+        _cost_row("student", small),
+        "",
+        f"Latency: median of {small.single.runs} calls after warming up (quartiles), on "
+        f"{report.environment['device']}. Multiply-accumulates: of one image, half of XLA's FLOPs.",
+        "",
+        "## Is it the class that was asked for?",
+        "",
+        "| network | samples of the right class, by the same classifier |",
+        "|---|---:|",
+    ]
+    for name, shares in report.classes_right.items():
+        lines.append(f"| {name} | {100 * summarize(shares).mean:.1f}% |")
+    for caption, file in report.pictures.items():
+        lines += ["", f"## {caption}", "", f"![{caption}]({file})"]
+    lines += ["", "## How to get this", "", "```", report.command, "```", ""]
+    lines += [", ".join(f"{k} {v}" for k, v in report.environment.items()) + ".", ""]
+    return "\n".join(lines)
+
+
+def _sentence(name: str, regime: Regime) -> str:
+    teacher, alone, distilled = (
+        summarize(x).mean for x in (regime.teacher, regime.alone, regime.distilled)
+    )
+    found = "better" if distilled < alone else "no better"
+    gap = regime.gap()
+    closed = f", which closes **{100 * gap.mean:.0f}%** of the gap" if gap and gap.mean > 0 else ""
+    return (
+        f"With {regime.images:,} real images (*{name}*) the distilled student is **{found}** than "
+        f"the same student alone: distance {distilled:.2f} against {alone:.2f}, the teacher's "
+        f"being {teacher:.2f}{closed}."
+    )
+
+
+def _spread(summary: Summary) -> str:
+    if math.isnan(summary.deviation):
+        return f"{summary.mean:.2f}"
+    return f"{summary.mean:.2f} ± {summary.deviation:.2f}"
+
+
+def _share(gap: Summary | None) -> str:
+    if gap is None:
+        return "no gap in every seed"
+    if math.isnan(gap.low):
+        return f"{100 * gap.mean:.0f}%"
+    return f"{100 * gap.mean:.0f}% [{100 * gap.low:.0f}, {100 * gap.high:.0f}]"
+
+
+def _cost_row(name: str, cost: Cost) -> str:
+    return (
+        f"| {name} | {cost.parameters:,} | {cost.multiply_accumulates / 1e6:.3g} M | "
+        f"{_milliseconds(cost.single)} | {_milliseconds(cost.batch)} |"
+    )
+
+
+def _milliseconds(latency: Latency) -> str:
+    median, lower, upper = (1e3 * t for t in latency[:3])
+    return f"{median:.2f} ms ({lower:.2f} to {upper:.2f})"
+
+
+def _plain(cost: Cost) -> dict[str, Any]:
+    return {**cost._asdict(), "single": cost.single._asdict(), "batch": cost.batch._asdict()}
+
+
+def _finite(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in figures.items()}

@@ -1,0 +1,65 @@
+"""Pictures of samples, and curves."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def to_uint8(images: Any) -> NDArray[np.uint8]:
+    """Images in [-1, 1] as bytes, rounded; values outside are clipped."""
+    scaled = np.rint((np.asarray(images, np.float32) + 1.0) * 127.5)
+    return np.clip(scaled, 0, 255).astype(np.uint8)
+
+
+def save_grid(path: Path, rows: Mapping[str, Any], scale: int = 3) -> None:
+    """Writes a PNG with one labelled row of images per entry.
+
+    Args:
+      path: the file.
+      rows: images `[N, H, W, C]` in [-1, 1], C of 1 or 3, by the row's label. All of one size.
+      scale: each pixel becomes a square of this side.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=14)
+    margin, gap = 8 + max(int(font.getlength(label)) for label in rows), 2
+    first = next(iter(rows.values()))
+    height, width = (side * scale + gap for side in first.shape[1:3])
+    columns = max(len(images) for images in rows.values())
+    sheet = Image.new("RGB", (margin + columns * width, len(rows) * height + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, (label, images) in enumerate(rows.items()):
+        draw.text((2, row * height + height // 2), label, fill="black", font=font, anchor="lm")
+        for column, pixels in enumerate(to_uint8(images)):
+            pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+            tile = Image.fromarray(pixels).resize(
+                (width - gap, height - gap), Image.Resampling.NEAREST
+            )
+            sheet.paste(tile, (margin + column * width, row * height + gap))
+    sheet.save(path)
+
+
+def save_curves(
+    path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
+) -> None:
+    """Writes a PNG with one panel per entry, each with its curves `name: (steps, values)`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, curves) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for name, (steps, values) in curves.items():
+            axes.plot(steps, values, label=name, linewidth=1.5)
+        positive = [v for _, values in curves.values() for v in values]
+        if positive and min(positive) > 0 and max(positive) > 20 * min(positive):
+            axes.set_yscale("log")
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,231 @@
+"""The order of what is read: epochs, positions, processes."""
+
+import itertools
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kd_jax.data import Source, batches
+
+pytest.importorskip("grain")
+
+
+def made(count: int, in_memory: bool = True) -> Source:
+    """A source whose image i is all i, and of class i mod 7."""
+    return Source(
+        "made",
+        (2, 3, 1),
+        7,
+        "f",
+        count,
+        lambda i: (np.full((2, 3, 1), i, np.uint8), i % 7),
+        lambda: np.arange(count, dtype=np.int32) % 7,
+        in_memory,
+    )
+
+
+def numbers(batch) -> list[int]:
+    """Which images a batch is of."""
+    found = np.rint((batch["image"][:, 0, 0, 0] + 1) * 127.5).astype(int)
+    np.testing.assert_array_equal(batch["label"], found % 7)
+    return found.tolist()
+
+
+def take(iterator, count: int) -> list[list[int]]:
+    return [numbers(batch) for batch in itertools.islice(iterator, count)]
+
+
+def flatten(lists) -> list[int]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+def test_a_batch_is_arrays():
+    batch = next(batches(made(90), 64, 0))
+    assert set(batch) == {"image", "label"}
+    assert batch["image"].shape == (64, 2, 3, 1)
+    assert batch["image"].dtype == np.float32
+    assert batch["label"].shape == (64,)
+    assert batch["label"].dtype == np.int32
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(90, 64), (10, 64), (64, 64), (1, 3), (200, 7)])
+def test_each_epoch_has_each_image_once(count, batch_size):
+    flat = flatten(take(batches(made(count), batch_size, 3), -(-5 * count // batch_size)))
+    epochs = [flat[e * count : (e + 1) * count] for e in range(5)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(count))
+    if count >= 10:
+        assert len(set(map(tuple, epochs))) == 5
+
+
+def test_the_order_is_shuffled():
+    first = take(batches(made(200), 200, 0), 1)[0]
+    neighbours = sum(abs(a - b) == 1 for a, b in itertools.pairwise(first))
+    assert neighbours < 20
+    assert abs(np.corrcoef(first, range(200))[0, 1]) < 0.3
+
+
+def test_the_order_is_a_function_of_the_seed():
+    assert take(batches(made(90), 32, 5), 20) == take(batches(made(90), 32, 5), 20)
+    assert take(batches(made(90), 32, 5), 1) != take(batches(made(90), 32, 6), 1)
+
+
+def test_neighbouring_seeds_share_no_epoch():
+    orders = [tuple(epoch) for seed in range(4) for epoch in take(batches(made(20), 20, seed), 10)]
+    assert len(set(orders)) == 40
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("position", [0, 1, 13])
+def test_a_restored_position_gives_the_same_batches(position, in_memory):
+    source = made(90, in_memory)
+    iterator = batches(source, 32, 0)
+    take(iterator, position)
+    state = json.loads(json.dumps(iterator.get_state()))
+    expected = take(iterator, 5)
+    another = batches(source, 32, 0)
+    take(another, 3)
+    another.set_state(state)
+    assert take(another, 5) == expected
+    iterator.set_state(state)
+    assert take(iterator, 5) == expected
+    assert take(batches(source, 32, 0, start=position), 5) == expected
+
+
+def test_reading_ahead_in_threads_changes_nothing():
+    assert take(batches(made(90, True), 8, 1), 40) == take(batches(made(90, False), 8, 1), 40)
+
+
+def test_a_few_batches_are_read_ahead():
+    reads = []
+    source = made(250, in_memory=False)
+    counting = replace(source, read=lambda i: (reads.append(i), source.read(i))[1])
+    iterator = batches(counting, 10, 0)
+    next(iterator)
+    deadline = time.monotonic() + 10
+    while len(reads) <= 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    assert 10 < len(reads) < 200  # Grain's default would have read 5,000.
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            (replace(made(90), name="more", fingerprint="g"), 32, 0),
+            "a position in made does not fit more: fingerprint is 'f' there, 'g' here",
+        ),
+        ((made(90), 16, 0), "batch_size is 32 there, 16 here"),
+        ((made(90), 32, 1), "seed is 0 there, 1 here"),
+    ],
+)
+def test_a_position_in_other_data_is_refused(other, message):
+    state = batches(made(90), 32, 0).get_state()
+    with pytest.raises(ValueError, match=message) as error:
+        batches(*other).set_state(state)
+    assert "\n" not in str(error.value)
+
+
+def test_the_name_of_the_data_does_not_matter():
+    iterator = batches(replace(made(90), name="renamed"), 32, 0)
+    iterator.set_state(batches(made(90), 32, 0, start=3).get_state())
+    assert iterator.get_state()["position"] == {"next_index": 3}
+
+
+def test_another_way_of_shuffling_is_refused():
+    iterator = batches(made(90), 32, 0)
+    state = iterator.get_state()
+    state["pipeline"]["order"] = "0"
+    with pytest.raises(ValueError, match="order is"):
+        iterator.set_state(state)
+
+
+def broken(**changes):
+    return batches(made(90), 32, 0).get_state() | changes
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({}, "no position in the data"),
+        ({"next_index": 3}, "no position in the data"),
+        (broken(position=None), "no position in the data"),
+        (broken(position={}), "next_index is None"),
+        (broken(position={"next_index": -1}), "next_index is -1"),
+        (broken(pipeline={"source": "made"}), "fingerprint is None there, 'f' here"),
+    ],
+)
+def test_what_is_no_position_is_refused(state, message):
+    iterator = batches(made(90), 32, 0)
+    with pytest.raises(ValueError, match=message):
+        iterator.set_state(state)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_the_processes_parts_make_up_the_global_batch(processes, in_memory):
+    source = made(50, in_memory)
+    whole = take(batches(source, 16, 0), 12)
+    parts = [
+        take(batches(source, 16, 0, process_index=i, process_count=processes), 12)
+        for i in range(processes)
+    ]
+    assert [flatten(part) for part in zip(*parts, strict=True)] == whole
+
+
+def test_a_process_reads_only_its_part():
+    reads: Counter[int] = Counter()
+    source = made(64)
+    counting = replace(source, read=lambda i: (reads.update([i]), source.read(i))[1])
+    take(batches(counting, 64, 0, process_index=1, process_count=4), 1)
+    assert sum(reads.values()) == 16
+
+
+def test_a_position_is_good_for_any_number_of_processes():
+    iterator = batches(made(50), 16, 0, process_index=1, process_count=2)
+    take(iterator, 5)
+    other = batches(made(50), 16, 0)
+    take(other, 5)
+    assert iterator.get_state() == other.get_state()
+    other.set_state(iterator.get_state())
+    assert take(other, 1)[0][8:] == take(iterator, 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"start": -1}, "start is -1"),
+        ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
+        ({"process_index": 0, "process_count": 3}, "batch_size 32 does not divide over 3"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        batches(**({"source": made(9), "batch_size": 32, "seed": 0} | arguments))
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_damaged_image_is_named_and_the_position_stays(in_memory):
+    damaged = [True]
+
+    def read(i):
+        if i == 17 and damaged:
+            raise ValueError("b.png cannot be decoded: image file is truncated")
+        return made(40).read(i)
+
+    iterator = batches(replace(made(40, in_memory), read=read), 10, 0)
+    expected = take(batches(made(40), 10, 0), 4)
+    before = next(k for k, batch in enumerate(expected) if 17 in batch)
+    assert take(iterator, before) == expected[:before]
+    with pytest.raises(ValueError, match=r"^b\.png cannot be decoded: image file is truncated$"):
+        next(iterator)
+    assert iterator.get_state()["position"] == {"next_index": before}
+    damaged.clear()
+    assert take(iterator, 4 - before) == expected[before:]

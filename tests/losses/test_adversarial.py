@@ -1,0 +1,133 @@
+"""Adversarial losses against probabilities written out, closed-form gradients, torch's numbers."""
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import expit as sigmoid
+
+from kd_jax.losses import adversarial as loss
+
+REAL = np.array([2.0, -0.5, 0.3, -3.0], np.float32)
+FAKE = np.array([-1.0, 0.7, 2.5, -1.5], np.float32)
+P, Q = sigmoid(REAL.astype(np.float64)), sigmoid(FAKE.astype(np.float64))
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_minimax_is_the_likelihood_written_with_probabilities():
+    close(loss.minimax_d(REAL, FAKE), -np.log(P) - np.log(1 - Q))
+    close(loss.minimax_g(FAKE), np.log(1 - Q))
+    close(loss.nonsaturating_g(FAKE), -np.log(Q))
+
+
+def test_hinge_by_hand():
+    close(loss.hinge_d(REAL, FAKE), [0 + 0, 1.5 + 1.7, 0.7 + 3.5, 4.0 + 0])
+    close(loss.hinge_g(FAKE), [1.0, -0.7, -2.5, 1.5])
+
+
+def test_wasserstein_by_hand():
+    close(loss.wasserstein_d(REAL, FAKE), [-3.0, 1.2, 2.2, 1.5])
+    close(loss.wasserstein_g(FAKE), [1.0, -0.7, -2.5, 1.5])
+
+
+def test_least_squares_by_hand():
+    close(loss.least_squares_d(REAL, FAKE), [1.0, 1.37, 3.37, 9.125])
+    close(loss.least_squares_g(FAKE), [2.0, 0.045, 1.125, 3.125])
+
+
+def test_relativistic_is_the_likelihood_of_the_pair():
+    close(loss.relativistic_d(REAL, FAKE), -np.log(sigmoid(np.float64(REAL) - FAKE)))
+    close(loss.relativistic_g(REAL, FAKE), -np.log(sigmoid(np.float64(FAKE) - REAL)))
+
+
+def test_a_discriminator_that_cannot_tell():
+    zero = np.zeros(1, np.float32)
+    close(loss.minimax_d(zero, zero), 2 * np.log(2))
+    close(loss.hinge_d(zero, zero), 2)
+    close(loss.relativistic_d(zero + 7, zero + 7), np.log(2))
+
+
+@pytest.mark.parametrize("pair", [loss.relativistic_d, loss.relativistic_g, loss.wasserstein_d])
+def test_only_the_difference_counts(pair):
+    close(pair(REAL + 2, FAKE + 2), pair(REAL, FAKE))
+
+
+GRADIENTS = {
+    loss.minimax_g: -Q,
+    loss.nonsaturating_g: Q - 1,
+    loss.hinge_g: -np.ones(4),
+    loss.wasserstein_g: -np.ones(4),
+    loss.least_squares_g: FAKE - 1,
+}
+
+
+@pytest.mark.parametrize(("generator", "gradient"), GRADIENTS.items())
+def test_gradient_of_the_generator(generator, gradient):
+    close(jax.grad(lambda fake: generator(fake).sum())(FAKE), gradient)
+
+
+def test_saturation_is_where_the_names_say():
+    sure = np.array([-20.0], np.float32)
+    assert abs(jax.grad(lambda f: loss.minimax_g(f)[0])(sure)[0]) < 1e-8
+    close(jax.grad(lambda f: loss.nonsaturating_g(f)[0])(sure), [-1.0])
+
+
+# The original's name, which images it judges -> our loss and how many times ours theirs is.
+ORIGINAL = {
+    ("vanilla", "d"): (loss.minimax_d, 1),
+    ("vanilla", "g"): (loss.nonsaturating_g, 1),
+    ("lsgan", "d"): (loss.least_squares_d, 2),
+    ("lsgan", "g"): (loss.least_squares_g, 2),
+    ("wgangp", "d"): (loss.wasserstein_d, 1),
+    ("wgangp", "g"): (loss.wasserstein_g, 1),
+    ("hinge", "d"): (loss.hinge_d, 1),
+    ("hinge", "g"): (loss.hinge_g, 1),
+}
+
+
+def test_gan_compression_and_biggan(golden):
+    for path in golden.glob("ganlosses_*.npz"):
+        file = np.load(path)
+        real, fake = file["in/logits_real"], file["in/logits_fake"]
+        for (name, player), (fn, times) in ORIGINAL.items():
+            names = [f"ganloss_{name}_{player}"]
+            if name in ("vanilla", "hinge"):
+                biggan = {"vanilla": "dcgan", "hinge": "hinge"}[name]
+                names += [f"biggan_{biggan}_{player}" + "(nonsat)" * (fn is loss.nonsaturating_g)]
+            for original in names:
+                if player == "g":
+                    close(times * fn(fake).mean(), file[f"out/{original}"])
+                    close(
+                        jax.grad(lambda f, fn=fn, times=times: times * fn(f).mean())(fake),
+                        file[f"out/grad/{original}/arg0"],
+                    )
+                    continue
+                parts = [file[f"out/{original}_{kind}"] for kind in ("real", "fake")]
+                close(times * fn(real, fake).mean(), sum(parts))
+                ours = jax.grad(lambda s, fn=fn, times=times: times * fn(*s).mean())((real, fake))
+                keys = [k for k in file.files if k.startswith(f"out/grad/{original}_")]
+                assert len(keys) == 2
+                for gradient, kind in zip(ours, ("real", "fake"), strict=True):
+                    (key,) = (k for k in keys if f"_{kind}/" in k)
+                    close(gradient, file[key])
+
+
+def test_stylegan2(golden):
+    for path in golden.glob("stylegan2_loss_*.npz"):
+        file = np.load(path)
+        generated = file["out/Gmain/scores/fake/0"]
+        close(loss.nonsaturating_g(generated), file["out/Gmain/G/loss/0"][:, 0])
+        real, fake = file["out/Dmain/scores/real/0"], file["out/Dmain/scores/fake/0"]
+        close(loss.minimax_d(real, fake), file["out/Dmain/D/loss/0"][:, 0])
+
+
+def test_tinygan_hinge(golden):
+    for path in golden.glob("distill_tinygan_*.npz"):
+        file = np.load(path)
+        close(
+            loss.hinge_d(file["in/dis_real"], file["in/dis_fake"]).mean(),
+            file["out/d_hinge"].sum(),
+        )
+        close(loss.hinge_g(file["in/dis_fake"]).mean(), file["out/g_hinge"])

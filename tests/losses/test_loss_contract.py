@@ -1,0 +1,263 @@
+"""What every loss promises, in one table: shapes, dtypes, gradients, extremes, errors."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.losses import adversarial, discriminator, feature, penalties, relation, response
+from kd_jax.types import Taps
+
+B = 3
+SCORES, PATCHES = (B,), (B, 2, 2, 1)
+IMAGE, LOGITS = (B, 4, 3, 2), (B, 5)
+
+
+def score(image):
+    """A smooth discriminator whose gradient is nowhere constant."""
+    weights = jnp.cos(jnp.arange(image[0].size, dtype=image.dtype)).reshape(1, *image.shape[1:])
+    return jnp.sum(jnp.sin(image * weights), axis=(1, 2, 3)), Taps()
+
+
+def r1(real):
+    return penalties.r1(score, real)
+
+
+def r2(fake):
+    return penalties.r2(score, fake)
+
+
+def gradient_penalty(real, fake):
+    return penalties.gradient_penalty(score, real, fake, jax.random.key(0))
+
+
+def hinton(student_logits, teacher_logits):
+    return response.hinton(student_logits, teacher_logits, np.ones(B, np.int32))
+
+
+class Case(NamedTuple):
+    """A loss, the shapes of its arguments, and what holds for it beyond the common contract."""
+
+    fn: Callable
+    shapes: dict[str, tuple[int, ...]]
+    constant: tuple[str, ...] = ()  # arguments that get no gradient
+    zero_when_equal: bool = False
+    relational: bool = False  # a scalar of the batch, not one value per example
+    draws: bool = False  # examples are told apart by random numbers
+    any_last_axis: bool = False  # the arguments' last axes may differ
+
+    @property
+    def name(self):
+        return f"{self.fn.__module__.split('.')[-1]}.{self.fn.__name__}"
+
+
+def scores_case(fn, *names):
+    return [Case(fn, dict.fromkeys(names, shape)) for shape in (SCORES, PATCHES)]
+
+
+def teacher_case(fn, shape, names=("student", "teacher"), **kwargs):
+    return Case(fn, dict.fromkeys(names, shape), names[1:], **kwargs)
+
+
+PAIR = ("real_scores", "fake_scores")
+SCORE_PAIR = ("student_scores", "teacher_scores")
+LOGIT_PAIR = ("student_logits", "teacher_logits")
+
+CASES = [
+    *scores_case(adversarial.minimax_d, *PAIR),
+    *scores_case(adversarial.minimax_g, "fake_scores"),
+    *scores_case(adversarial.nonsaturating_g, "fake_scores"),
+    *scores_case(adversarial.hinge_d, *PAIR),
+    *scores_case(adversarial.hinge_g, "fake_scores"),
+    *scores_case(adversarial.wasserstein_d, *PAIR),
+    *scores_case(adversarial.wasserstein_g, "fake_scores"),
+    *scores_case(adversarial.least_squares_d, *PAIR),
+    *scores_case(adversarial.least_squares_g, "fake_scores"),
+    *scores_case(adversarial.relativistic_d, *PAIR),
+    *scores_case(adversarial.relativistic_g, *PAIR),
+    Case(r1, {"real": IMAGE}, ("real",)),
+    Case(r2, {"fake": IMAGE}, ("fake",)),
+    Case(gradient_penalty, {"real": IMAGE, "fake": IMAGE}, ("real", "fake"), draws=True),
+    teacher_case(response.l1, IMAGE, zero_when_equal=True),
+    teacher_case(response.l2, IMAGE, zero_when_equal=True),
+    teacher_case(response.gaussian_kl, IMAGE, zero_when_equal=True),
+    teacher_case(response.laplace_kl, IMAGE, zero_when_equal=True),
+    teacher_case(response.softened_kl, LOGITS, LOGIT_PAIR, zero_when_equal=True),
+    teacher_case(response.channel_softmax_kl, IMAGE, zero_when_equal=True),
+    teacher_case(hinton, LOGITS, LOGIT_PAIR),
+    teacher_case(feature.l2, IMAGE, zero_when_equal=True),
+    teacher_case(feature.attention_transfer, IMAGE, zero_when_equal=True, any_last_axis=True),
+    teacher_case(feature.attention_transfer_norm, IMAGE, zero_when_equal=True, any_last_axis=True),
+    teacher_case(
+        relation.similarity_preserving,
+        LOGITS,
+        zero_when_equal=True,
+        relational=True,
+        any_last_axis=True,
+    ),
+    teacher_case(discriminator.soft_label, SCORES, SCORE_PAIR),
+    teacher_case(discriminator.soft_label, PATCHES, SCORE_PAIR),
+    teacher_case(discriminator.bernoulli_kl, SCORES, SCORE_PAIR, zero_when_equal=True),
+    teacher_case(discriminator.bernoulli_kl, PATCHES, SCORE_PAIR, zero_when_equal=True),
+]
+
+
+def table(cases):
+    return pytest.mark.parametrize(
+        "case", [pytest.param(c, id=f"{c.name}{next(iter(c.shapes.values()))}") for c in cases]
+    )
+
+
+every_loss = table(CASES)
+
+
+def example(case, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(dtype) for name, shape in case.shapes.items()}
+
+
+def gradients(case, arguments):
+    return jax.grad(lambda a: case.fn(**a).sum())({k: jnp.asarray(v) for k, v in arguments.items()})
+
+
+def test_every_public_loss_is_in_the_table():
+    modules = [adversarial, discriminator, feature, penalties, relation, response]
+    public = {
+        f"{module.__name__.split('.')[-1]}.{name}"
+        for module in modules
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    }
+    wrapped = {"penalties.r1", "penalties.r2", "penalties.gradient_penalty", "response.hinton"}
+    assert public == wrapped | {c.name for c in CASES if c.fn.__module__ != __name__}
+
+
+@every_loss
+def test_one_float32_value_per_example(case):
+    value = case.fn(**example(case))
+    assert value.shape == (() if case.relational else (B,))
+    assert value.dtype == jnp.float32
+
+
+@every_loss
+def test_half_precision_is_summed_in_float32(case):
+    half = {name: jnp.asarray(x, jnp.bfloat16) for name, x in example(case).items()}
+    value = case.fn(**half)
+    assert value.dtype == jnp.float32
+    exact = case.fn(**{name: x.astype(jnp.float32) for name, x in half.items()})
+    np.testing.assert_array_equal(value, exact)
+
+
+@every_loss
+def test_float64_stays_float64(case, x64):
+    assert case.fn(**example(case, np.float64)).dtype == jnp.float64
+
+
+@every_loss
+def test_jit_changes_nothing(case):
+    arguments = example(case)
+    np.testing.assert_allclose(
+        jax.jit(case.fn)(**arguments), case.fn(**arguments), rtol=2e-6, atol=1e-6
+    )
+
+
+@every_loss
+def test_gradients_are_those_of_finite_differences(case, x64):
+    arguments, h = example(case, np.float64), 1e-5
+    rows = np.array(1.0) if case.relational else np.linspace(0.5, 1.5, B)
+    loss = jax.jit(lambda a: jnp.sum(rows * case.fn(**a)))
+    actual = jax.grad(loss)(arguments)
+    for name in case.shapes.keys() - set(case.constant):
+        expected = np.zeros(case.shapes[name])
+        for index in np.ndindex(expected.shape):
+            step = np.zeros_like(expected)
+            step[index] = h
+            up = loss({**arguments, name: arguments[name] + step})
+            down = loss({**arguments, name: arguments[name] - step})
+            expected[index] = (up - down) / (2 * h)
+        assert np.abs(expected).max() > 1e-4
+        np.testing.assert_allclose(actual[name], expected, rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+@every_loss
+def test_teachers_and_images_get_no_gradient(case):
+    for name, gradient in gradients(case, example(case)).items():
+        assert np.any(gradient) == (name not in case.constant), name
+
+
+@table([c for c in CASES if c.zero_when_equal])
+def test_zero_and_stationary_when_equal(case):
+    x = next(iter(example(case).values()))
+    equal = dict.fromkeys(case.shapes, x)
+    np.testing.assert_allclose(case.fn(**equal), 0, atol=1e-7)
+    for gradient in gradients(case, equal).values():
+        np.testing.assert_allclose(gradient, 0, atol=1e-6)
+    assert np.all(case.fn(**example(case)) > 0)
+
+
+@every_loss
+def test_finite_at_zero_and_at_huge_inputs(case):
+    def value_and_gradient(arguments):
+        return case.fn(**arguments), jax.grad(lambda a: case.fn(**a).sum())(arguments)
+
+    value_and_gradient = jax.jit(value_and_gradient)
+    for signs in itertools.product((0, 1, -1), repeat=len(case.shapes)):
+        arguments = {
+            name: sign * np.where(np.indices(shape).sum(axis=0) % 2, 1e4, -1e4).astype(np.float32)
+            for (name, shape), sign in zip(case.shapes.items(), signs, strict=True)
+        }
+        value, gradient = value_and_gradient(arguments)
+        assert np.all(np.isfinite(value)), signs
+        for name, g in gradient.items():
+            assert np.all(np.isfinite(g)), (signs, name)
+
+
+@table([c for c in CASES if PATCHES in c.shapes.values()])
+def test_patches_are_averaged(case):
+    arguments = {name: x.reshape(B, -1) for name, x in example(case).items()}
+    each = [case.fn(**{name: x[:, i] for name, x in arguments.items()}) for i in range(4)]
+    np.testing.assert_allclose(case.fn(**example(case)), np.mean(each, axis=0), rtol=1e-5)
+
+
+@table([c for c in CASES if not c.draws])
+def test_follows_a_permutation_of_the_batch(case):
+    order = np.array([2, 0, 1])
+    arguments = example(case)
+    moved = case.fn(**{name: x[order] for name, x in arguments.items()})
+    value = case.fn(**arguments)
+    np.testing.assert_allclose(moved, value if case.relational else value[order], rtol=1e-5)
+
+
+@table([c for c in CASES if not (c.draws or c.relational)])
+def test_an_example_does_not_depend_on_the_others(case):
+    arguments = example(case)
+    changed = {name: np.concatenate([x[:2], 2 + x[2:]]) for name, x in arguments.items()}
+    np.testing.assert_allclose(case.fn(**changed)[:2], case.fn(**arguments)[:2], rtol=1e-6)
+
+
+@every_loss
+def test_a_missing_argument_is_named(case):
+    for name in case.shapes:
+        with pytest.raises(ValueError, match=rf"\b{name} is missing"):
+            case.fn(**{**example(case), name: None})
+
+
+@table([c for c in CASES if len(c.shapes) > 1])
+def test_a_wrong_shape_is_told_with_both_shapes(case):
+    (_, first), (second, shape) = case.shapes.items()
+    wrong = [(B + 1, *shape[1:]), (1, *shape[1:]), (*shape, 1)]
+    if not case.any_last_axis:
+        wrong.append((*shape[:-1], shape[-1] + 1))
+    if case.relational:
+        wrong.remove((*shape, 1))  # only the batch has to agree
+    for other in wrong:
+        arguments = {**example(case), second: np.zeros(other, np.float32)}
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - both shapes are looked for
+            case.fn(**arguments)
+        assert str(first) in str(error.value)
+        assert str(other) in str(error.value)
+        assert second in str(error.value)

@@ -1,0 +1,188 @@
+"""Gradient penalties of discriminators whose gradients are known, and torch's numbers."""
+
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from kd_jax.losses.penalties import gradient_penalty, r1, r2
+
+RNG = np.random.default_rng(1)
+SHAPE = (3, 4, 4, 2)
+IMAGE = RNG.normal(size=SHAPE).astype(np.float32)
+OTHER = RNG.normal(size=SHAPE).astype(np.float32)
+SLOPE = RNG.normal(size=SHAPE[1:]).astype(np.float32)
+KEY = jax.random.key(3)
+
+
+def linear(slope):
+    return lambda image: (jnp.einsum("bhwc,hwc->b", image, slope) + 5, {})
+
+
+def quadratic(a):
+    return lambda image: (a / 2 * jnp.sum(image**2, axis=(1, 2, 3)), {})
+
+
+def squared_norms(image):
+    return np.square(image, dtype=np.float64).sum(axis=(1, 2, 3))
+
+
+@pytest.mark.parametrize("penalty", [r1, r2])
+def test_linear_and_quadratic_discriminators(penalty):
+    value = penalty(linear(SLOPE), IMAGE)
+    np.testing.assert_allclose(value, [np.sum(SLOPE**2) / 2] * 3, rtol=1e-5)
+    value = penalty(quadratic(1.5), IMAGE)
+    np.testing.assert_allclose(value, 1.5**2 * squared_norms(IMAGE) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("penalty", [r1, r2])
+def test_gradient_in_the_discriminator(penalty):
+    gradient = jax.grad(lambda a: penalty(quadratic(a), IMAGE).sum())(1.5)
+    np.testing.assert_allclose(gradient, 1.5 * squared_norms(IMAGE).sum(), rtol=1e-5)
+    gradient = jax.grad(lambda w: penalty(linear(w), IMAGE).mean())(SLOPE)
+    np.testing.assert_allclose(gradient, SLOPE, rtol=1e-5)
+
+
+def test_gradient_penalty_of_a_linear_critic():
+    norm = np.sqrt(np.sum(np.float64(SLOPE) ** 2))
+    value = gradient_penalty(linear(SLOPE), IMAGE, OTHER, KEY)
+    np.testing.assert_allclose(value, [(norm - 1) ** 2] * 3, rtol=1e-5)
+    gradient = jax.grad(lambda w: gradient_penalty(linear(w), IMAGE, OTHER, KEY).mean())(SLOPE)
+    np.testing.assert_allclose(gradient, 2 * (norm - 1) * SLOPE / norm, rtol=1e-5)
+
+
+def test_gradient_penalty_of_a_flat_critic():
+    value, gradient = jax.value_and_grad(
+        lambda w: gradient_penalty(linear(w), IMAGE, OTHER, KEY).mean()
+    )(np.zeros_like(SLOPE))
+    assert value == 1
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_interpolates_are_uniform_on_the_line_and_one_per_pair():
+    count = 2000
+    real = np.ones((count, 3, 3, 1), np.float32)  # norm 3: a gradient of norm 3 u
+    value = gradient_penalty(quadratic(1.0), 10 * real, 9 * real, KEY)
+    u = (np.sqrt(np.asarray(value, np.float64)) + 1) / 3 - 9
+    assert scipy.stats.kstest(u, "uniform").pvalue > 1e-3
+    assert len(np.unique(value)) > 1900
+    np.testing.assert_array_equal(value, gradient_penalty(quadratic(1.0), 10 * real, 9 * real, KEY))
+    again = gradient_penalty(quadratic(1.0), 10 * real, 9 * real, jax.random.key(4))
+    assert np.mean(again == value) < 0.01
+
+
+def test_patches_are_averaged_before_they_are_differentiated():
+    def patches(image):
+        scores, taps = linear(SLOPE)(image)
+        return jnp.stack([scores, 3 * scores], axis=1), taps
+
+    expected = [2**2 * np.sum(SLOPE**2) / 2] * 3
+    np.testing.assert_allclose(r1(patches, IMAGE), expected, rtol=1e-5)
+
+
+def test_half_precision_scores_have_a_float32_penalty():
+    def half(image):
+        return quadratic(1.0)(image)[0].astype(jnp.bfloat16), {}
+
+    assert r1(half, IMAGE).dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        lambda score, image: r1(score, image),
+        lambda score, image: r2(score, image),
+        lambda score, image: gradient_penalty(score, image, image[::-1], KEY),
+    ],
+    ids=["r1", "r2", "gradient_penalty"],
+)
+def test_second_derivatives_are_those_of_finite_differences(penalty, x64):
+    image, h = np.float64(IMAGE), 1e-5
+    weights = 0.3 * np.random.default_rng(2).normal(size=(2, *SHAPE[1:]))
+
+    def loss(weights):
+        def score(image):
+            hidden = jnp.tanh(jnp.einsum("bhwc,khwc->bk", image, weights))
+            return hidden @ jnp.array([1.0, -2.0]), {}
+
+        return penalty(score, image).sum()
+
+    loss = jax.jit(loss)
+    actual, expected = jax.grad(loss)(weights), np.zeros_like(weights)
+    for index in np.ndindex(weights.shape):
+        step = np.zeros_like(weights)
+        step[index] = h
+        expected[index] = (loss(weights + step) - loss(weights - step)) / (2 * h)
+    assert np.abs(expected).max() > 1e-2
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_generator_gets_no_gradient():
+    gradient = jax.grad(lambda g: r2(quadratic(1.0), g * OTHER).sum())(2.0)
+    assert gradient == 0
+
+
+def critic(layers, weights):
+    """The golden file's critic, built from the sentence that describes it."""
+
+    def score(image):
+        x = image
+        for index, layer in enumerate(layers):
+            if layer.startswith("LReLU"):
+                x = jax.nn.leaky_relu(x, float(layer.removeprefix("LReLU")))
+                continue
+            stride = int((re.search(r",s(\d+)", layer) or [0, 1])[1])
+            pad = int((re.search(r",p(\d+)", layer) or [0, 0])[1])
+            x = jax.lax.conv_general_dilated(
+                x,
+                weights[f"{index}.weight"],
+                (stride, stride),
+                [(pad, pad)] * 2,
+                dimension_numbers=("NHWC", "OIHW", "NHWC"),
+            )
+            x = x + weights[f"{index}.bias"].reshape(1, 1, 1, -1)
+        return x.sum(axis=(1, 2, 3)), {}
+
+    return score
+
+
+def test_gan_compression(golden):
+    compared = 0
+    for path in golden.glob("ganlosses_*.npz"):
+        file = np.load(path)
+        layers = json.loads(str(file["config"]))["critic"].split(";")[0].split("-")
+        weights = {k.removeprefix("sd/"): file[k] for k in file.files if k.startswith("sd/")}
+        real, fake = (file[f"in/img_{k}"].transpose(0, 2, 3, 1) for k in ("real", "fake"))
+        alpha = file["in/alpha"].reshape(-1, 1, 1, 1)
+        images = {"real": real, "fake": fake, "mixed": alpha * real + (1 - alpha) * fake}
+        for key in file.files:
+            match = re.fullmatch(r"out/gp_(\w+?)_c([\d.]+)_l([\d.]+)", key)
+            if not match:
+                continue
+            kind, constant, weight = match[1], float(match[2]), float(match[3])
+            image = images[kind]
+            theirs = squared_norms(file[f"out/gp_{kind}_inputgrads"].reshape(image.shape))
+            for penalty in (r1, r2):
+                np.testing.assert_allclose(
+                    penalty(critic(layers, weights), image), theirs / 2, rtol=1e-4
+                )
+            if constant != 1:
+                continue
+
+            def loss(weights, image=image, weight=weight, layers=layers):
+                # Between an image and itself there is only that image.
+                penalty = gradient_penalty(critic(layers, weights), image, image, KEY)
+                return weight * penalty.mean()
+
+            value, gradient = jax.value_and_grad(loss)(weights)
+            np.testing.assert_allclose(value, file[key], rtol=1e-4)
+            for name in weights:
+                theirs = file[f"out/grad/gp_{kind}/{name}"]
+                atol = 1e-4 * np.abs(theirs).max()
+                np.testing.assert_allclose(gradient[name], theirs, rtol=1e-4, atol=atol)
+            compared += 1
+    assert compared

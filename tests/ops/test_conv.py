@@ -1,0 +1,230 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.ops import conv, conv_transpose
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def lax_conv(x, kernel, stride, padding="SAME"):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=LAYOUT
+    )
+
+
+def lax_conv_transpose(x, kernel, stride):
+    return jax.lax.conv_transpose(x, kernel, (stride, stride), "SAME", dimension_numbers=LAYOUT)
+
+
+PAIRS = {"conv": (conv, lax_conv), "conv_transpose": (conv_transpose, lax_conv_transpose)}
+CASES = [
+    pytest.param(name, sides, kernel, stride, id=f"{name}-{sides}-k{kernel}-s{stride}")
+    for name in PAIRS
+    for sides in ((4, 6), (5, 3))
+    for kernel in ((1, 2), (3, 4), (4, 4), (5, 3))
+    for stride in (1, 2, 3)
+]
+
+
+def draw(sides, kernel, *, batch=2, channels=(2, 3), seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, *sides, channels[0]))
+    return jnp.asarray(x), jnp.asarray(rng.standard_normal((*kernel, *channels)))
+
+
+def bend(op, stride):
+    """A scalar of (x, kernel) whose every derivative depends on both."""
+    return lambda x, kernel: jnp.sin(op(x, kernel, stride)).sum()
+
+
+def squared_gradients(op, stride, argnums):
+    """What R1 (argnums 0) is made of: a function of a gradient."""
+
+    def penalty(x, kernel):
+        grads = jax.grad(bend(op, stride), argnums)(x, kernel)
+        return sum((grad**2).sum() for grad in jax.tree.leaves(grads))
+
+    return penalty
+
+
+def close(got, wanted, rtol=1e-9):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize(("name", "sides", "kernel", "stride"), CASES)
+def test_value_and_first_derivatives_are_those_of_lax(x64, name, sides, kernel, stride):
+    x, weights = draw(sides, kernel)
+    ours, reference = PAIRS[name]
+    got = ours(x, weights, stride)
+    close(got, reference(x, weights, stride))
+    if name == "conv_transpose":
+        assert got.shape == (2, stride * sides[0], stride * sides[1], 3)
+    gradients = [jax.grad(bend(op, stride), (0, 1))(x, weights) for op in PAIRS[name]]
+    close(*gradients)
+
+
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=str)
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("sides", "kernel"), [((4, 5), (4, 4)), ((5, 4), (3, 5))])
+@pytest.mark.parametrize("name", PAIRS)
+def test_second_derivatives_are_those_of_lax(x64, name, sides, kernel, stride, argnums):
+    x, weights = draw(sides, kernel)
+    gradients = [
+        jax.grad(squared_gradients(op, stride, argnums), (0, 1))(x, weights) for op in PAIRS[name]
+    ]
+    close(*gradients)
+
+
+@pytest.mark.parametrize("padding", ["VALID", ((2, 0), (1, 3)), ((-1, 1), (0, 0))], ids=str)
+def test_paddings_of_conv_are_those_of_lax(x64, padding):
+    x, weights = draw((7, 6), (3, 4))
+    ours, reference = (partial(op, padding=padding) for op in (conv, lax_conv))
+    close(ours(x, weights, 2), reference(x, weights, 2))
+    gradients = [jax.grad(bend(op, 2), (0, 1))(x, weights) for op in (ours, reference)]
+    close(*gradients)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", PAIRS)
+def test_derivatives_of_three_orders_are_those_of_finite_differences(x64, name, stride):
+    x, weights = draw((3, 4), (4, 3), batch=1)
+    op = PAIRS[name][0]
+    functions = [bend(op, stride), *(squared_gradients(op, stride, argnum) for argnum in (0, 1))]
+    functions.append(lambda x, k: sum((g**2).sum() for g in jax.grad(functions[1], (0, 1))(x, k)))
+    dx, dk = draw((3, 4), (4, 3), batch=1, seed=1)
+    step = 1e-5
+    for function in functions:
+        function = jax.jit(function)
+        gx, gk = jax.jit(jax.grad(function, (0, 1)))(x, weights)
+        slope = float((gx * dx).sum() + (gk * dk).sum())
+        ahead, behind = (function(x + h * dx, weights + h * dk) for h in (step, -step))
+        assert slope == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-6)
+
+
+def test_hand_computed_conv():
+    # Padding is (0, 1) on both axes: outputs are the sums over 2x2 windows, clipped at the end.
+    x = jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    kernel = jnp.array([[1.0, 10.0], [100.0, 1000.0]]).reshape(2, 2, 1, 1)
+    got = conv(x, kernel)[0, :, :, 0]
+    np.testing.assert_array_equal(got, [[5421, 6532, 603], [8754, 9865, 906], [87, 98, 9]])
+    np.testing.assert_array_equal(conv(x, kernel, 2)[0, :, :, 0], [[5421, 603], [87, 9]])
+
+
+def test_hand_computed_conv_transpose():
+    # Between zeros the row is 0 0 1 0 2 0 0; the kernel is slid over it without being turned.
+    x = jnp.array([1.0, 2.0]).reshape(1, 1, 2, 1)
+    kernel = jnp.array([1.0, 10.0, 100.0, 1000.0]).reshape(1, 4, 1, 1)
+    got = conv_transpose(x, kernel)
+    assert got.shape == (1, 2, 4, 1)
+    np.testing.assert_array_equal(got[0, :, :, 0], [[100, 2010, 201, 20], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0), (1, 2)], ids=str)
+@pytest.mark.parametrize("name", PAIRS)
+def test_vmap_is_a_loop(x64, name, axes):
+    x, weights = draw((4, 5), (4, 3))
+    rng = np.random.default_rng(3)
+    stacked = []
+    for leaf, axis in zip((x, weights), axes, strict=True):
+        if axis is not None:
+            shape = (*leaf.shape[:axis], 3, *leaf.shape[axis:])
+            leaf = jnp.asarray(rng.standard_normal(shape))
+        stacked.append(leaf)
+    op = PAIRS[name][0]
+    for function in (
+        partial(op, stride=2),
+        jax.grad(bend(op, 2), (0, 1)),
+        jax.grad(squared_gradients(op, 2, 0), (0, 1)),
+    ):
+        got = jax.jit(jax.vmap(function, axes))(*stacked)
+        for index in range(3):
+            one = [
+                leaf if axis is None else jnp.take(leaf, index, axis)
+                for leaf, axis in zip(stacked, axes, strict=True)
+            ]
+            close(jax.tree.map(lambda leaf, i=index: leaf[i], got), function(*one))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_remat_and_jit_change_nothing(x64, name):
+    x, weights = draw((4, 5), (4, 4))
+    penalty = squared_gradients(PAIRS[name][0], 2, 0)
+    rematerialised = squared_gradients(jax.checkpoint(PAIRS[name][0], static_argnums=2), 2, 0)
+    wanted = jax.grad(penalty, (0, 1))(x, weights)
+    close(jax.jit(jax.grad(penalty, (0, 1)))(x, weights), wanted)
+    close(jax.jit(jax.grad(rematerialised, (0, 1)))(x, weights), wanted)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_bfloat16_stays_bfloat16(name):
+    x, weights = (leaf.astype(jnp.bfloat16) for leaf in draw((4, 6), (4, 4)))
+    wide = x.astype(jnp.float32), weights.astype(jnp.float32)
+    op = PAIRS[name][0]
+    assert op(x, weights, 2).dtype == jnp.bfloat16
+    for function in (bend(op, 2), squared_gradients(op, 2, 0)):
+        got = jax.grad(function, (0, 1))(x, weights)
+        for half, single in zip(got, jax.grad(function, (0, 1))(*wide), strict=True):
+            assert half.dtype == jnp.bfloat16
+            error = jnp.linalg.norm(half.astype(jnp.float32) - single)
+            assert error < 0.05 * jnp.linalg.norm(single)
+
+
+def convolutions(jaxpr):
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "conv_general_dilated":
+            yield eqn
+        for param in eqn.params.values():
+            inner = getattr(param, "jaxpr", param)
+            if hasattr(inner, "eqns"):
+                yield from convolutions(inner)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("name", PAIRS)
+def test_no_derivative_of_any_order_is_one_that_cpus_are_slow_at(name, order):
+    """Where an image is spread, the window is the kernel; where the window is, the result is."""
+    x, weights = draw((16, 16), (4, 4))
+    function = bend(PAIRS[name][0], 2)
+    for _ in range(order - 1):
+        function = squared_gradients(lambda x, k, stride, f=function: f(x, k), 2, (0, 1))
+    jaxpr = jax.make_jaxpr(jax.grad(function, (0, 1)))(x, weights)
+    seen = set()
+    for eqn in convolutions(jaxpr.jaxpr):
+        _, rhs_spec, out_spec = eqn.params["dimension_numbers"]
+        window, result = (
+            tuple(var.aval.shape[axis] for axis in spec[2:])
+            for var, spec in ((eqn.invars[1], rhs_spec), (eqn.outvars[0], out_spec))
+        )
+        spread = eqn.params["lhs_dilation"], eqn.params["rhs_dilation"]
+        seen.add(spread)
+        assert spread[1] == (1, 1) or result == (4, 4)
+        assert spread[0] == (1, 1) or window == (4, 4)
+    assert seen == {((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 2))}
+
+
+@pytest.mark.parametrize("op", [conv, conv_transpose])
+@pytest.mark.parametrize(
+    ("x", "kernel", "stride", "error", "match"),
+    [
+        ((2, 4, 4, 3), (3, 3, 2, 5), 1, ValueError, r"3 channels, the kernel .* takes 2"),
+        ((4, 4, 3), (3, 3, 3, 5), 1, ValueError, r"not shapes \(4, 4, 3\)"),
+        ((2, 4, 4, 3), (3, 3, 3), 1, ValueError, r"and \(3, 3, 3\)"),
+        ((2, 4, 4, 3), (3, 3, 3, 5), 0, ValueError, "stride=0 is not a positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused(op, x, kernel, stride, error, match):
+    with pytest.raises(error, match=match):
+        op(jnp.zeros(x), jnp.zeros(kernel), stride=stride)
+
+
+@pytest.mark.parametrize("op", [conv, conv_transpose])
+def test_mixed_dtypes_are_refused(op):
+    with pytest.raises(TypeError, match="images are bfloat16, the kernel is float32"):
+        op(jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 1)))
