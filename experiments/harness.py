@@ -4,8 +4,11 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,7 +22,17 @@ from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference
 from kd_jax.logs import JsonlWriter
 from kd_jax.loop import Hook, NonFiniteError, Progress, fit
 from kd_jax.objective import MakeInputs, Terms
-from kd_jax.sharding import Rule, compile_step, initialize, place, place_batch, replicated, shardings
+from kd_jax.sharding import (
+    Rule,
+    check_batch_size,
+    compile_step,
+    initialize,
+    make_mesh,
+    place,
+    place_batch,
+    replicated,
+    shardings,
+)
 from kd_jax.state import Networks, Pair, init_state
 from kd_jax.step import Step
 from kd_jax.types import Batch, Variables
@@ -120,7 +133,9 @@ def claim(workdir: Path, config: ConfigDict, resume: bool) -> None:
         raise UsageError(f"--workdir={workdir} is not a folder")
     if path.exists():
         if not resume:
-            raise UsageError(f"{workdir} holds a run; choose another folder, or leave out --noresume")
+            raise UsageError(
+                f"{workdir} holds a run; choose another folder, or leave out --noresume"
+            )
         there = json.loads(path.read_text(encoding="utf-8"))
         if difference := first_difference(there, here):
             raise UsageError(f"{workdir} holds a run of another configuration: {difference}")
@@ -206,7 +221,8 @@ def train(
         )
     if restored := checkpoints.restore(like):
         state, position = restored
-        batches.set_state(position)
+        with user_errors():
+            batches.set_state(position)
         print(f"{name}: at step {int(state.step)} of {recipe.steps}", flush=True)
     else:
         state = initialize(init, mesh, rule)
@@ -264,3 +280,62 @@ def _example(batches: kd_data.Batches) -> Batch:
     batch = next(batches)
     batches.set_state(position)
     return batch
+
+
+def mesh(settings: ConfigDict, batch_size: int) -> Mesh:
+    """The mesh of `config.mesh`: `data` (0: as many devices as there are) times `model`.
+
+    Raises:
+      ValueError: when there are too few devices, or the batch does not divide by them.
+    """
+    devices = jax.devices()
+    wanted = settings.data * settings.model
+    made = make_mesh(settings.data or None, settings.model, devices[: wanted or None])
+    check_batch_size(batch_size, made)
+    return made
+
+
+def print_plan(config: ConfigDict, plan: Mapping[str, Recipe], batch: Batch) -> None:
+    """Prints the configuration, the parameters, and each step's FLOPs and memory."""
+    from clu import parameter_overview
+
+    print(config)
+    for name, recipe in plan.items():
+        init = partial(
+            init_state,
+            nets=recipe.nets,
+            optimizers=recipe.optimizers,
+            g_terms=recipe.g_terms,
+            d_terms=recipe.d_terms,
+            inputs=recipe.inputs,
+        )
+        state = jax.eval_shape(init, jax.random.key(0), batch)
+        for player in ("generator", "discriminator"):
+            print(f"\n{name}, {player}")
+            params = getattr(state, player).variables["params"]
+            print(parameter_overview.get_parameter_overview(params, include_stats=False))
+        compiled = jax.jit(recipe.step, donate_argnums=0).lower(state, recipe.teacher, batch)
+        cost, memory = (program := compiled.compile()).cost_analysis(), program.memory_analysis()
+        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        print(
+            f"{name}: {recipe.steps} steps of {cost['flops'] / 1e9:.2f} GFLOP and "
+            f"{used / 2**20:.0f} MiB each"
+        )
+
+
+def command_line() -> str:
+    """The command that this process was started with, without this machine's paths."""
+    module = Path(sys.argv[0]).stem
+    shown = [a for a in sys.argv[1:] if not a.lstrip("-").startswith("workdir")]
+    return " ".join(["python -m", f"experiments.{module}", "--workdir=DIR", *shown])
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, for reports."""
+    device = jax.devices()[0]
+    cores = os.cpu_count() if device.platform == "cpu" else jax.device_count()
+    return {
+        "device": f"{cores} x {device.device_kind}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "flax", "optax", "kd_jax")},
+    }

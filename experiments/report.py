@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kd_jax.evaluate import cost as kd_cost
 from kd_jax.evaluate.cost import Latency
 from kd_jax.evaluate.summary import Summary, gap_closed, summarize
+from kd_jax.network import Network
+from kd_jax.types import Variables
 
 
 class Cost(NamedTuple):
@@ -25,6 +28,18 @@ class Cost(NamedTuple):
     single: Latency
     batch: Latency
     batch_size: int
+
+
+def measure_cost(network: Network, variables: Variables, inputs: Sequence[Any]) -> Cost:
+    """A generator's cost, for a batch of inputs and for its first example."""
+    one = [x[:1] for x in inputs]
+    return Cost(
+        parameters=kd_cost.parameter_count(variables),
+        multiply_accumulates=kd_cost.multiply_accumulates(network, variables, *one),
+        single=kd_cost.generator_latency(network, variables, *one),
+        batch=kd_cost.generator_latency(network, variables, *inputs),
+        batch_size=len(inputs[0]),
+    )
 
 
 class Regime(NamedTuple):
@@ -86,7 +101,11 @@ def write(report: Report, directory: Path) -> str:
     """Writes `report.json` and `report.md` into a folder; returns the latter's text."""
     page = markdown(report)
     (directory / "report.md").write_text(page, encoding="utf-8")
-    figures = {**report._asdict(), "teacher": _plain(report.teacher), "student": _plain(report.student)}
+    figures = {
+        **report._asdict(),
+        "teacher": _plain(report.teacher),
+        "student": _plain(report.student),
+    }
     figures["regimes"] = {
         name: {
             **regime._asdict(),
@@ -127,7 +146,9 @@ def markdown(report: Report) -> str:
     ]
     for name, regime in report.regimes.items():
         cells = [_spread(summarize(x)) for x in (regime.teacher, regime.alone, regime.distilled)]
-        lines.append(f"| {name} | {regime.images:,} | {' | '.join(cells)} | {_share(regime.gap())} |")
+        lines.append(
+            f"| {name} | {regime.images:,} | {' | '.join(cells)} | {_share(regime.gap())} |"
+        )
     lines += [
         "",
         "Gap closed: (alone − distilled) / (alone − teacher), per seed"

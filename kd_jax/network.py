@@ -115,9 +115,7 @@ def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
         variables: Variables, *inputs: Any, train: bool = False, rngs: Array | None = None
     ) -> Applied:
         projections = variables["params"][CONNECTORS]
-        output, taps, after = network.apply(
-            disconnect(variables), *inputs, train=train, rngs=rngs
-        )
+        output, taps, after = network.apply(disconnect(variables), *inputs, train=train, rngs=rngs)
         taps = Taps(taps)
         for name, shape in targets.items():
             feature, projection = taps[name], projections[name]

@@ -89,9 +89,7 @@ def init_state(
       inputs: the task, `(key, batch) -> Inputs`.
       start: variables to begin with instead of random ones, by player: `{"generator": ...}`.
     """
-    init_key, generator_key, discriminator_key = jax.random.split(
-        jax.random.fold_in(key, _INIT), 3
-    )
+    init_key, generator_key, discriminator_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
     given = inputs(init_key, batch)
     start = dict(start or {})
     generator = start.pop("generator", None)

@@ -16,7 +16,6 @@ import optax
 from kd_jax.network import Network
 from kd_jax.objective import (
     Forward,
-    Inputs,
     MakeInputs,
     Schedule,
     Terms,
@@ -336,7 +335,8 @@ def _moved(
 
 def _averaged(ema: Variables, new: Variables, decay: Any) -> Variables:
     """Averages every floating variable, batch statistics too: those of the averaged weights are
-    nearer to the averaged statistics than to the latest ones. Counters are copied."""
+    nearer to the averaged statistics than to the latest ones. Counters are copied.
+    """
 
     def average(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):

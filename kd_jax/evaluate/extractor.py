@@ -102,9 +102,7 @@ def _train(network: Network, images: Array, labels: Array) -> Mapping[str, Any]:
 
     @jax.jit
     def step(variables: Any, opt_state: Any, images: Array, labels: Array, number: int) -> Any:
-        chosen = jax.random.randint(
-            jax.random.fold_in(key, number), (_BATCH,), 0, images.shape[0]
-        )
+        chosen = jax.random.randint(jax.random.fold_in(key, number), (_BATCH,), 0, images.shape[0])
 
         def loss(variables: Any) -> Array:
             logits, _, _ = network.apply(variables, images[chosen], train=True)

@@ -30,7 +30,9 @@ def moments(features: ArrayLike) -> Moments:
     if x.ndim != 2 or x.shape[0] < 2:
         raise ValueError(f"features have shape {x.shape}; the moments need [N, D] with N >= 2")
     if not np.isfinite(x).all():
-        raise ValueError(f"features of example {np.argmin(np.isfinite(x).all(axis=1))} are not finite")
+        raise ValueError(
+            f"features of example {np.argmin(np.isfinite(x).all(axis=1))} are not finite"
+        )
     mean = x.mean(axis=0)
     centred = x - mean
     return Moments(len(x), mean, centred.T @ centred / (len(x) - 1))

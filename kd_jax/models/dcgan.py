@@ -164,9 +164,7 @@ class Generator(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         check_labels(self.classes, labels)
         conv = partial(Conv, use_bias=False, dtype=self.dtype)  # batch norm has the bias
-        norm = partial(
-            nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype
-        )
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
         x = latents
         if labels is not None:
             embedding = nn.Embed(self.classes, latents.shape[-1], name="label")(labels)
