@@ -282,14 +282,14 @@ class Judge(NamedTuple):
       distance: of images to the real ones.
       right: the share of images that the classifier gives the class asked for.
       extractor: the name of the features.
-      count, reference: N of generated and of real images.
+      samples, reference: N of generated and of real images.
     """
 
     sample: Callable[[Network, Variables], np.ndarray]
     distance: Callable[[np.ndarray], float]
     right: Callable[[np.ndarray], float]
     extractor: str
-    count: int
+    samples: int
     reference: int
 
     def quality(self, network: Network) -> Callable[[Variables], Mapping[str, float]]:
@@ -329,8 +329,8 @@ def make_judge(config: ConfigDict, source: kd_data.Source) -> Judge:
         ),
         right=lambda x: float((features.logits(x).argmax(axis=1) == labels).mean()),
         extractor=features.name,
-        count=count,
-        reference=reference.count,
+        samples=count,
+        reference=reference.examples,
     )
 
 
@@ -340,7 +340,8 @@ def main(config: ConfigDict, workdir: Path, dry_run: bool) -> None:
         task = build(config)
         mesh = harness.mesh(config.mesh, config.batch_size)
     if dry_run:
-        return harness.print_plan(config, _plan(config, task), _batch(config, task))
+        harness.print_plan(config, _plan(config, task), _batch(config, task))
+        return
     judge = make_judge(config, task.source)
     trained: dict[str, list[Variables]] = {}
     images: dict[str, int] = {}
@@ -432,7 +433,7 @@ def _report(
             title="Distilling a generator of digits",
             command=harness.command_line(),
             extractor=judge.extractor,
-            samples=judge.count,
+            samples=judge.samples,
             reference=judge.reference,
             classes_right={name: [judge.right(x) for x in xs] for name, xs in samples.items()},
             teacher=teacher_cost,
@@ -452,7 +453,7 @@ def _report(
         ),
         workdir,
     )
-    columns = min(20, judge.count)
+    columns = min(20, judge.samples)
     pictures.save_grid(
         workdir / figures["Samples"],
         {

@@ -194,8 +194,11 @@ def train(
       seed: of initial weights and all noise.
       configuration: what a checkpoint must agree with to be gone on from.
       quality: figures of the averaged generator, logged as `quality/NAME`.
-      log_every, evaluate_every, checkpoint_every: in steps; the last a multiple of the first.
-      mesh, rule: where to train.
+      log_every: the window of steps over which metrics are averaged.
+      evaluate_every: steps between figures of quality.
+      checkpoint_every: steps between checkpoints; a multiple of `log_every`.
+      mesh: where to train.
+      rule: how the state is split over the mesh.
     """
     name = "/".join(directory.parts[-3:])
     example = _example(batches)
@@ -314,8 +317,9 @@ def print_plan(config: ConfigDict, plan: Mapping[str, Recipe], batch: Batch) -> 
             print(f"\n{name}, {player}")
             params = getattr(state, player).variables["params"]
             print(parameter_overview.get_parameter_overview(params, include_stats=False))
-        compiled = jax.jit(recipe.step, donate_argnums=0).lower(state, recipe.teacher, batch)
-        cost, memory = (program := compiled.compile()).cost_analysis(), program.memory_analysis()
+        lowered = jax.jit(recipe.step, donate_argnums=0).lower(state, recipe.teacher, batch)
+        program: Any = lowered.compile()
+        cost, memory = program.cost_analysis(), program.memory_analysis()
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
         print(
             f"{name}: {recipe.steps} steps of {cost['flops'] / 1e9:.2f} GFLOP and "

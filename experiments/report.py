@@ -123,12 +123,13 @@ def markdown(report: Report) -> str:
     """The report as Markdown."""
     seeds = len(next(iter(report.regimes.values())).teacher)
     small, large = report.student, report.teacher
+    fewer = large.parameters / small.parameters
+    cheaper = large.multiply_accumulates / small.multiply_accumulates
     lines = [
         f"# {report.title}",
         "",
-        f"The student has **{large.parameters / small.parameters:.0f} times fewer parameters** than "
-        f"its teacher and needs {large.multiply_accumulates / small.multiply_accumulates:.0f} times "
-        "fewer multiply-accumulates.",
+        f"The student has **{fewer:.0f} times fewer parameters** than its teacher and needs "
+        f"{cheaper:.0f} times fewer multiply-accumulates.",
         "",
     ]
     for name, regime in report.regimes.items():

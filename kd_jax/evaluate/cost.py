@@ -32,7 +32,8 @@ def multiply_accumulates(network: Network, variables: Variables, *inputs: Any) -
     of the convolutions and matrix products of a small network.
     """
     lowered = jax.jit(lambda v, *i: network.apply(v, *i)[0]).lower(variables, *inputs)
-    return float(lowered.cost_analysis()["flops"]) / 2.0
+    analysis: Any = lowered.cost_analysis()
+    return float(analysis["flops"]) / 2.0
 
 
 def latency(call: Callable[[], Any], runs: int = 50, warmup: int = 5) -> Latency:

@@ -10,12 +10,12 @@ class Moments(NamedTuple):
     """What the distance needs of a set of features.
 
     Attributes:
-      count: N, the number of examples. The distance's bias falls as 1/N: state it with every figure.
+      examples: N. The bias of the distance falls as 1/N: state it with every figure.
       mean: `[D]` float64.
       covariance: `[D, D]` float64, normalised by N - 1.
     """
 
-    count: int
+    examples: int
     mean: NDArray[np.float64]
     covariance: NDArray[np.float64]
 

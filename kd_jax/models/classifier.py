@@ -1,6 +1,6 @@
-"""A small convolutional classifier: whose features a distance is measured in, or a pupil of its own.
+"""A small convolutional classifier, in whose features a distance is measured.
 
-Images are `[B, H, W, C]`, of any size that can be halved twice; the output is logits `[B, classes]`.
+Images are `[B, H, W, C]`; the output is logits `[B, classes]`.
 """
 
 from typing import Any
