@@ -116,6 +116,8 @@ def fit(
 
 def _check_finite(metrics: Sequence[Mapping[str, Any]], last_step: int) -> None:
     for number, row in enumerate(metrics, start=last_step - len(metrics) + 1):
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"step {number}: {name} is {float(value)}")
+        bad = [name for name, value in row.items() if not math.isfinite(value)]
+        if bad:
+            # What is made of the terms (their total, its gradient) comes after the terms.
+            name = min(bad, key=lambda name: name.endswith(("/total", "/grad_norm")))
+            raise NonFiniteError(f"step {number}: {name} is {float(row[name])}")

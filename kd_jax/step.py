@@ -330,7 +330,7 @@ def _moved(
     params = player.variables["params"]
     updates, opt_state = optimizer.update(grads, player.opt_state, params)
     variables = {**after, "params": optax.apply_updates(params, updates)}
-    return Player(variables, opt_state), {**metrics, "grad_norm": optax.global_norm(grads)}, states
+    return Player(variables, opt_state), {**metrics, "grad_norm": optax.tree.norm(grads)}, states
 
 
 def _averaged(ema: Variables, new: Variables, decay: Any) -> Variables:

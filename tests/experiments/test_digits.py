@@ -1,0 +1,252 @@
+"""The digits experiment: from data to report, killed and gone on with, and refusing bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from experiments import digits, harness
+from kd_jax.checkpoint import CheckpointError
+from kd_jax.loop import NonFiniteError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
+
+
+def tiny():
+    config = digits.get_config("tiny")
+    del config.regimes.all
+    return config.lock()
+
+
+def run(workdir, *flags, **kwargs):
+    args = [sys.executable, "-m", "experiments.digits", "--preset=tiny", f"--workdir={workdir}"]
+    return subprocess.run(
+        [*args, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs
+    )
+
+
+def test_from_data_to_report(tmp_path, capsys):
+    config = digits.get_config("tiny")
+    harness.claim(tmp_path, config, resume=True)
+    digits.main(config, tmp_path, False)
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["regimes"]) == {"scarce", "all"}
+    assert report["regimes"]["scarce"]["images"] == 90
+    assert report["regimes"]["all"]["images"] == 1797 == report["reference"]
+    assert report["extractor"].startswith("digits-classifier-")
+    assert report["teacher"]["parameters"] > report["student"]["parameters"]
+    assert "step 2/4" in printed
+    assert "images/s" in printed
+    assert str(tmp_path / "report.md") in printed
+    page = (tmp_path / "report.md").read_text()
+    assert str(tmp_path) not in page
+    for picture in report["pictures"].values():
+        assert f"({picture})" in page
+        with Image.open(tmp_path / picture) as opened:
+            assert opened.width > 100
+    rows = [json.loads(r) for r in (tmp_path / "seed0/teacher/metrics.jsonl").open()]
+    assert [row["step"] for row in rows if "g/total" in row] == [2, 4]
+    assert [row["step"] for row in rows if "quality/frechet" in row] == [2, 4]
+
+    # Once more: everything is found done, and says the same.
+    before = report["regimes"]
+    digits.main(config, tmp_path, False)
+    assert json.loads((tmp_path / "report.json").read_text())["regimes"] == before
+    assert "at step 4 of 4" in capsys.readouterr().out
+
+
+def arrays(folder):
+    """Every leaf of every last checkpoint below a folder, as bytes."""
+    found = {}
+    for path in sorted(folder.glob("seed*/**/checkpoints/4/*")):
+        if path.name in ("generator", "training"):
+            tree = ocp.StandardCheckpointer().restore(path.absolute())
+            for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                    leaf = jax.random.key_data(leaf)
+                name = f"{path.relative_to(folder)}{jax.tree_util.keystr(key)}"
+                found[name] = (np.asarray(leaf).dtype, np.asarray(leaf).tobytes())
+    return found
+
+
+def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
+    unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
+    assert run(unbroken).returncode == 0
+    checkpoints = list(unbroken.glob("seed0/**/checkpoints/*/manifest.json"))
+    kills = 0
+    for wanted in sorted(random.sample(range(1, len(checkpoints)), 2)):
+        args = [sys.executable, "-m", "experiments.digits", "--preset=tiny", f"--workdir={killed}"]
+        with subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                done = len(list(killed.glob("seed0/**/checkpoints/*/manifest.json")))
+                if done >= wanted:
+                    time.sleep(random.uniform(0, 0.5))
+                    process.send_signal(signal.SIGKILL)
+                    kills += process.wait() == -signal.SIGKILL
+                    break
+                time.sleep(0.01)
+    assert kills
+    again = run(killed)
+    assert again.returncode == 0, again.stderr
+    expected = arrays(unbroken)
+    assert len(expected) > 100
+    assert arrays(killed) == expected
+    metrics = sorted(p.relative_to(unbroken) for p in unbroken.glob("**/metrics.jsonl"))
+    assert len(metrics) == 5
+    for path in metrics:
+        assert (killed / path).read_bytes() == (unbroken / path).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.student.widht=3"], "Did you mean: config.student.width"),
+        (["--config.student.width=wide"], "config.student.width"),
+        (["--preset=huge"], "preset"),
+        (["--config.data.size=20"], "a DCGAN's size is one of 16, 32, 64, 128, 256, not 20"),
+        (["--config.mesh.data=3"], "3 devices"),
+        (["leftover"], "leftover"),
+    ],
+)
+def test_bad_flags_get_one_line(tmp_path, flags, message):
+    result = run(tmp_path / "new", *flags)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    left = list(tmp_path.glob("new/*"))
+    assert not left, left
+
+
+def image(path, size=(16, 16), mode="L"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size).save(path)
+
+
+def folders(tmp_path, case):
+    for name in ("a", "b"):
+        image(tmp_path / name / "1.png")
+    if case == "no image":
+        (tmp_path / "a/2.png").write_text("hello")
+    if case == "other size":
+        image(tmp_path / "a/2.png", (8, 8))
+    if case == "other channels":
+        image(tmp_path / "a/2.png", mode="RGB")
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        ("no image", ["a/2.png"]),
+        ("other size", ["a/2.png", "8x8", "16x16"]),
+        ("other channels", ["a/2.png", "3", "1"]),
+    ],
+)
+def test_bad_images_are_named(tmp_path, case, parts):
+    folders(tmp_path, case)
+    config = tiny()
+    config.data.source = f"folder:{tmp_path}"
+    with pytest.raises(harness.UsageError) as error:
+        digits.main(config, tmp_path / "run", False)
+    assert "\n" not in str(error.value)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_missing_and_empty_folders(tmp_path, make):
+    folder = tmp_path / "photos"
+    if make:
+        folder.mkdir()
+    config = tiny()
+    config.data.source = f"folder:{folder}"
+    with pytest.raises(harness.UsageError, match="photos"):
+        digits.main(config, tmp_path / "run", False)
+
+
+def test_a_batch_that_does_not_divide(tmp_path):
+    config = tiny()
+    config.mesh.data, config.batch_size = 8, 12
+    with pytest.raises(harness.UsageError, match=r"batch of 12 .* 8 devices; 8 or 16 would"):
+        digits.main(config, tmp_path, False)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    config = tiny()
+    harness.claim(tmp_path, config, resume=True)
+    with config.unlocked():
+        config.student.width = 3
+    with pytest.raises(harness.UsageError, match=r"student.width is 2 there, 3 here"):
+        harness.claim(tmp_path, config, resume=True)
+    with pytest.raises(harness.UsageError, match="holds a run"):
+        harness.claim(tmp_path, tiny(), resume=False)
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(harness.UsageError, match="holds other files"):
+        harness.claim(tmp_path, tiny(), resume=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_nan_stops_with_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
+    config = tiny()
+    config.teacher.g_rate = 1e38
+    with pytest.raises(NonFiniteError) as error:
+        digits.main(config, tmp_path, False)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "seed0/teacher: step " in message
+    assert any(name in message for name in ("g/", "d/"))
+    for folder in tmp_path.glob("seed0/teacher/checkpoints/*"):
+        tree = ocp.StandardCheckpointer().restore((folder / "generator").absolute())
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    config = tiny()
+    digits.main(config, tmp_path, False)
+    victim = max(
+        (p for p in tmp_path.glob("seed0/teacher/checkpoints/4/generator/**/*") if p.is_file()),
+        key=lambda p: p.stat().st_size,
+    )
+    os.truncate(victim, victim.stat().st_size // 2)
+    with pytest.raises(CheckpointError) as error:
+        digits.main(config, tmp_path, False)
+    assert str(victim) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
+    digits.main(tiny(), tmp_path / "run", True)
+    printed = capsys.readouterr().out
+    assert "scarce/distilled: 4 steps of" in printed
+    assert "GFLOP" in printed
+    assert "MiB" in printed
+    assert "Total: 6,401" in printed  # the teacher's generator
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mlp_and_a_mesh_and_bfloat16(tmp_path):
+    config = tiny()
+    config.model, config.dtype = "mlp", "bfloat16"
+    config.mesh.data, config.mesh.model = 4, 2
+    config.data.size = 28
+    digits.main(config, tmp_path, False)
+    assert (tmp_path / "report.md").exists()

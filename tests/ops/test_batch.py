@@ -1,0 +1,74 @@
+"""Minibatch standard deviation against loops of numpy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.ops import minibatch_stddev
+
+RNG = np.random.default_rng(0)
+
+
+def _by_loops(x, group, channels):
+    """Karras et al. 2018, section 3; groups as StyleGAN2 strides them."""
+    batch, height, width, features = x.shape
+    group = min(group, batch)
+    groups = batch // group
+    per_set = features // channels
+    result = np.zeros((batch, height, width, channels))
+    for member in range(groups):
+        examples = [i for i in range(batch) if i % groups == member]
+        for channel in range(channels):
+            deviations = []
+            for feature in range(channel * per_set, (channel + 1) * per_set):
+                for row in range(height):
+                    for column in range(width):
+                        values = [float(x[i, row, column, feature]) for i in examples]
+                        centre = sum(values) / group
+                        variance = sum((value - centre) ** 2 for value in values) / group
+                        deviations.append((variance + 1e-8) ** 0.5)
+            for i in examples:
+                result[i, :, :, channel] = sum(deviations) / len(deviations)
+    return result
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "channels"),
+    [(8, 4, 1), (8, 4, 3), (8, 2, 2), (3, 4, 1), (6, 1, 1), (6, 6, 6)],
+)
+def test_against_loops(batch, group, channels):
+    x = RNG.normal(size=(batch, 2, 3, 6)).astype(np.float32)
+    actual = minibatch_stddev(x, group, channels)
+    assert actual.shape == (batch, 2, 3, channels)
+    np.testing.assert_allclose(actual, _by_loops(x, group, channels), rtol=1e-5)
+
+
+def test_groups_are_strided():
+    # Examples 0, 2, 4, 6 are alike, and 1, 3, 5, 7 are 0 or 6: deviation 3 in their group only.
+    x = np.array([5, 0, 5, 6, 5, 0, 5, 6], np.float32).reshape(8, 1, 1, 1)
+    expected = np.array([1e-4, 3, 1e-4, 3, 1e-4, 3, 1e-4, 3]).reshape(8, 1, 1, 1)
+    np.testing.assert_allclose(minibatch_stddev(x), expected, rtol=1e-5)
+
+
+def test_a_batch_without_variation_has_a_finite_gradient():
+    x = jnp.ones((4, 2, 2, 3))
+    value, gradient = jax.value_and_grad(lambda x: minibatch_stddev(x).sum())(x)
+    np.testing.assert_allclose(value, 16 * 1e-4, rtol=1e-4)
+    np.testing.assert_array_equal(gradient, np.zeros(x.shape))
+
+
+def test_half_precision_in_and_out_but_not_between():
+    # 1000 and 1008 are bfloat16 numbers; their squares' difference would not survive in it.
+    x = jnp.array([1000.0, 1008.0, 1000.0, 1008.0], jnp.bfloat16).reshape(4, 1, 1, 1)
+    actual = minibatch_stddev(x)
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(actual.astype(jnp.float32), np.full((4, 1, 1, 1), 4.0))
+
+
+@pytest.mark.parametrize(("group", "channels"), [(4, 1), (2, 4), (5, 1)])
+def test_what_does_not_divide_is_refused(group, channels):
+    with pytest.raises(
+        ValueError, match=rf"group of {group} must divide the batch, and {channels}"
+    ):
+        minibatch_stddev(jnp.zeros((6, 2, 2, 6)), group, channels)

@@ -1,0 +1,35 @@
+"""The README's example runs as written, and its commands exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import kd_jax as kd
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_runs_as_written():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
+    teacher = kd.models.dcgan.generator(32, width=64)
+    scope = {
+        "images": images,
+        "teacher_variables": teacher.init(jax.random.key(1), np.zeros((4, 64), np.float32)),
+    }
+    exec(compile(example, "README.md", "exec"), scope)
+    assert int(scope["state"].step) == 1
+    assert np.isfinite(scope["metrics"]["g/pixel"])
+    assert len(example.splitlines()) <= 25
+
+
+def test_what_the_readme_names_is_there():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"\bmake (\w+)", readme)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for module in set(re.findall(r"python -m (experiments[\w.]+)", readme)):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+        assert (ROOT / link).exists(), link
