@@ -79,9 +79,9 @@ def get_config(preset: str = "full") -> ConfigDict:
             "regimes": {
                 "scarce": {
                     "fraction": 0.05,  # of the images, the same in each class
-                    "alone": {"g_rate": 3e-4, "d_rate": 3e-4},  # at 1e-3 it learns them by heart
+                    "alone": {"g_rate": 5e-4, "d_rate": 2e-4},  # at 1e-3 it learns them by heart
                     "distilled": {
-                        "g_rate": 1e-3,
+                        "g_rate": 2e-3,
                         "d_rate": 1e-3,
                         # The part of each batch of "real" images that the teacher makes.
                         "teacher_images": 1.0,

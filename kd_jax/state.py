@@ -91,7 +91,8 @@ def init_state(
     """
     init_key, generator_key, discriminator_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
     given = inputs(init_key, batch)
-    start = dict(start or {})
+    # Copies: a step that donates this state would take these arrays from the caller.
+    start = jax.tree.map(jnp.copy, dict(start or {}))
     generator = start.pop("generator", None)
     if generator is None:
         generator = nets.generator.init(generator_key, *given.generator)
@@ -103,7 +104,7 @@ def init_state(
         raise ValueError(f"start has {sorted(start)}; it may have 'generator', 'discriminator'")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        key=key,
+        key=jnp.copy(key),
         generator=Player(generator, optimizers.generator.init(generator["params"])),
         discriminator=Player(discriminator, optimizers.discriminator.init(discriminator["params"])),
         # A copy: donating a state in which two leaves share one buffer fails.
@@ -113,4 +114,5 @@ def init_state(
 
 
 def _distinct(states: dict[str, TermState]) -> dict[str, TermState]:
-    return jax.tree.map(jnp.array, states)
+    # Of a definite dtype: that of a Python number is weak, and would change with the first step.
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), states)

@@ -6,8 +6,14 @@
 Both take the same step: the discriminator's move (softplus loss, Adam), then the generator's on
 fresh latents (softplus, Adam, batch norm in train mode), the average of its weights, the norms of
 both gradients. It is first checked that, from the same weights and latents, both compute the same
-losses. Then they take turns, a few steps each, in one process, so that a busy machine slows both;
-what counts is the ratio of the medians. Prints a report; exits with 1 when the two disagree.
+losses. Then they take turns, a few steps each, in one process; what counts is the ratio of the
+medians. Prints a report; exits with 1 when the two disagree, or without PyTorch.
+
+Wall-clock needs a quiet machine: whoever waits for all its threads at every layer, as PyTorch does,
+loses far more to a neighbour than who does not (ratios of 0.2 to 0.6 were seen beside one). On a
+busy machine use `--threads 1`, which reads the process's CPU time: on an AMD EPYC with jax 0.10.2
+and torch 2.13.0 the ratio is 1.26 to 1.28. XLA's convolutions, nine tenths of the step, reach 80
+GFLOP/s a core there, PyTorch's 105.
 """
 
 import argparse
@@ -90,17 +96,20 @@ def to_torch(images: np.ndarray, memory_format: Any) -> Any:
 
 
 def take_turns(
-    contestants: dict[str, Callable[[], Any]], rounds: int, steps: int
+    contestants: dict[str, Callable[[], Any]],
+    rounds: int,
+    steps: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Milliseconds of each step: `steps` of one, `steps` of the next, `rounds` times over."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
         for name, once in contestants.items():
             for _ in range(steps):
-                start = time.perf_counter()
+                start = clock()
                 once()
                 if number:  # the first round warms up
-                    times[name].append(1e3 * (time.perf_counter() - start))
+                    times[name].append(1e3 * (clock() - start))
     return times
 
 
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="images per step")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=5, help="steps per turn")
+    parser.add_argument("--threads", type=int, help="of each contestant; all cores by default")
     args = parser.parse_args()
     try:
         import torch
@@ -120,8 +130,11 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"step_time needs PyTorch ({error}): pip install -e .[bench]")
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(cores or 1)
+    # Before JAX starts its threads: as many of them as cores that it sees.
+    cores = sorted(os.sched_getaffinity(0))[: args.threads]
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(len(cores))
+    clock = time.process_time if len(cores) == 1 else time.perf_counter
     nets = Networks(*dcgan.gan(args.size, args.width))
     images = (
         np.random.default_rng(0)
@@ -139,7 +152,8 @@ def main() -> None:
     print(f"{args.size}x{args.size}, width {args.width}, batch {args.batch}, channels {widths}")
     print(
         f"jax {jax.__version__}, flax {importlib.metadata.version('flax')}, torch "
-        f"{torch.__version__}; device {jax.devices()[0].device_kind}, {cores} threads"
+        f"{torch.__version__}; device {jax.devices()[0].device_kind}, {len(cores)} threads; {clock.__name__}, "
+        f"load average {os.getloadavg()[0]:.1f} at the start"
     )
 
     def once_ours() -> None:
@@ -170,7 +184,7 @@ def main() -> None:
             sys.exit(f"{name} is not the same training step as kd_jax's")
         contestants[name] = partial(trainer.step, to_torch(images, memory_format))
 
-    times = take_turns(contestants, args.rounds, args.steps)
+    times = take_turns(contestants, args.rounds, args.steps, clock)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         low, _, high = statistics.quantiles(values, n=4)

@@ -4,10 +4,10 @@ The values are those of `jax.lax`. What differs is how the derivatives are compu
 is bilinear, and three bilinear maps are closed under differentiation: the convolution, its input
 gradient (a transposed convolution) and its kernel gradient; the derivatives of each are the two
 others. JAX does not know of the three: it transposes whatever dilated convolution it wrote before,
-and of what comes out some has no fast code on CPU. Two cores of an AMD EPYC, jax 0.10.2, kernel
-4x4, stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 154 ms by
-`lax.conv_transpose` and 10 ms here; R1's through 64x16x16x64 -> 64x8x8x128 takes 375 ms by
-`lax.conv_general_dilated` and 76 ms here.
+and of what comes out some has no fast code on CPU. CPU time on an AMD EPYC, jax 0.10.2, kernel 4x4,
+stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.conv_transpose` and
+13 ms here; R1's through 64x16x16x64 -> 64x8x8x128 takes 349 ms by `lax.conv_general_dilated` and
+61 ms here.
 
 Each of the three is left to the compiler, on every platform, and no arithmetic is added. On that
 machine im2col, one product per tap, and one convolution per output phase were no faster in a whole

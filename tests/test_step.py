@@ -1,0 +1,562 @@
+"""The training steps: against hand-derived numbers of a linear GAN, and as promises on real ones.
+
+The linear GAN's generator is `z * w` and its discriminator `x * v`, with scalars w and v, so its
+gradients are written out below in numpy's double precision.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from kd_jax import losses
+from kd_jax.models import dcgan, mlp
+from kd_jax.network import Network
+from kd_jax.objective import Inputs, Term, latents
+from kd_jax.sharding import compile_step, initialize
+from kd_jax.state import Networks, Pair, init_state
+from kd_jax.step import d_step, data_free, g_step, make_simultaneous_step, make_train_step
+from kd_jax.types import Taps
+
+adversarial = losses.adversarial
+
+B = 4
+W, V = 0.7, -1.3  # where the generator and the discriminator start
+D_RATE, G_RATE = 0.5, 0.25
+REAL = np.array([1.0, 2.0, -0.5, 3.0], np.float32)
+BATCH = {"image": REAL}
+
+
+def _linear(name, value):
+    def init(key, x):
+        return {"params": {name: jnp.asarray(value)}}
+
+    def apply(variables, x, train=False, rngs=None):
+        y = x * variables["params"][name]
+        return y, Taps(output=y, other=x), variables
+
+    return Network(init, apply)
+
+
+def _counting(name, value):
+    """As `_linear`, with an average of the outputs and a count of the calls in training."""
+
+    def init(key, x):
+        statistics = {"mean": jnp.asarray(2.0), "calls": jnp.asarray(0, jnp.int32)}
+        return {"params": {name: jnp.asarray(value)}, "batch_stats": statistics}
+
+    def apply(variables, x, train=False, rngs=None):
+        y = x * variables["params"][name]
+        if not train:
+            return y, Taps(), variables
+        old = variables["batch_stats"]
+        new = {"mean": 0.9 * old["mean"] + 0.1 * y.mean(), "calls": old["calls"] + 1}
+        return y, Taps(), {**variables, "batch_stats": new}
+
+    return Network(init, apply)
+
+
+def _task(key, batch):
+    return Inputs((jax.random.normal(key, (B,)),), (), batch.get("image"), batch)
+
+
+_seen = Term(lambda f, _: (0.0, f.inputs.generator[0]), init=lambda: jnp.zeros(B))
+"""Adds nothing; its state is the latents that the move has drawn."""
+
+D_TERMS = {"adv": Term(lambda f: adversarial.minimax_d(f.real_scores, f.fake_scores)), "z": _seen}
+G_TERMS = {"adv": Term(lambda f: adversarial.nonsaturating_g(f.fake_scores)), "z": _seen}
+NETS = Networks(_linear("w", W), _linear("v", V))
+SGD = Pair(optax.sgd(G_RATE), optax.sgd(D_RATE))
+
+
+def _setup(make=make_train_step, seed=0, batch=BATCH, start=None, **changes):
+    parts = {
+        "nets": NETS,
+        "optimizers": SGD,
+        "g_terms": G_TERMS,
+        "d_terms": D_TERMS,
+        "inputs": _task,
+        **{k: v for k, v in changes.items() if k != "ema"},
+    }
+    state = init_state(jax.random.key(seed), batch, start=start, **parts)
+    return state, make(**parts, **{k: v for k, v in changes.items() if k == "ema"})
+
+
+def _latents(states):
+    return np.asarray(states["z"].state, np.float64)
+
+
+def _sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def _softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def _d_gradient(w, v, z):
+    return np.mean(-REAL * _sigmoid(-v * REAL) + w * z * _sigmoid(v * w * z))
+
+
+def _g_gradient(w, v, z):
+    return np.mean(-v * z * _sigmoid(-v * w * z))
+
+
+def _w(state):
+    return float(state.generator.variables["params"]["w"])
+
+
+def _v(state):
+    return float(state.discriminator.variables["params"]["v"])
+
+
+def _same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        np.testing.assert_array_equal(x, y)
+
+
+def test_alternating_step_by_hand():
+    before, step = _setup()
+    state, metrics = jax.jit(step)(before, None, BATCH)
+    z_d, z_g = _latents(state.terms.discriminator), _latents(state.terms.generator)
+
+    d_gradient = _d_gradient(W, V, z_d)
+    v = V - D_RATE * d_gradient
+    np.testing.assert_allclose(_v(state), v, rtol=1e-5)
+    g_gradient = _g_gradient(W, v, z_g)  # against the new discriminator, with the old generator
+    np.testing.assert_allclose(_w(state), W - G_RATE * g_gradient, rtol=1e-5)
+
+    expected = {
+        "d/adv": np.mean(_softplus(-V * REAL) + _softplus(V * W * z_d)),
+        "d/z": 0.0,
+        "d/total": np.mean(_softplus(-V * REAL) + _softplus(V * W * z_d)),
+        "d/grad_norm": abs(d_gradient),
+        "d/real_score": np.mean(V * REAL),
+        "d/fake_score": np.mean(V * W * z_d),
+        "g/adv": np.mean(_softplus(-v * W * z_g)),
+        "g/z": 0.0,
+        "g/total": np.mean(_softplus(-v * W * z_g)),
+        "g/grad_norm": abs(g_gradient),
+    }
+    assert set(metrics) == set(expected)
+    for name, value in expected.items():
+        assert metrics[name].shape == ()
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_simultaneous_step_by_hand():
+    before, step = _setup(make_simultaneous_step)
+    state, metrics = jax.jit(step)(before, None, BATCH)
+    z_d, z_g = _latents(state.terms.discriminator), _latents(state.terms.generator)
+    np.testing.assert_array_equal(z_d, z_g)
+    np.testing.assert_allclose(_v(state), V - D_RATE * _d_gradient(W, V, z_d), rtol=1e-5)
+    np.testing.assert_allclose(_w(state), W - G_RATE * _g_gradient(W, V, z_d), rtol=1e-5)
+    np.testing.assert_allclose(metrics["g/adv"], np.mean(_softplus(-V * W * z_d)), rtol=1e-5)
+    assert int(state.step) == 1
+
+
+def test_each_move_and_step_draws_its_own_latents():
+    state, step = _setup()
+    step = jax.jit(step)
+    drawn = []
+    for _ in range(3):
+        state, _ = step(state, None, BATCH)
+        drawn += [_latents(state.terms.discriminator), _latents(state.terms.generator)]
+    other, _ = step(_setup(seed=1)[0], None, BATCH)
+    drawn += [_latents(other.terms.discriminator), _latents(other.terms.generator)]
+    assert len({tuple(z) for z in drawn}) == 8
+
+
+def test_terms_get_a_key_of_their_own():
+    draw = Term(lambda f: jax.random.uniform(f.key, (B,)))
+    state, step = _setup(g_terms={"draw": draw}, d_terms={"draw": draw})
+    step = jax.jit(step)
+    values = []
+    for _ in range(2):
+        state, metrics = step(state, None, BATCH)
+        values += [float(metrics["d/draw"]), float(metrics["g/draw"])]
+    assert len(set(values)) == 4
+
+
+def test_moves_alone_make_up_the_step():
+    before, step = _setup(ema=0.5)
+    whole, metrics = step(before, None, BATCH)
+    after_d, d_metrics = d_step(NETS, SGD.discriminator, D_TERMS, _task)(before, None, BATCH)
+    _same(after_d.generator, before.generator)
+    _same(after_d.ema, before.ema)
+    assert int(after_d.step) == 0
+    after_g, g_metrics = g_step(NETS, SGD.generator, G_TERMS, _task, 0.5)(after_d, None, BATCH)
+    _same(after_g.discriminator, after_d.discriminator)
+    assert int(after_g.step) == 0
+    _same(after_g._replace(step=whole.step), whole)
+    _same({**d_metrics, **g_metrics}, metrics)
+
+
+def test_same_state_and_batch_give_the_same_bits():
+    state, step = _setup()
+    step = jax.jit(step)
+    once = step(*step(state, None, BATCH)[:1], None, BATCH)
+    twice = step(*step(state, None, BATCH)[:1], None, BATCH)
+    _same(once, twice)
+    assert int(once[0].step) == 2
+    assert once[0].step.dtype == jnp.int32
+    _same(once[0].key, state.key)
+
+
+@pytest.mark.parametrize(
+    ("ema", "decays"), [(0.9, (0.9, 0.9)), (lambda step: 0.25 + 0.5 * step, (0.25, 0.75))]
+)
+def test_average_of_the_generator(ema, decays):
+    nets = Networks(_counting("w", W), _counting("v", V))
+    state, step = _setup(nets=nets, ema=ema)
+    step = jax.jit(step)
+    w, mean = W, 2.0
+    for calls, decay in enumerate(decays, start=1):
+        state, _ = step(state, None, BATCH)
+        new = state.generator.variables
+        w = decay * w + (1 - decay) * float(new["params"]["w"])
+        mean = decay * mean + (1 - decay) * float(new["batch_stats"]["mean"])
+        np.testing.assert_allclose(state.ema["params"]["w"], w, rtol=1e-6)
+        np.testing.assert_allclose(state.ema["batch_stats"]["mean"], mean, rtol=1e-6)
+        assert int(state.ema["batch_stats"]["calls"]) == calls  # copied
+        assert state.ema["batch_stats"]["calls"].dtype == jnp.int32
+
+
+@pytest.mark.parametrize("make", [make_train_step, make_simultaneous_step])
+def test_statistics_follow_the_own_move_only(make):
+    nets = Networks(_counting("w", W), _counting("v", V))
+    before, step = _setup(make, nets=nets)
+    state, _ = jax.jit(step)(before, None, BATCH)
+    z_d, z_g = _latents(state.terms.discriminator), _latents(state.terms.generator)
+
+    statistics = state.generator.variables["batch_stats"]
+    assert int(statistics["calls"]) == 1
+    np.testing.assert_allclose(statistics["mean"], 0.9 * 2.0 + 0.1 * np.mean(W * z_g), rtol=1e-5)
+
+    statistics = state.discriminator.variables["batch_stats"]  # of the real, then of the fake
+    assert int(statistics["calls"]) == 2
+    mean = 0.9 * 2.0 + 0.1 * np.mean(V * REAL)
+    mean = 0.9 * mean + 0.1 * np.mean(V * W * z_d)
+    np.testing.assert_allclose(statistics["mean"], mean, rtol=1e-5)
+
+
+def _remembering(forward, state):
+    return (forward.fake - state["mean"]) ** 2, {"mean": 0.5 * state["mean"] + forward.fake.mean()}
+
+
+def test_lazy_and_stateful_terms_keep_the_state_s_structure():
+    extra = {
+        "lazy": Term(lambda f: losses.penalties.r1(f.score, f.real[:, None]), every=2),
+        "memory": Term(_remembering, init=lambda: {"mean": 0.0}),
+        "both": Term(_remembering, every=3, init=lambda: {"mean": 0.0}),
+    }
+    traced = []
+    state, step = _setup(d_terms={**D_TERMS, **extra}, g_terms={**G_TERMS, **extra})
+
+    @jax.jit
+    def counted(state, teacher, batch):
+        traced.append(1)
+        return step(state, teacher, batch)
+
+    abstract = jax.tree.map(jax.typeof, state)
+    lazy = []
+    for _ in range(4):
+        state, metrics = counted(state, None, BATCH)
+        assert jax.tree.map(jax.typeof, state) == abstract
+        lazy.append(float(metrics["d/lazy"]))
+    assert len(traced) == 1  # not even a weak type changes
+    # R1 of x * v is v^2 / 2, seen at steps 0 and 2.
+    np.testing.assert_allclose(lazy[0], V**2 / 2, rtol=1e-5)
+    assert lazy[0] == lazy[1] != lazy[2] == lazy[3]
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+def test_donation_takes_the_state_and_nothing_else(how):
+    key, start = jax.random.key(0), {"generator": {"params": {"w": jnp.asarray(0.1)}}}
+    teacher = Pair({"params": {"w": jnp.asarray(3.0)}})
+    batch = {"image": jnp.asarray(REAL)}
+    parts = {
+        "nets": NETS._replace(teacher=_linear("w", 3.0)),
+        "optimizers": Pair(optax.adam(0.1), optax.adam(0.1)),
+        "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))},
+        "d_terms": D_TERMS,
+        "inputs": _task,
+    }
+
+    def init():
+        return init_state(key, batch, start=start, **parts)
+
+    state = init() if how == "eager" else initialize(init)
+    assert _w(state) == pytest.approx(0.1)
+    step = compile_step(make_train_step(**parts))
+    for _ in range(3):
+        given = state
+        state, _ = step(state, teacher, batch)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.generator.variables))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((key, start, teacher, batch)))
+    assert int(state.step) == 3
+
+
+def test_unknown_start_is_refused():
+    with pytest.raises(ValueError, match=r"start has \['teacher'\]; it may have 'generator', 'dis"):
+        _setup(start={"teacher": {"params": {}}})
+
+
+def test_images_of_another_shape_are_refused():
+    state, step = _setup()
+    with pytest.raises(ValueError, match=r"real images have shape \(5,\), generated ones \(4,\)"):
+        jax.eval_shape(step, state, None, {"image": np.zeros(5, np.float32)})
+
+
+# Teachers.
+
+TEACHER = _linear("w", 3.0)
+TAUGHT = NETS._replace(teacher=TEACHER)
+TEACHER_VARIABLES = Pair({"params": {"w": jnp.asarray(3.0)}})
+
+
+def test_teacher_sees_the_student_s_latents():
+    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _seen}
+    before, step = _setup(nets=TAUGHT, g_terms=g_terms)
+    state, metrics = jax.jit(step)(before, TEACHER_VARIABLES, BATCH)
+    z = _latents(state.terms.generator)
+    np.testing.assert_allclose(metrics["g/pixel"], np.mean(((W - 3.0) * z) ** 2), rtol=1e-5)
+    gradient = np.mean(2 * (W - 3.0) * z**2)
+    np.testing.assert_allclose(_w(state), W - G_RATE * gradient, rtol=1e-5)
+
+
+def test_no_gradient_reaches_the_teacher():
+    g_terms = {
+        "copy": Term(lambda f: f.teacher * f.teacher_taps["output"] * f.teacher_taps["other"])
+    }
+    state, step = _setup(nets=TAUGHT, g_terms=g_terms, d_terms=g_terms)
+
+    def value(teacher):
+        metrics = step(state, teacher, BATCH)[1]
+        return metrics["g/copy"] + metrics["d/copy"]
+
+    total, gradient = jax.value_and_grad(value)(TEACHER_VARIABLES)
+    assert float(total) != 0.0
+    assert float(gradient.generator["params"]["w"]) == 0.0
+
+
+def test_further_passes_of_teacher_and_student():
+    terms = {
+        "teach": Term(lambda f: f.teach(jnp.full(B, 2.0))[0]),
+        "generate": Term(lambda f: f.generate(jnp.full(B, 2.0))[0]),
+        "score": Term(lambda f: f.score(jnp.full(B, 2.0))[0]),
+        "teacher_score": Term(lambda f: f.teacher_score(jnp.full(B, 2.0))[0]),
+    }
+    nets = TAUGHT._replace(teacher_discriminator=_linear("v", 5.0))
+    state, step = _setup(nets=nets, d_terms=terms)
+    teacher = Pair(TEACHER_VARIABLES.generator, {"params": {"v": jnp.asarray(5.0)}})
+    metrics = step(state, teacher, BATCH)[1]
+    actual = [float(metrics[f"d/{name}"]) for name in terms]
+    np.testing.assert_allclose(actual, [6.0, 2 * W, 2 * V, 10.0], rtol=1e-6)
+
+
+def test_missing_teacher_is_named():
+    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))}
+    state, step = _setup(g_terms=g_terms)
+    with pytest.raises(ValueError, match="term 'pixel': teacher is missing"):
+        jax.eval_shape(step, state, None, BATCH)
+    state, step = _setup(nets=TAUGHT)
+    for nothing in (None, Pair(None)):
+        with pytest.raises(ValueError, match="nets has a teacher, but teacher_variables holds no"):
+            jax.eval_shape(step, state, nothing, BATCH)
+    state, step = _setup(nets=NETS._replace(teacher_discriminator=_linear("v", 5.0)))
+    with pytest.raises(ValueError, match="nets has a teacher_discriminator, but"):
+        jax.eval_shape(step, state, TEACHER_VARIABLES, BATCH)
+
+
+def test_malformed_terms_are_refused_when_the_step_is_made():
+    parts = {"nets": NETS, "optimizers": SGD, "inputs": _task}
+    good, bad = {"adv": D_TERMS["adv"]}, {"plain": lambda forward: forward.fake}
+    for make in (make_train_step, make_simultaneous_step):
+        with pytest.raises(ValueError, match="term 'plain' is a function"):
+            make(g_terms=bad, d_terms=good, **parts)
+        with pytest.raises(ValueError, match="term 'plain' is a function"):
+            make(g_terms=good, d_terms=bad, **parts)
+
+
+def _mlp_parts(**changes):
+    pair = mlp.gan(4, 16, depth=1)
+    return {
+        "nets": Networks(pair.generator, pair.discriminator),
+        "optimizers": Pair(optax.sgd(0.1), optax.sgd(0.1)),
+        "g_terms": {"adv": G_TERMS["adv"]},
+        "d_terms": {"adv": D_TERMS["adv"]},
+        "inputs": latents(3, conditional=False),
+        **changes,
+    }
+
+
+MLP_BATCH = {"image": np.zeros((8, 4, 4, 1), np.float32)}
+
+
+def _mlp_teacher(width):
+    network = mlp.generator(4, width, depth=1)
+    return network, Pair(network.init(jax.random.key(1), jnp.zeros((8, 3))))
+
+
+def test_teacher_is_no_constant_of_the_program():
+    texts = []
+    for width in (4, 512):
+        teacher, variables = _mlp_teacher(width)
+        parts = _mlp_parts(
+            g_terms={"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))}
+        )
+        parts["nets"] = parts["nets"]._replace(teacher=teacher)
+        step = make_train_step(**parts)
+        state = jax.eval_shape(lambda parts=parts: init_state(jax.random.key(0), MLP_BATCH, **parts))
+        texts.append(jax.jit(step).lower(state, variables, MLP_BATCH).as_text())
+        constants = jax.make_jaxpr(step)(state, variables, MLP_BATCH).consts
+        assert sum(np.size(constant) for constant in constants) < 100
+    assert len(texts[1]) < 1.02 * len(texts[0])  # its shapes have more digits, no more
+    # A closure does make constants, so the sizes above can tell.
+    closed = jax.jit(lambda state, batch: step(state, variables, batch)).lower(state, MLP_BATCH)
+    assert len(closed.as_text()) > 1.5 * len(texts[1])
+
+
+def _flops(parts, make=make_train_step, teacher=None):
+    state = jax.eval_shape(lambda: init_state(jax.random.key(0), MLP_BATCH, **parts))
+    compiled = jax.jit(make(**parts)).lower(state, teacher, MLP_BATCH).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def test_what_nobody_reads_costs_nothing_and_sharing_saves():
+    parts = _mlp_parts()
+    alternating = _flops(parts)
+    teacher, variables = _mlp_teacher(64)
+    taught = parts["nets"]._replace(teacher=teacher)
+    assert _flops({**parts, "nets": taught}, teacher=variables) == alternating
+    assert _flops(parts, make_simultaneous_step) < 0.8 * alternating
+
+
+# Data-free steps.
+
+
+def _far_init(key, z):
+    return {"params": {"offset": jnp.asarray(100.0)}}
+
+
+FAR = Network(_far_init, lambda v, z, train=False, rngs=None: (z + v["params"]["offset"], Taps(), v))
+FAR_VARIABLES = Pair({"params": {"offset": jnp.asarray(100.0)}})
+_real = Term(lambda f, _: (f.real_scores, f.real), init=lambda: jnp.zeros(B))
+
+
+def test_data_free_step_needs_no_images():
+    batch = {"label": np.zeros(B, np.int32)}
+    state, step = _setup(d_terms={"real": _real, "z": _seen}, batch=batch)
+    step = jax.jit(data_free(step, FAR, _task))
+    images = []
+    for _ in range(2):
+        before = _v(state)
+        state, metrics = step(state, FAR_VARIABLES, batch)
+        images.append(np.asarray(state.terms.discriminator["real"].state))
+        assert np.all(np.abs(images[-1] - 100.0) < 6.0)
+        np.testing.assert_allclose(metrics["d/real_score"], before * images[-1].mean(), rtol=1e-5)
+    drawn = [images[0] - 100.0, images[1] - 100.0, _latents(state.terms.discriminator)]
+    drawn = np.round([*drawn, _latents(state.terms.generator)], 3)
+    assert len(np.unique(drawn)) == 4 * B  # every pass has latents of its own
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.5, 2), (0.3, 1), (1.0, 4)])
+def test_data_free_step_replaces_a_share(share, count):
+    state, step = _setup(d_terms={"real": _real})
+    state, _ = data_free(step, FAR, _task, share)(state, FAR_VARIABLES, BATCH)
+    real = np.asarray(state.terms.discriminator["real"].state)
+    assert np.all(real[:count] > 90.0)
+    np.testing.assert_array_equal(real[count:], REAL[count:])
+
+
+def test_data_free_refusals():
+    state, step = _setup()
+    for share in (0.0, -0.5, 1.01):
+        with pytest.raises(ValueError, match=r"share=.* of teacher images is outside \(0, 1\]"):
+            data_free(step, FAR, _task, share)
+    with pytest.raises(ValueError, match="the data-free step needs teacher_variables, not None"):
+        data_free(step, FAR, _task)(state, None, BATCH)
+
+
+# Real networks.
+
+LABELLED = {
+    "image": np.random.default_rng(0).uniform(-1, 1, size=(8, 16, 16, 3)).astype(np.float32),
+    "label": np.arange(8, dtype=np.int32) % 3,
+}
+
+
+def test_half_precision_stays_near_single():
+    results = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        pair = dcgan.gan(16, 4, classes=3, dtype=dtype)
+        parts = {
+            "nets": Networks(pair.generator, pair.discriminator),
+            "optimizers": SGD,
+            "g_terms": {"adv": G_TERMS["adv"]},
+            "d_terms": {"adv": D_TERMS["adv"]},
+            "inputs": latents(6),
+        }
+        state = initialize(lambda parts=parts: init_state(jax.random.key(0), LABELLED, **parts))
+        state, metrics = compile_step(make_train_step(**parts))(state, None, LABELLED)
+        for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema, metrics)):
+            assert leaf.dtype == jnp.float32
+            assert np.all(np.isfinite(leaf))
+        results[dtype] = {name: float(value) for name, value in metrics.items()}
+    for name, value in results[jnp.float32].items():
+        assert results[jnp.bfloat16][name] == pytest.approx(value, rel=0.05, abs=0.02), name
+    assert results[jnp.bfloat16] != results[jnp.float32]
+
+
+@pytest.mark.parametrize(
+    ("d_loss", "g_loss"),
+    [
+        (adversarial.minimax_d, adversarial.minimax_g),
+        (adversarial.hinge_d, adversarial.hinge_g),
+    ],
+)
+def test_mlp_gan_takes_finite_steps(d_loss, g_loss):
+    pair = mlp.gan(28, 16)
+    parts = {
+        "nets": Networks(pair.generator, pair.discriminator),
+        "optimizers": Pair(optax.adam(2e-4), optax.adam(2e-4)),
+        "g_terms": {"adv": Term(lambda f: g_loss(f.fake_scores))},
+        "d_terms": {"adv": Term(lambda f: d_loss(f.real_scores, f.fake_scores))},
+        "inputs": latents(8, conditional=False),
+    }
+    batch = {"image": np.full((8, 28, 28, 1), 0.5, np.float32)}
+    first = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
+    before = jax.tree.map(np.array, first.ema)  # copies: the state is donated
+    state, step = first, compile_step(make_train_step(**parts))
+    for _ in range(3):
+        state, metrics = step(state, None, batch)
+        assert np.all(np.isfinite(list(metrics.values())))
+        assert metrics["g/grad_norm"] > 0
+        assert metrics["d/grad_norm"] > 0
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(state.ema), strict=True):
+        assert np.all(np.isfinite(new))
+        assert not np.array_equal(old, new)
+
+
+def test_mlp_gan_learns_a_constant_image():
+    parts = _mlp_parts(optimizers=Pair(optax.adam(3e-3, b1=0.5), optax.adam(3e-3, b1=0.5)), ema=0.9)
+    ema = parts.pop("ema")
+    batch = {"image": np.full((16, 4, 4, 1), 0.6, np.float32)}
+    state = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
+    step = make_train_step(**parts, ema=ema)
+    z = jax.random.normal(jax.random.key(9), (256, 3))
+
+    def error(variables):
+        images = parts["nets"].generator.apply(variables, z)[0]
+        return float(jnp.abs(images - 0.6).mean())
+
+    before = error(state.ema)
+    run = jax.jit(lambda state: jax.lax.fori_loop(0, 600, lambda _, s: step(s, None, batch)[0], state))
+    after = error(run(state).ema)
+    assert before > 0.5
+    assert after < 0.4 * before
