@@ -99,7 +99,7 @@ def launch(
 def _peek(argv: Sequence[str], name: str, default: str) -> str:
     """A flag's value before the flags are parsed: the preset decides which ones there are."""
     value = default
-    for argument, following in zip(argv[1:], [*argv[2:], default], strict=True):
+    for argument, following in zip(argv[1:], [*argv[2:], default], strict=False):
         stem, equals, given = argument.lstrip("-").partition("=")
         if argument.startswith("-") and stem == name:
             value = given if equals else following
@@ -329,9 +329,13 @@ def print_plan(config: ConfigDict, plan: Mapping[str, Recipe], batch: Batch) -> 
 
 def command_line() -> str:
     """The command that this process was started with, without this machine's paths."""
-    module = Path(sys.argv[0]).stem
-    shown = [a for a in sys.argv[1:] if not a.lstrip("-").startswith("workdir")]
-    return " ".join(["python -m", f"experiments.{module}", "--workdir=DIR", *shown])
+    shown, skip = [], False
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.lstrip("-").partition("=")
+        if not skip and name != "workdir":
+            shown.append(argument)
+        skip = not skip and name == "workdir" and not equals
+    return " ".join(["python -m", f"experiments.{Path(sys.argv[0]).stem}", "--workdir=DIR", *shown])
 
 
 def environment() -> dict[str, str]:

@@ -27,7 +27,7 @@ def test_the_example_runs_as_written():
 
 def test_what_the_readme_names_is_there():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"\bmake (\w+)", readme)):
+    for target in set(re.findall(r"(?:^|`)make (\w+)", readme, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     for module in set(re.findall(r"python -m (experiments[\w.]+)", readme)):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module

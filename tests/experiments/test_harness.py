@@ -1,0 +1,34 @@
+"""The command line's small parts."""
+
+import pytest
+
+from experiments import harness
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--workdir=/a/b", "--preset=demo"], ["--workdir", "/a/b", "--preset=demo"]],
+)
+def test_the_command_hides_this_machines_paths(monkeypatch, flags):
+    monkeypatch.setattr("sys.argv", ["/a/c/experiments/digits.py", *flags])
+    expected = "python -m experiments.digits --workdir=DIR --preset=demo"
+    assert harness.command_line() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "preset"),
+    [
+        ([], "full"),
+        (["--preset=demo"], "demo"),
+        (["--preset", "tiny", "--dry_run"], "tiny"),
+        (["-preset=demo", "--preset=tiny"], "tiny"),
+        (["--config.preset=demo"], "full"),
+    ],
+)
+def test_the_preset_is_known_before_the_flags(flags, preset):
+    assert harness._peek(["digits.py", *flags], "preset", "full") == preset
+
+
+def test_user_errors_become_one_line():
+    with pytest.raises(harness.UsageError, match="no such folder"), harness.user_errors():
+        raise FileNotFoundError("no such folder")
