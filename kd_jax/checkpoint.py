@@ -77,13 +77,15 @@ class Checkpoints:
         )
         try:
             with _quiet_orbax():
-                self._manager.save(step, args=items)
+                # Orbax refuses a step that is not after the latest with no more than False.
+                if not self._manager.save(step, args=items):
+                    raise ValueError(f"it is not after the latest step, {self.latest_step()}")
                 self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_manifest(self._directory / str(step))
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"step {step} not saved to {self._directory}: {reason}") from None
-        if jax.process_index() == 0:
-            _write_manifest(self._directory / str(step))
 
     def latest_step(self) -> int | None:
         """The latest step saved; None where there is none."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -109,9 +110,10 @@ def place(tree: Any, mesh: Mesh | None, rule: Rule = replicated) -> Any:
     """A copy of `tree` on the mesh (a teacher's variables, a restored state)."""
     if mesh is None:
         return tree
-    # A copy, since device_put may share a buffer that a donation would then take from the caller.
+    # A copy, since device_put shares buffers that a donation would then take from the caller; its
+    # may_alias=False does so too where a whole array goes to many devices.
     return jax.tree.map(
-        lambda leaf, sharding: jax.device_put(leaf, sharding, may_alias=False),
+        lambda leaf, sharding: jnp.copy(jax.device_put(leaf, sharding)),
         tree,
         shardings(tree, mesh, rule),
     )

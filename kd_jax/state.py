@@ -92,16 +92,16 @@ def init_state(
     init_key, generator_key, discriminator_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
     given = inputs(init_key, batch)
     # Copies: a step that donates this state would take these arrays from the caller.
-    start = jax.tree.map(jnp.copy, dict(start or {}))
-    generator = start.pop("generator", None)
+    chosen = jax.tree.map(jnp.copy, dict(start or {}))
+    generator = chosen.pop("generator", None)
     if generator is None:
         generator = nets.generator.init(generator_key, *given.generator)
     fake, _, _ = nets.generator.apply(generator, *given.generator)
-    discriminator = start.pop("discriminator", None)
+    discriminator = chosen.pop("discriminator", None)
     if discriminator is None:
         discriminator = nets.discriminator.init(discriminator_key, fake, *given.condition)
-    if start:
-        raise ValueError(f"start has {sorted(start)}; it may have 'generator', 'discriminator'")
+    if chosen:
+        raise ValueError(f"start has {sorted(chosen)}; it may have 'generator', 'discriminator'")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jnp.copy(key),

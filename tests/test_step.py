@@ -30,7 +30,7 @@ BATCH = {"image": REAL}
 
 def _linear(name, value):
     def init(key, x):
-        return {"params": {name: jnp.asarray(value)}}
+        return {"params": {name: jnp.float32(value)}}
 
     def apply(variables, x, train=False, rngs=None):
         y = x * variables["params"][name]
@@ -407,12 +407,12 @@ def test_teacher_is_no_constant_of_the_program():
     texts = []
     for width in (4, 512):
         teacher, variables = _mlp_teacher(width)
-        parts = _mlp_parts(
-            g_terms={"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))}
-        )
+        parts = _mlp_parts(g_terms={"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))})
         parts["nets"] = parts["nets"]._replace(teacher=teacher)
         step = make_train_step(**parts)
-        state = jax.eval_shape(lambda parts=parts: init_state(jax.random.key(0), MLP_BATCH, **parts))
+        state = jax.eval_shape(
+            lambda parts=parts: init_state(jax.random.key(0), MLP_BATCH, **parts)
+        )
         texts.append(jax.jit(step).lower(state, variables, MLP_BATCH).as_text())
         constants = jax.make_jaxpr(step)(state, variables, MLP_BATCH).consts
         assert sum(np.size(constant) for constant in constants) < 100
@@ -444,7 +444,9 @@ def _far_init(key, z):
     return {"params": {"offset": jnp.asarray(100.0)}}
 
 
-FAR = Network(_far_init, lambda v, z, train=False, rngs=None: (z + v["params"]["offset"], Taps(), v))
+FAR = Network(
+    _far_init, lambda v, z, train=False, rngs=None: (z + v["params"]["offset"], Taps(), v)
+)
 FAR_VARIABLES = Pair({"params": {"offset": jnp.asarray(100.0)}})
 _real = Term(lambda f, _: (f.real_scores, f.real), init=lambda: jnp.zeros(B))
 
@@ -497,13 +499,13 @@ def test_half_precision_stays_near_single():
         pair = dcgan.gan(16, 4, classes=3, dtype=dtype)
         parts = {
             "nets": Networks(pair.generator, pair.discriminator),
-            "optimizers": SGD,
+            "optimizers": Pair(optax.sgd(0.01), optax.sgd(0.01)),
             "g_terms": {"adv": G_TERMS["adv"]},
             "d_terms": {"adv": D_TERMS["adv"]},
             "inputs": latents(6),
         }
         state = initialize(lambda parts=parts: init_state(jax.random.key(0), LABELLED, **parts))
-        state, metrics = compile_step(make_train_step(**parts))(state, None, LABELLED)
+        state, metrics = compile_step(make_simultaneous_step(**parts))(state, None, LABELLED)
         for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema, metrics)):
             assert leaf.dtype == jnp.float32
             assert np.all(np.isfinite(leaf))
@@ -556,7 +558,9 @@ def test_mlp_gan_learns_a_constant_image():
         return float(jnp.abs(images - 0.6).mean())
 
     before = error(state.ema)
-    run = jax.jit(lambda state: jax.lax.fori_loop(0, 600, lambda _, s: step(s, None, batch)[0], state))
+    run = jax.jit(
+        lambda state: jax.lax.fori_loop(0, 600, lambda _, s: step(s, None, batch)[0], state)
+    )
     after = error(run(state).ema)
     assert before > 0.5
     assert after < 0.4 * before

@@ -12,8 +12,8 @@ medians. Prints a report; exits with 1 when the two disagree, or without PyTorch
 Wall-clock needs a quiet machine: whoever waits for all its threads at every layer, as PyTorch does,
 loses far more to a neighbour than who does not (ratios of 0.2 to 0.6 were seen beside one). On a
 busy machine use `--threads 1`, which reads the process's CPU time: on an AMD EPYC with jax 0.10.2
-and torch 2.13.0 the ratio is 1.26 to 1.28. XLA's convolutions, nine tenths of the step, reach 80
-GFLOP/s a core there, PyTorch's 105.
+and torch 2.13.0 the ratio is 1.23 to 1.26. Nine tenths of the step are convolutions, in which XLA
+reaches about 80 GFLOP/s a core there and PyTorch about 100. Linux only.
 """
 
 import argparse
@@ -152,8 +152,8 @@ def main() -> None:
     print(f"{args.size}x{args.size}, width {args.width}, batch {args.batch}, channels {widths}")
     print(
         f"jax {jax.__version__}, flax {importlib.metadata.version('flax')}, torch "
-        f"{torch.__version__}; device {jax.devices()[0].device_kind}, {len(cores)} threads; {clock.__name__}, "
-        f"load average {os.getloadavg()[0]:.1f} at the start"
+        f"{torch.__version__}; device {jax.devices()[0].device_kind}, "
+        f"{len(cores)} threads; {clock.__name__}; load average {os.getloadavg()[0]:.1f} at start"
     )
 
     def once_ours() -> None:

@@ -61,5 +61,6 @@ def save_curves(
             axes.set_yscale("log")
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        if curves:
+            axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)

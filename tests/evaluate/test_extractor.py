@@ -1,0 +1,55 @@
+"""The classifier whose features distances are measured in."""
+
+import numpy as np
+import pytest
+
+from kd_jax.evaluate import extractor
+
+
+@pytest.fixture
+def data():
+    labels = (np.arange(40) % 2).astype(np.int32)
+    noise = np.random.default_rng(0).normal(0, 0.1, (40, 8, 8, 1))
+    return (noise + (2 * labels - 1)[:, None, None, None]).astype(np.float32), labels
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(extractor, "_STEPS", 40)
+
+
+def make(data, cache):
+    images, labels = data
+    return extractor.classifier_extractor(images, labels, name="toy", classes=2, cache=cache)
+
+
+def test_it_learns_and_is_deterministic_and_named_by_its_weights(data, tmp_path):
+    a, b = make(data, tmp_path / "a"), make(data, tmp_path / "b")
+    assert a.name == b.name
+    assert a.name.startswith("toy-classifier-")
+    assert (a.logits(data[0]).argmax(1) == data[1]).all()
+    np.testing.assert_array_equal(a.features(data[0]), b.features(data[0]))
+
+
+def test_it_is_trained_once(data, tmp_path, monkeypatch):
+    first = make(data, tmp_path)
+
+    def never(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(extractor, "_train", never)
+    again = make(data, tmp_path)
+    assert again.name == first.name
+    np.testing.assert_array_equal(again.features(data[0]), first.features(data[0]))
+    with pytest.raises(AssertionError, match="trained again"):
+        make((data[0] + 0.01, data[1]), tmp_path)
+
+
+def test_any_number_of_images(data, tmp_path):
+    found = make(data, tmp_path)
+    many = np.concatenate([data[0]] * 7)  # 280, more than one batch
+    features = found.features(many)
+    assert features.shape == (280, 128)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features[:3], found.features(many[:3]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features[240:], features[:40], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,85 @@
+"""The Frechet distance against closed forms, SciPy's root and published tools' numbers."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+
+from kd_jax.evaluate.frechet import Moments, frechet_distance, moments
+
+
+def gaussian(mean, covariance):
+    return Moments(100, np.asarray(mean, float), np.asarray(covariance, float))
+
+
+def random_moments(seed, d, n):
+    x = np.random.default_rng(seed).normal(size=(n, d)) @ np.diag(np.arange(1, d + 1.0))
+    return moments(x)
+
+
+def test_equal_is_zero():
+    a = random_moments(0, 6, 50)
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_one_dimension():
+    # (m1 - m2)^2 + (s1 - s2)^2
+    assert frechet_distance(gaussian([1], [[4]]), gaussian([3], [[25]])) == pytest.approx(13.0)
+
+
+def test_diagonal_covariances():
+    a, b = gaussian([0, 0], np.diag([1, 9])), gaussian([1, 2], np.diag([16, 4]))
+    assert frechet_distance(a, b) == pytest.approx(5 + 9 + 1)
+
+
+def test_a_shift_of_the_mean_alone():
+    a = random_moments(1, 5, 40)
+    b = a._replace(mean=a.mean + np.array([3.0, 0, 4.0, 0, 0]))
+    assert frechet_distance(a, b) == pytest.approx(25.0)
+
+
+@pytest.mark.parametrize(("d", "n"), [(3, 50), (20, 200), (20, 21)])
+def test_scipys_matrix_root(d, n):
+    a, b = random_moments(2, d, n), random_moments(3, d, n)
+    root = scipy.linalg.sqrtm(a.covariance @ b.covariance).real
+    expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fewer_samples_than_dimensions_is_symmetric_and_finite():
+    a, b = random_moments(4, 30, 10), random_moments(5, 30, 12)
+    # The nuclear norm of the product of centred samples is the trace of the root.
+    x = np.random.default_rng(4).normal(size=(10, 30)) @ np.diag(np.arange(1, 31.0))
+    y = np.random.default_rng(5).normal(size=(12, 30)) @ np.diag(np.arange(1, 31.0))
+    cross = (x - x.mean(0)) @ (y - y.mean(0)).T / np.sqrt(9 * 11)
+    expected = (
+        np.sum((a.mean - b.mean) ** 2)
+        + np.trace(a.covariance + b.covariance)
+        - 2 * np.linalg.norm(cross, "nuc")
+    )
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-6)
+
+
+def test_moments_are_numpys_even_where_one_pass_float32_is_wrong():
+    x = np.random.default_rng(6).normal(3, 0.014, (2000, 4)).astype(np.float32)
+    found = moments(x)
+    assert found.examples == 2000
+    np.testing.assert_allclose(found.mean, x.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.covariance, np.cov(x.astype(np.float64).T), rtol=1e-10)
+
+
+def test_published_tools(golden):
+    for path in sorted(golden.glob("metrics_*.npz")):
+        with np.load(path) as file:
+            found = frechet_distance(moments(file["in/fake"]), moments(file["in/real"]))
+            for tool in ("torchfidelity", "cleanfid", "pytorchfid"):
+                assert found == pytest.approx(float(file[f"out/fid_{tool}64"]), rel=1e-6)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="example 3"):
+        moments(np.where(np.arange(20).reshape(5, 4) == 13, np.nan, 1.0))
+    with pytest.raises(ValueError, match=r"\(1, 4\).* N >= 2"):
+        moments(np.ones((1, 4)))
+    with pytest.raises(ValueError, match="3 and 4"):
+        frechet_distance(random_moments(0, 3, 9), random_moments(0, 4, 9))

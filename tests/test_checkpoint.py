@@ -1,0 +1,216 @@
+"""Checkpoints: bit-exact, verified, and never half there."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import kd_jax as kd
+from kd_jax import checkpoint
+from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference, load_generator
+from kd_jax.sharding import shardings
+
+CONFIGURATION = {"student": {"width": 8}, "seeds": (0, 1)}
+PAIR = kd.models.mlp.gan(4, 8)
+BATCH = {"image": np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 4, 4, 1)}
+PARTS = {
+    "nets": kd.Networks(PAIR.generator, PAIR.discriminator),
+    "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
+    "g_terms": {
+        "g": kd.Term(lambda f, n: (-f.fake_scores, n + 1), init=lambda: jnp.zeros((), jnp.int32))
+    },
+    "d_terms": {"d": kd.Term(lambda f: f.fake_scores - f.real_scores, every=2)},
+    "inputs": kd.latents(3, conditional=False),
+}
+
+
+@pytest.fixture(scope="module")
+def states():
+    """The states after one, two and three steps."""
+    state = jax.jit(lambda: kd.init_state(jax.random.key(5), BATCH, **PARTS))()
+    step = jax.jit(kd.make_train_step(**PARTS))
+    found = []
+    for _ in range(3):
+        state, _ = step(state, None, BATCH)
+        found.append(jax.tree.map(lambda x: x, state))
+    return found
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x, y = jax.random.key_data(x), jax.random.key_data(y)
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+def opened(path, configuration=CONFIGURATION, **kwargs):
+    return Checkpoints(path, configuration, **kwargs)
+
+
+def saved(path, states, steps=(1, 2)):
+    checkpoints = opened(path)
+    for step in steps:
+        checkpoints.save(step, states[step - 1], {"next": step})
+    checkpoints.close()
+
+
+def test_every_bit_comes_back(tmp_path, states):
+    saved(tmp_path, states)
+    state, data = opened(tmp_path).restore(jax.eval_shape(lambda: states[0]))
+    same(state, states[1])
+    assert data == {"next": 2}
+    assert type(state) is kd.TrainState
+
+
+def test_nothing_was_saved(tmp_path, states):
+    checkpoints = opened(tmp_path / "new")
+    assert checkpoints.restore(states[0]) is None
+    assert checkpoints.latest_step() is None
+
+
+def test_onto_a_mesh(tmp_path, states):
+    saved(tmp_path, states)
+    mesh = kd.make_mesh(data=4, model=2)
+    rule = kd.fully_sharded(min_size=16)
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        states[0],
+        shardings(states[0], mesh, rule),
+    )
+    state, _ = opened(tmp_path).restore(like)
+    same(state, states[1])
+    kernel = state.generator.variables["params"]["Dense_1"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (8, 4)
+
+
+def test_only_the_latest_are_kept(tmp_path, states):
+    saved(tmp_path, states, (1, 2, 3))
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdecimal()) == ["2", "3"]
+
+
+@pytest.mark.parametrize("how", ["no manifest", "empty folder", "leftover"])
+def test_a_save_cut_short_never_was(tmp_path, states, how):
+    saved(tmp_path, states)
+    if how == "no manifest":
+        (tmp_path / "2" / "manifest.json").unlink()
+    else:
+        (tmp_path / {"empty folder": "9", "leftover": "9.orbax-checkpoint-tmp-1"}[how]).mkdir()
+    expected = 1 if how == "no manifest" else 2
+    checkpoints = opened(tmp_path)
+    assert checkpoints.latest_step() == expected
+    same(checkpoints.restore(states[0])[0], states[expected - 1])
+    checkpoints.save(expected + 1, states[expected], {"next": expected + 1})
+    same(opened(tmp_path).restore(states[0])[0], states[expected])
+
+
+def files():
+    """One file of each kind that a checkpoint has."""
+    return ["generator", "training", "data", "meta", "manifest.json"]
+
+
+@pytest.mark.parametrize("kind", files())
+@pytest.mark.parametrize("damage", ["0%", "50%", "99%", "flip", "gone"])
+def test_damage_is_named_and_nothing_wrong_restored(tmp_path, states, kind, damage):
+    saved(tmp_path, states)
+    place = tmp_path / "2" / kind
+    candidates = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
+    victim = max(candidates, key=lambda p: p.stat().st_size)
+    size = victim.stat().st_size
+    if damage == "gone":
+        victim.unlink()
+    elif damage == "flip":
+        content = bytearray(victim.read_bytes())
+        content[size // 2] ^= 1
+        victim.write_bytes(content)
+    else:
+        os.truncate(victim, size * int(damage[:-1]) // 100)
+    if kind == "manifest.json" and damage == "gone":
+        same(opened(tmp_path).restore(states[0])[0], states[0])
+        return
+    for load in (lambda: opened(tmp_path).restore(states[0]), lambda: load_generator(tmp_path)):
+        with pytest.raises(CheckpointError) as error:
+            load()
+        message = str(error.value)
+        assert "\n" not in message
+        assert str(tmp_path / "2") in message
+        if kind != "manifest.json":
+            assert str(victim) in message
+
+
+def test_another_configuration_is_refused(tmp_path, states):
+    saved(tmp_path, states)
+    other = opened(tmp_path, {"student": {"width": 16}, "seeds": (0, 1)})
+    with pytest.raises(CheckpointError, match=r"student\.width is 8 there, 16 here"):
+        other.restore(states[0])
+
+
+def test_a_full_disk_is_told_and_the_older_step_stays(tmp_path, states, monkeypatch):
+    saved(tmp_path, states, (1,))
+    checkpoints = opened(tmp_path)
+
+    def full(*args, **kwargs):
+        raise ValueError("RESOURCE_EXHAUSTED: no space\nand\nhundreds of lines")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(CheckpointError, match=r"^step 2 not saved .*RESOURCE_EXHAUSTED: no space$"):
+        checkpoints.save(2, states[1], {})
+    same(opened(tmp_path).restore(states[0])[0], states[0])
+
+
+def test_a_manifest_that_cannot_be_written_is_told(tmp_path, states, monkeypatch):
+    saved(tmp_path, states, (1,))
+    checkpoints = opened(tmp_path)
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoints.save(2, states[1], {})
+    same(opened(tmp_path).restore(states[0])[0], states[0])
+
+
+def test_saving_nothing_silently_is_no_success(tmp_path, states):
+    saved(tmp_path, states, (2,))
+    checkpoints = opened(tmp_path)
+    with pytest.raises(CheckpointError, match="step 1"):
+        checkpoints.save(1, states[0], {})  # Orbax returns False for an older step
+
+
+def test_the_generator_alone(tmp_path, states):
+    saved(tmp_path, states)
+    variables, configuration = load_generator(tmp_path)
+    same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, dict(states[1].ema)))
+    assert configuration == {"student": {"width": 8}, "seeds": [0, 1]}
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        load_generator(tmp_path / "nowhere")
+
+
+def test_the_manifest_lists_every_file(tmp_path, states):
+    saved(tmp_path, states, (1,))
+    folder = tmp_path / "1"
+    listed = json.loads((folder / "manifest.json").read_text())
+    there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert set(listed) == there - {"manifest.json"}
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "expected"),
+    [
+        ({"a": 1}, {"a": 1}, None),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, "a.b is 1 there, 2 here"),
+        ({"a": 1}, {}, "a is only there"),
+        ({}, {"a": {"b": 1}}, "a is only here"),
+        ({"a": [1, 2]}, {"a": [1, 3]}, "a is [1, 2] there, [1, 3] here"),
+        ({"a": 1, "b": 1}, {"a": 2, "b": 2}, "a is 1 there, 2 here"),
+        ({"a": {"b": 1}}, {"a": 3}, "a is {'b': 1} there, 3 here"),
+    ],
+)
+def test_the_first_difference(there, here, expected):
+    assert first_difference(there, here) == expected

@@ -1,0 +1,134 @@
+"""The loop, with a step whose numbers are known."""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import loop
+from kd_jax.loop import Hook, NonFiniteError, fit
+
+
+class State(NamedTuple):
+    step: object
+
+
+BATCHES = {"image": np.zeros((8, 1))}
+
+
+def counting(bad=None, value=math.nan, name="d/r1"):
+    """A step whose metric `g/x` is the number of the step."""
+
+    def step(state, batch):
+        number = state.step + 1
+        metrics = {"d/r1": jnp.ones(()), "g/x": jnp.asarray(float(number)), "d/total": jnp.ones(())}
+        if number == bad:
+            metrics |= {name: jnp.asarray(value), "d/total": jnp.asarray(value)}
+        return State(number), metrics
+
+    return step
+
+
+def forever():
+    while True:
+        yield BATCHES
+
+
+def run(steps, start=0, step=None, hooks=(), log_every=3, **kwargs):
+    logged = []
+    state = fit(
+        step or counting(),
+        State(start),
+        forever(),
+        steps=steps,
+        log=lambda number, means: logged.append((number, means["g/x"])),
+        log_every=log_every,
+        hooks=hooks,
+        **kwargs,
+    )
+    return state, logged
+
+
+def test_windows_are_means_and_the_last_may_be_short():
+    state, logged = run(8)
+    assert state.step == 8
+    assert logged == [(3, 2.0), (6, 5.0), (8, 7.5)]
+
+
+def test_windows_are_the_same_after_a_resume():
+    assert run(8, start=3)[1] == run(8)[1][1:]
+
+
+def test_nothing_is_left_to_do():
+    state, logged = run(5, start=5)
+    assert state.step == 5
+    assert logged == []
+
+
+def test_hooks_are_called_in_order_after_what_they_follow_is_logged():
+    calls, logged = [], []
+    hooks = [
+        Hook(3, lambda n, s: calls.append(("a", n, s.step, len(logged)))),
+        Hook(6, lambda n, s: calls.append(("b", n, s.step, len(logged)))),
+    ]
+    fit(
+        counting(),
+        State(0),
+        forever(),
+        steps=7,
+        log=lambda n, m: logged.append(n),
+        log_every=3,
+        hooks=hooks,
+    )
+    assert calls == [
+        ("a", 3, 3, 1), ("a", 6, 6, 2), ("b", 6, 6, 2), ("a", 7, 7, 3), ("b", 7, 7, 3),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [1, 2, 3, 4])
+def test_a_metric_that_is_not_finite_stops_before_any_hook_sees_it(value, bad):
+    seen = []
+    with pytest.raises(NonFiniteError, match=rf"^step {bad}: d/r1 is {value}$"):
+        run(6, step=counting(bad, value), hooks=[Hook(2, lambda n, s: seen.append(n))])
+    assert all(n < bad for n in seen)
+
+
+def test_the_term_is_named_before_what_is_made_of_it():
+    with pytest.raises(NonFiniteError, match="g/x"):
+        run(3, step=counting(2, name="g/x"))
+
+
+def test_a_window_is_fetched_only_after_the_next_dispatch(monkeypatch):
+    events = []
+    step, get = counting(), jax.device_get
+
+    def dispatched(state, batch):
+        state, metrics = step(state, batch)
+        events.append(f"step {state.step}")
+        return state, metrics
+
+    def fetched(tree):
+        events.append("fetch")
+        return get(tree)
+
+    monkeypatch.setattr(loop.jax, "device_get", fetched)
+    run(7, step=dispatched)
+    first = events.index("fetch")
+    assert events[first - 1] == "step 4"
+    assert events[: first - 1] == ["step 1", "step 2", "step 3"]
+
+
+def test_progress(monkeypatch):
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: float(next(now)))
+    shown = []
+    run(6, progress=shown.append)
+    assert [p.step for p in shown] == [3, 6]
+    # The clock ticks once at the start and once a window, by ten: 3 steps of 8 examples in 10 s.
+    assert shown[0].examples_per_second == pytest.approx(2.4)
+    assert shown[0].seconds_left == pytest.approx(10.0)
+    assert shown[1].seconds_left == 0.0
