@@ -300,7 +300,7 @@ def test_batches_that_do_not_divide_are_refused():
         check_batch_size(12, mesh)
     with pytest.raises(ValueError, match=message):
         place_batch({"image": np.zeros((12, 2))}, mesh)
-    with pytest.raises(ValueError, match="a batch of 3 does not .* 8 devices; 8 would"):
+    with pytest.raises(ValueError, match=r"a batch of 3 does not .* 8 devices; 8 would"):
         check_batch_size(3, mesh)
     parts = _mlp_parts()
     state = jax.eval_shape(lambda: init_state(jax.random.key(0), MLP_BATCH, **parts))

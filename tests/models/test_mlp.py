@@ -1,5 +1,7 @@
 """The GAN of perceptrons: Goodfellow et al. 2014's sizes, and a forward pass in numpy."""
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,13 +51,13 @@ def test_sizes(depth, width, channels, classes):
         f"hidden{layer}": (B, width) for layer in range(depth)
     }
     pixels = 36 * channels
-    for first, last, variables in (
+    for first, last, some in (
         (LATENT, pixels, variables),
         (pixels, 1, _abstract(pair.discriminator, images, *labels)[2]),
     ):
         sizes = [first + classes, *[width] * depth, last]
-        expected = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
-        assert _count(variables) == expected
+        expected = sum((a + 1) * b for a, b in pairwise(sizes))
+        assert _count(some) == expected
 
 
 def _leaky(x):

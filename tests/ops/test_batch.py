@@ -72,3 +72,27 @@ def test_what_does_not_divide_is_refused(group, channels):
         ValueError, match=rf"group of {group} must divide the batch, and {channels}"
     ):
         minibatch_stddev(jnp.zeros((6, 2, 2, 6)), group, channels)
+
+
+def test_stylegan2_discriminator_s_last_block(golden):
+    """NVlabs' epilogue: deviation, 3x3 convolution and two dense layers, at their gains."""
+    file = np.load(golden / "stylegan2_d_a.npz")
+    weights = {key.removeprefix("sd/b4."): file[key] for key in file if key.startswith("sd/b4.")}
+
+    def activate(x, bias):
+        x = x + bias.reshape((1,) * (x.ndim - 1) + (-1,))
+        return np.where(x > 0, x, 0.2 * x) * 2**0.5
+
+    x = file["out/act_b8"].transpose(0, 2, 3, 1)
+    x = np.concatenate([x, minibatch_stddev(x)], axis=-1)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = weights["conv.weight"] / (9 * x.shape[-1]) ** 0.5  # [O, I, 3, 3]
+    x = sum(
+        np.einsum("bhwi,oi->bhwo", padded[:, r : r + 4, c : c + 4], kernel[:, :, r, c])
+        for r in range(3)
+        for c in range(3)
+    )
+    x = activate(x, weights["conv.bias"]).transpose(0, 3, 1, 2).reshape(len(x), -1)
+    x = activate(x @ weights["fc.weight"].T / x.shape[1] ** 0.5, weights["fc.bias"])
+    logits = x @ weights["out.weight"].T / x.shape[1] ** 0.5 + weights["out.bias"].reshape(1, -1)
+    np.testing.assert_allclose(logits, file["out/logits"], rtol=1e-4, atol=1e-5)
