@@ -163,9 +163,11 @@ def compile_step(step: Step, mesh: Mesh | None = None, rule: Rule = replicated) 
             for leaf in jax.tree.leaves(batch):
                 check_batch_size(leaf.shape[0], mesh)
             batch = jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, BATCH))
-        state, metrics = step(state, teacher_variables, batch)
-        if mesh is not None:
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+                state, metrics = step(state, teacher_variables, batch)
             state = jax.lax.with_sharding_constraint(state, shardings(state, mesh, rule))
+        else:
+            state, metrics = step(state, teacher_variables, batch)
         return state, metrics
 
     return jax.jit(sharded, donate_argnums=0)

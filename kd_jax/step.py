@@ -12,10 +12,12 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from kd_jax.network import Network
 from kd_jax.objective import (
     Forward,
+    Inputs,
     MakeInputs,
     Schedule,
     Terms,
@@ -161,7 +163,7 @@ def data_free(step: Step, teacher: Network, inputs: MakeInputs, share: float = 1
     ) -> tuple[TrainState, Metrics]:
         if teacher_variables is None:
             raise ValueError("the data-free step needs teacher_variables, not None")
-        given = inputs(_key(state, _DATA), batch)
+        given = _split(inputs(_key(state, _DATA), batch))
         images, _, _ = teacher.apply(teacher_variables.generator, *given.generator)
         count = round(share * images.shape[0])
         if count < images.shape[0]:
@@ -226,7 +228,7 @@ def _forward(
 ) -> tuple[Forward, Pair]:
     """One pass of every network, and both players' variables after it."""
     input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
-    given = inputs(input_key, batch)
+    given = _split(inputs(input_key, batch))
 
     def generate(*args: Any) -> tuple[Array, Taps]:
         return nets.generator.apply(players.generator, *args, train=True, rngs=g_key)[:2]
@@ -276,6 +278,19 @@ def _forward(
         teacher_score=teacher_score,
     )
     return forward, Pair(generator, discriminator)
+
+
+def _split(given: Inputs) -> Inputs:
+    """The inputs split by example over the mesh that the step is compiled for, if any.
+
+    Latents are drawn from one key, so no argument of the step says that they are a batch. Were they
+    whole on every device, each would compute the whole batch, and the compiler would split images
+    along their height where parameters are sharded: XLA's convolutions are wrong then (jax 0.10.2).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return given
+    return jax.lax.with_sharding_constraint(given, PartitionSpec(mesh.axis_names))
 
 
 def _frozen(

@@ -1,7 +1,12 @@
 """Checkpoints: bit-exact, verified, and never half there."""
 
 import json
+import logging
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -210,7 +215,156 @@ def test_the_manifest_lists_every_file(tmp_path, states):
         ({"a": [1, 2]}, {"a": [1, 3]}, "a is [1, 2] there, [1, 3] here"),
         ({"a": 1, "b": 1}, {"a": 2, "b": 2}, "a is 1 there, 2 here"),
         ({"a": {"b": 1}}, {"a": 3}, "a is {'b': 1} there, 3 here"),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}}, "a.c is only there"),
+        ({"a": [{"b": 1}]}, {"a": [{"b": 2}]}, "a is [{'b': 1}] there, [{'b': 2}] here"),
+        ({"a": [1]}, {"a": [1, 2]}, "a is [1] there, [1, 2] here"),
+        ({"a": None}, {}, "a is only there"),
+        ({"a": "1"}, {"a": 1}, "a is '1' there, 1 here"),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, None),
     ],
 )
 def test_the_first_difference(there, here, expected):
     assert first_difference(there, here) == expected
+
+
+def test_odd_bits_come_back(tmp_path, states):
+    odd = np.array([np.nan, -0.0, np.inf, 1e-42, -np.nan], np.float32)
+    state = states[0]._replace(
+        key=jax.random.key(7, impl="rbg"),
+        ema={"params": {"odd": jnp.asarray(odd), "half": jnp.asarray(odd, jnp.bfloat16)}},
+    )
+    saved(tmp_path, [state], (1,))
+    found, _ = opened(tmp_path).restore(jax.eval_shape(lambda: state))
+    same(found, state)
+    assert found.ema["params"]["half"].dtype == jnp.bfloat16
+    draws = (jax.random.normal(key, (3,)) for key in (found.key, jax.random.key(7, impl="rbg")))
+    np.testing.assert_array_equal(*draws)
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path, states):
+    saved(tmp_path, states, (1,))
+    for leftover in ("2.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-17/generator", "4", "5/data"):
+        (tmp_path / leftover).mkdir(parents=True)
+    (tmp_path / "5" / "data" / "metadata").write_text("{}")
+    (tmp_path / "notes").mkdir()
+    opened(tmp_path).close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "notes"]
+
+
+def test_the_step_restored_from_is_not_saved_again(tmp_path, states):
+    saved(tmp_path, states, (1,))
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    checkpoints = opened(tmp_path)
+    checkpoints.restore(states[0])
+    checkpoints.save(1, states[1], {"next": 9})
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def damages(content):
+    yield from (content[: len(content) * percent // 100] for percent in (0, 50, 99))
+    for place in (0, len(content) // 2, len(content) - 1):
+        yield content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+def test_damage_to_any_file_at_all_is_named(tmp_path, states):
+    saved(tmp_path, states)
+    checkpoints = opened(tmp_path)
+    manifest = tmp_path / "2" / "manifest.json"
+    victims = [p for p in (tmp_path / "2").rglob("*") if p.is_file() and p != manifest]
+    assert len(victims) > 20
+    for victim in victims:
+        content = victim.read_bytes()
+        for damaged in (*damages(content), None):
+            victim.unlink()
+            if damaged is not None:
+                victim.write_bytes(damaged)
+            reason = "is missing" if damaged is None else "is damaged"
+            for load in (lambda: checkpoints.restore(states[0]), lambda: load_generator(tmp_path)):
+                with pytest.raises(CheckpointError) as error:
+                    load()
+                assert str(error.value).startswith(f"{victim} {reason}")
+                assert "\n" not in str(error.value)
+            victim.write_bytes(content)
+    same(checkpoints.restore(states[0])[0], states[1])  # and whole again, it is taken
+
+
+def test_a_flipped_bit_anywhere_in_the_manifest_never_gives_wrong_values(tmp_path, states):
+    saved(tmp_path, states, (1,))
+    manifest = tmp_path / "1" / "manifest.json"
+    content = manifest.read_bytes()
+    refused = 0
+    for place in range(0, len(content), 41):
+        flipped = content[place] ^ 1 << place % 8
+        manifest.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        try:
+            variables, _ = load_generator(tmp_path)
+        except CheckpointError as error:
+            refused += 1
+            assert str(tmp_path / "1") in str(error)
+            assert "\n" not in str(error)
+        else:  # one blank became another
+            same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, states[0].ema))
+    assert refused > 0.9 * len(range(0, len(content), 41))
+
+
+def test_the_way_out_that_the_error_names_works(tmp_path, states):
+    saved(tmp_path, states)
+    (tmp_path / "2" / "data" / "metadata").unlink()
+    with pytest.raises(CheckpointError, match=f"delete {tmp_path}/2 to go on") as error:
+        opened(tmp_path).restore(states[0])
+    shutil.rmtree(str(error.value).split("delete ")[1].split(" to go on")[0])
+    checkpoints = opened(tmp_path)
+    state, data = checkpoints.restore(states[0])
+    same(state, states[0])
+    assert data == {"next": 1}
+    checkpoints.save(2, states[1], {"next": 2})
+    same(checkpoints.restore(states[0])[0], states[1])
+
+
+FULL_DISK = """
+import resource, sys
+import jax
+sys.path[:0] = {path}
+import test_checkpoint as t
+like = jax.eval_shape(lambda: t.kd.init_state(jax.random.key(5), t.BATCH, **t.PARTS))
+for folder, limit in zip({folders}, (0, 1000), strict=True):
+    checkpoints = t.opened(folder)
+    state, _ = checkpoints.restore(like)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        checkpoints.save(2, state, {{}})
+    except t.CheckpointError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of a file's size")
+def test_files_that_cannot_be_written_in_earnest(tmp_path, states):
+    """Orbax's own errors, of its directories' files and of its arrays' files."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        saved(folder, states, (1,))
+    here = Path(__file__).parent
+    code = FULL_DISK.format(path=[str(here), str(here.parent)], folders=list(map(str, folders)))
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    lines = ran.stdout.splitlines()
+    assert len(lines) == 2
+    for line, folder in zip(lines, folders, strict=True):
+        assert line.startswith(f"step 2 not saved to {folder}: ")
+        same(opened(folder).restore(states[0])[0], states[0])
+
+
+def test_orbax_is_quiet_only_while_it_works(tmp_path, states, monkeypatch):
+    logger = logging.getLogger("absl")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    saved(tmp_path, states, (1,))
+    checkpoints = opened(tmp_path)
+    monkeypatch.setattr(checkpoint, "_write_manifest", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.save(2, states[1], {})
+    assert logger.level == logging.INFO

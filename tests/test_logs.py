@@ -3,6 +3,8 @@
 import json
 import math
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from kd_jax.logs import JsonlWriter, read_jsonl
@@ -48,3 +50,53 @@ def test_nan_is_refused(tmp_path):
 
 def test_no_file_no_rows(tmp_path):
     assert read_jsonl(tmp_path / "none.jsonl") == []
+
+
+def test_any_finite_float_is_exact(tmp_path):
+    bits = np.random.default_rng(0).integers(0, 2**64, 2000, dtype=np.uint64)
+    doubles = bits.view(np.float64)
+    doubles = doubles[np.isfinite(doubles)]
+    singles = np.float32([0.1, 1 / 3, 1e-45, 3.4028235e38])
+    values = [*doubles, *singles, 5e-324, -0.0, 2.0**53, jnp.float32(0.1)]
+    writer = JsonlWriter(tmp_path / "m.jsonl")
+    writer.write_scalars(1, {str(i): v for i, v in enumerate(values)})
+    writer.close()
+    (row,) = read_jsonl(tmp_path / "m.jsonl")
+    found = np.array([row[str(i)] for i in range(len(values))])
+    assert found.tobytes() == np.array([float(v) for v in values]).tobytes()
+
+
+def test_rows_are_there_after_a_flush_and_go_on_after_a_reopening(tmp_path):
+    path = tmp_path / "m.jsonl"
+    first = JsonlWriter(path)
+    first.write_scalars(1, {"a": 1})
+    first.flush()
+    assert read_jsonl(path) == [{"step": 1, "a": 1.0}]
+    first.write_scalars(2, {"a": 2})
+    first.close()
+    second = JsonlWriter(path, step=2)
+    second.write_scalars(3, {"b": 3})
+    second.close()
+    assert read_jsonl(path) == [{"step": 1, "a": 1.0}, {"step": 2, "a": 2.0}, {"step": 3, "b": 3.0}]
+    assert [p.name for p in tmp_path.iterdir()] == ["m.jsonl"]
+    JsonlWriter(path).close()  # from the start again
+    assert read_jsonl(path) == []
+
+
+def test_a_broken_file_is_left_as_it_is(tmp_path):
+    path = tmp_path / "m.jsonl"
+    broken = '{"step": 1}\nnot JSON\n{"step": 3}\n'
+    path.write_text(broken)
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 2 is no JSON: 'not JSON'"):
+        JsonlWriter(path, step=3)
+    assert path.read_text() == broken
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nothing_of_a_refused_row_is_written(tmp_path, value):
+    writer = JsonlWriter(tmp_path / "m.jsonl")
+    writer.write_scalars(1, {"a": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        writer.write_scalars(2, {"a": 1, "b": value})
+    writer.close()
+    assert read_jsonl(tmp_path / "m.jsonl") == [{"step": 1, "a": 1.0}]

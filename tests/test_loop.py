@@ -132,3 +132,103 @@ def test_progress(monkeypatch):
     assert shown[0].examples_per_second == pytest.approx(2.4)
     assert shown[0].seconds_left == pytest.approx(10.0)
     assert shown[1].seconds_left == 0.0
+
+
+def test_a_resume_inside_a_window_averages_what_is_left_of_it():
+    assert run(8, start=4)[1] == [(6, 5.5), (8, 7.5)]
+
+
+def test_every_metric_has_its_mean():
+    rows = iter([{"a": 1.0, "b": -4.0}, {"a": 2.0, "b": 0.5}, {"a": 9.0, "b": 0.25}])
+    logged = {}
+    fit(
+        lambda state, _: (State(state.step + 1), jax.tree.map(jnp.float32, next(rows))),
+        State(0),
+        forever(),
+        steps=3,
+        log=logged.__setitem__,
+        log_every=2,
+    )
+    assert logged == {2: {"a": 1.5, "b": -1.75}, 3: {"a": 9.0, "b": 0.25}}
+    assert all(type(mean) is float for means in logged.values() for mean in means.values())
+
+
+def test_the_last_step_calls_each_hook_once():
+    calls = []
+    hooks = [Hook(n, lambda step, s, n=n: calls.append((step, n))) for n in (4, 2, 100)]
+    run(4, hooks=hooks)
+    assert calls == [(2, 2), (4, 4), (4, 2), (4, 100)]
+
+
+def test_no_batch_is_taken_beyond_the_last_step():
+    taken = []
+    batches = (taken.append(n) or BATCHES for n in range(100))
+    fit(counting(), State(2), batches, steps=5, log=lambda *_: None)
+    assert taken == [0, 1, 2]
+
+
+def test_a_hook_inside_a_window_does_not_cut_it():
+    seen = []
+    _, logged = run(6, hooks=[Hook(2, lambda n, s: seen.append((n, s.step)))])
+    assert seen == [(2, 2), (4, 4), (6, 6)]
+    assert logged == [(3, 2.0), (6, 5.0)]
+
+
+def test_what_is_fetched_when(monkeypatch):
+    """No metric is fetched before the step after its own, except for a hook or at the end."""
+    dispatched, early, get = [], [], jax.device_get
+    step = counting()
+
+    def watched(state, batch):
+        state, metrics = step(state, batch)
+        dispatched.append(state.step)
+        return state, metrics
+
+    def fetched(tree):
+        rows = get(tree)
+        early.extend(int(row["g/x"]) for row in rows if row["g/x"] >= dispatched[-1])
+        return rows
+
+    monkeypatch.setattr(loop.jax, "device_get", fetched)
+    _, logged = run(11, step=watched)
+    assert [n for n, _ in logged] == [3, 6, 9, 11]
+    assert set(early) == {11}
+    early.clear(), dispatched.clear()
+    run(11, step=watched, hooks=[Hook(5, lambda *_: None)])
+    assert set(early) == {5, 10, 11}
+
+
+@pytest.mark.parametrize(("bad", "start", "log_every"), [(6, 4, 50), (8, 0, 3), (4, 3, 1)])
+def test_not_finite_after_a_resume_and_in_a_short_window(bad, start, log_every):
+    logged = []
+    with pytest.raises(NonFiniteError, match=rf"^step {bad}: g/x is -inf$"):
+        fit(
+            counting(bad, -math.inf, "g/x"),
+            State(start),
+            forever(),
+            steps=8,
+            log=lambda n, _: logged.append(n),
+            log_every=log_every,
+        )
+    assert all(n < bad for n in logged)
+
+
+def test_progress_leaves_the_hooks_out_of_the_rate(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    step = counting()
+
+    def slow(state, batch):
+        clock[0] += 2.0
+        return step(state, batch)
+
+    def wait(*_):
+        clock[0] += 100.0
+
+    shown = []
+    run(12, start=3, step=slow, hooks=[Hook(3, wait)], progress=shown.append)
+    assert [p.step for p in shown] == [6, 9, 12]
+    assert all(p.steps == 12 for p in shown)
+    # 8 examples every 2 s; after 3 steps in 6 s, 6 are left; after 6 steps and a hook, 3.
+    assert [p.examples_per_second for p in shown] == [4.0, 4.0, 4.0]
+    assert [p.seconds_left for p in shown] == [12.0, 112.0 / 6 * 3, 0.0]
