@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import harness, report
@@ -131,6 +132,7 @@ class Task(NamedTuple):
     teacher: Pair
     student: Pair
     inputs: MakeInputs
+    mesh: Mesh
 
 
 def build(config: ConfigDict) -> Task:
@@ -169,19 +171,22 @@ def build(config: ConfigDict) -> Task:
         )
     if config.evaluate.samples < 2:
         raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
-    model, dtype = MODELS[config.model], jnp.dtype(config.dtype)
-    pairs = []
-    for sizes in (config.teacher, config.student):
-        common = {"classes": source.num_classes, "dtype": dtype}
-        pairs.append(
-            Pair(
-                model.generator(
-                    config.data.size, sizes.width, channels=config.data.channels, **common
-                ),
-                model.discriminator(config.data.size, sizes.discriminator_width, **common),
+
+    def pair(sizes: ConfigDict) -> Pair:
+        generators, discriminators = (
+            MODELS[config.model].gan(
+                config.data.size,
+                width,
+                channels=config.data.channels,
+                classes=source.num_classes,
+                dtype=jnp.dtype(config.dtype),
             )
+            for width in (sizes.width, sizes.discriminator_width)
         )
-    return Task(source, pairs[0], pairs[1], latents(config.latent))
+        return Pair(generators.generator, discriminators.discriminator)
+
+    mesh = harness.mesh(config.mesh, config.batch_size)
+    return Task(source, pair(config.teacher), pair(config.student), latents(config.latent), mesh)
 
 
 def adversarial(config: ConfigDict) -> tuple[dict[str, Term], dict[str, Term]]:
@@ -332,14 +337,8 @@ def make_judge(config: ConfigDict, source: kd_data.Source) -> Judge:
     )
 
 
-def main(config: ConfigDict, workdir: Path, dry_run: bool) -> None:
+def main(config: ConfigDict, task: Task, workdir: Path) -> None:
     """Trains everything that is not trained yet, measures it, and writes the report."""
-    with harness.user_errors():
-        task = build(config)
-        mesh = harness.mesh(config.mesh, config.batch_size)
-    if dry_run:
-        harness.print_plan(config, _plan(config, task), _batch(config, task))
-        return
     judge = make_judge(config, task.source)
     trained: dict[str, list[Variables]] = {}
     images: dict[str, int] = {}
@@ -362,7 +361,7 @@ def main(config: ConfigDict, workdir: Path, dry_run: bool) -> None:
             log_every=config.log_every,
             evaluate_every=config.evaluate_every,
             checkpoint_every=config.checkpoint_every,
-            mesh=mesh,
+            mesh=task.mesh,
             rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
         )
         trained.setdefault(name, []).append(variables)
@@ -381,15 +380,16 @@ def main(config: ConfigDict, workdir: Path, dry_run: bool) -> None:
     _report(config, workdir, task, judge, trained, images)
 
 
-def _plan(config: ConfigDict, task: Task) -> dict[str, harness.Recipe]:
-    """Every kind of training, with shapes in the place of the teacher's variables."""
-    example = task.inputs(jax.random.key(0), _batch(config, task))
+def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Batch]:
+    """Every kind of training, with shapes in the place of the teacher's variables, and a batch."""
+    batch = _batch(config, task)
+    example = task.inputs(jax.random.key(0), batch)
     teacher = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *example.generator)
-    plan = {"teacher": teacher_recipe(config, task)}
+    recipes = {"teacher": teacher_recipe(config, task)}
     for regime in config.regimes:
         for arm in ARMS:
-            plan[f"{regime}/{arm}"] = student_recipe(config, task, regime, arm, teacher)
-    return plan
+            recipes[f"{regime}/{arm}"] = student_recipe(config, task, regime, arm, teacher)
+    return recipes, batch
 
 
 def _batch(config: ConfigDict, task: Task) -> Batch:
@@ -504,5 +504,7 @@ def _curves(histories: Mapping[str, Any], name: str) -> dict[str, tuple[list[flo
     return curves
 
 
+EXPERIMENT = harness.Experiment(get_config, ("full", "demo", "tiny"), build, plan, main)
+
 if __name__ == "__main__":
-    harness.launch(get_config, main, presets=("full", "demo", "tiny"))
+    harness.launch(EXPERIMENT)

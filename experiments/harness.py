@@ -1,6 +1,7 @@
 """What all experiments share: the command line, a run's folder, one resumable training."""
 
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -47,26 +48,64 @@ def cache_dir() -> Path:
     return Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
 
 
-def launch(
-    get_config: Callable[[str], ConfigDict],
-    main: Callable[[ConfigDict, Path, bool], None],
-    presets: Sequence[str],
-) -> NoReturn:
-    """The `__main__` of an experiment: flags, then `main(config, workdir, dry_run)`.
+class Experiment(NamedTuple):
+    """What an experiment module provides.
 
-    Args:
+    Attributes:
       get_config: `preset -> ConfigDict`; the flags `--config.path.to.value=...` change it.
-      main: the experiment.
       presets: the presets' names, the default first.
+      build: `config -> task`: opens the data and makes the networks; a ValueError or a
+        FileNotFoundError of one line where a setting does not fit.
+      plan: `(config, task) -> (recipes by name, batch)`: for the dry run, with shapes in the place
+        of variables.
+      main: `(config, task, workdir)`: trains, measures, reports.
     """
+
+    get_config: Callable[[str], ConfigDict]
+    presets: Sequence[str]
+    build: Callable[[ConfigDict], Any]
+    plan: Callable[[ConfigDict, Any], tuple[Mapping[str, "Recipe"], Batch]]
+    main: Callable[[ConfigDict, Any, Path], None]
+
+
+def execute(
+    experiment: Experiment,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    resume: bool = True,
+    dry_run: bool = False,
+) -> None:
+    """Runs an experiment, or goes on with it; nothing is written before its settings are checked.
+
+    Raises:
+      UsageError: when a setting does not fit, or `workdir` is not this run's.
+      CheckpointError: when a checkpoint cannot be read or written.
+      NonFiniteError: when a metric is not finite.
+    """
+    with user_errors():
+        task = experiment.build(config)
+    if dry_run:
+        print_plan(config, *experiment.plan(config, task))
+        return
+    claim(workdir, config, resume)
+    experiment.main(config, task, workdir)
+
+
+def launch(experiment: Experiment) -> NoReturn:
+    """The `__main__` of an experiment: flags, then `execute`; errors of use are one line each."""
+    presets = experiment.presets
     flags.DEFINE_string("workdir", None, "The run's folder: new, or that of the run to go on with.")
     flags.DEFINE_enum("preset", presets[0], presets, "The configuration to start from.")
     flags.DEFINE_bool("resume", True, "Go on with the run that workdir holds, if it holds one.")
     flags.DEFINE_bool("dry_run", False, "Print configuration, networks and cost, and stop.")
     preset = _peek(sys.argv, "preset", presets[0])
-    config_flags.DEFINE_config_dict(
-        "config", get_config(preset if preset in presets else presets[0])
-    )
+    config = experiment.get_config(preset if preset in presets else presets[0])
+    try:
+        check_settings(sys.argv[1:], config)
+    except UsageError as error:
+        _fail(error)
+    config_flags.DEFINE_config_dict("config", config)
 
     def parse(argv: list[str]) -> list[str]:
         try:
@@ -83,17 +122,41 @@ def launch(
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         logging.getLogger("absl").setLevel(logging.WARNING)
-        config, dry_run = flags.FLAGS.config.lock(), flags.FLAGS.dry_run
-        workdir = Path(flags.FLAGS.workdir or ".").absolute()
+        given = flags.FLAGS
+        workdir = Path(given.workdir or ".").absolute()
         try:
-            if not dry_run:
-                claim(workdir, config, flags.FLAGS.resume)
-            main(config, workdir, dry_run)
+            execute(
+                experiment,
+                given.config.lock(),
+                workdir,
+                resume=given.resume,
+                dry_run=given.dry_run,
+            )
         except (UsageError, CheckpointError, NonFiniteError) as error:
             _fail(error)
 
     app.run(run, flags_parser=parse)
     raise AssertionError("app.run returned")
+
+
+def check_settings(arguments: Sequence[str], config: ConfigDict) -> None:
+    """Refuses flags `--config.path.to.value` of which there is no such value.
+
+    Raises:
+      UsageError: for the first of them; it says what is meant, or what there is.
+    """
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if not argument.startswith("-") or not name.startswith("config."):
+            continue
+        node: Any = config
+        for key in name.split(".")[1:]:
+            known = list(node) if isinstance(node, ConfigDict) else []
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+                raise UsageError(f"unknown setting --{name}: no {key!r} here; {hint}")
+            node = node[key]
 
 
 def _peek(argv: Sequence[str], name: str, default: str) -> str:

@@ -243,7 +243,12 @@ def test_odd_bits_come_back(tmp_path, states):
 
 def test_leftovers_are_removed_and_nothing_else(tmp_path, states):
     saved(tmp_path, states, (1,))
-    for leftover in ("2.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-17/generator", "4", "5/data"):
+    for leftover in (
+        "2.orbax-checkpoint-tmp",
+        "3.orbax-checkpoint-tmp-17/generator",
+        "4",
+        "5/data",
+    ):
         (tmp_path / leftover).mkdir(parents=True)
     (tmp_path / "5" / "data" / "metadata").write_text("{}")
     (tmp_path / "notes").mkdir()
@@ -292,19 +297,18 @@ def test_a_flipped_bit_anywhere_in_the_manifest_never_gives_wrong_values(tmp_pat
     saved(tmp_path, states, (1,))
     manifest = tmp_path / "1" / "manifest.json"
     content = manifest.read_bytes()
-    refused = 0
+    refused = []
     for place in range(0, len(content), 41):
         flipped = content[place] ^ 1 << place % 8
         manifest.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
         try:
             variables, _ = load_generator(tmp_path)
         except CheckpointError as error:
-            refused += 1
-            assert str(tmp_path / "1") in str(error)
-            assert "\n" not in str(error)
+            refused.append(str(error))
         else:  # one blank became another
             same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, states[0].ema))
-    assert refused > 0.9 * len(range(0, len(content), 41))
+    assert len(refused) > 0.9 * len(range(0, len(content), 41))
+    assert all(str(tmp_path / "1") in line and "\n" not in line for line in refused)
 
 
 def test_the_way_out_that_the_error_names_works(tmp_path, states):

@@ -60,3 +60,62 @@ def test_the_count_grows_with_the_batch(factor):
     assert cost.multiply_accumulates(network, v, np.repeat(z, factor, 0)) == pytest.approx(
         factor * one, rel=0.01
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "depth", "channels"), [(16, 12, 1, 3), (16, 8, 0, 1), (32, 16, 0, 3)]
+)
+def test_deeper_and_larger_dcgans_by_hand(size, width, depth, channels):
+    network, z = dcgan.generator(size, width, depth=depth, channels=channels), np.zeros((1, 10))
+    v = jax.eval_shape(lambda: variables(network, z.astype(np.float32)))
+    widths = {16: [2 * width, width], 32: [4 * width, 2 * width, width]}[size]
+    products, side = 10 * 16 * widths[0], 4
+    for inputs, outputs in zip(widths, [*widths[1:], channels], strict=True):
+        products += depth * (3 * side - 2) ** 2 * inputs**2  # 3x3, its corners outside
+        products += (4 * side - 2) ** 2 * inputs * outputs
+        side *= 2
+    found = cost.multiply_accumulates(network, v, z.astype(np.float32))
+    assert 0.99 * products <= found <= 1.1 * products
+
+
+def test_parameters_are_counted_without_statistics():
+    network = dcgan.generator(16, 8, depth=1, classes=3)
+    v = jax.eval_shape(
+        lambda: variables(network, np.zeros((1, 5), np.float32), np.zeros(1, np.int32))
+    )
+    label, dense, norms = 3 * 5, (5 + 5) * 16 * 16, 2 * (16 + 16 + 8 + 8)
+    convolutions = 9 * (16 * 16 + 8 * 8) + 16 * (16 * 8 + 8 * 3) + 3
+    assert v["batch_stats"]
+    assert cost.parameter_count(v) == label + dense + norms + convolutions
+
+
+def test_a_conditional_mlp_by_hand():
+    network, inputs = (
+        mlp.generator(4, 8, classes=3, depth=1),
+        (np.zeros((1, 5), np.float32), np.zeros(1, np.int32)),
+    )
+    v = jax.eval_shape(lambda: variables(network, *inputs))
+    assert cost.parameter_count(v) == (5 + 3 + 1) * 8 + (8 + 1) * 16
+
+
+def test_calls_that_warm_up_are_not_timed(monkeypatch):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+
+    def call():
+        calls.append(1)
+        clock[0] += 100.0 if len(calls) <= 4 else 0.25
+        return np.zeros(2)
+
+    found = cost.latency(call, runs=6, warmup=4)
+    assert found == cost.Latency(0.25, 0.25, 0.25, 6)
+    assert len(calls) == 10
+
+
+def test_the_result_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(cost.jax, "block_until_ready", waited.append)
+    clock = iter([0.0, 1.0, 1.0, 3.0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: [next(clock), waited.append("clock")][0])
+    assert cost.latency(lambda: "result", runs=2, warmup=1).median == 1.5
+    assert waited == ["result", *["clock", "result", "clock"] * 2]

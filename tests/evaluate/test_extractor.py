@@ -1,9 +1,11 @@
 """The classifier whose features distances are measured in."""
 
+import jax
 import numpy as np
 import pytest
 
 from kd_jax.evaluate import extractor
+from kd_jax.models.classifier import classifier
 
 
 @pytest.fixture
@@ -53,3 +55,46 @@ def test_any_number_of_images(data, tmp_path):
     assert features.dtype == np.float32
     np.testing.assert_allclose(features[:3], found.features(many[:3]), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(features[240:], features[:40], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 11])
+def test_batches_change_nothing(n):
+    network = classifier(3, width=4)
+    images = np.random.default_rng(n).uniform(-1, 1, (n, 8, 6, 2)).astype(np.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    logits, taps, _ = jax.jit(network.apply)(variables, images)
+    found = extractor.from_network("net", network, variables, batch=4)
+    assert found.name == "net"
+    for result, expected in (
+        (found.features(images), taps["features"]),
+        (found.logits(images), logits),
+    ):
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_other_data_and_labels_have_other_names(data, tmp_path):
+    images, labels = data
+    found = [
+        make(d, tmp_path)
+        for d in (data, (images[::-1].copy(), labels[::-1].copy()), (images, 1 - labels))
+    ]
+    assert len({f.name for f in found}) == 3
+    assert len(list((tmp_path / "classifiers").iterdir())) == 3
+    assert (found[2].logits(images).argmax(1) == 1 - labels).all()
+
+
+def test_a_damaged_cache_is_never_the_same_extractor(data, tmp_path):
+    """Cut short it is refused; a flipped bit shows in the name, which is the weights' hash."""
+    first = make(data, tmp_path)
+    (path,) = (tmp_path / "classifiers").iterdir()
+    content = path.read_bytes()
+    for percent in (0, 50, 99):
+        path.write_bytes(content[: len(content) * percent // 100])
+        with pytest.raises(ValueError, match="incomplete"):
+            make(data, tmp_path)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert make(data, tmp_path).name != first.name
+    path.unlink()
+    assert make(data, tmp_path).name == first.name

@@ -83,3 +83,63 @@ def test_errors():
         moments(np.ones((1, 4)))
     with pytest.raises(ValueError, match="3 and 4"):
         frechet_distance(random_moments(0, 3, 9), random_moments(0, 4, 9))
+
+
+def test_commuting_covariances():
+    """With the same eigenvectors the roots' difference is all."""
+    rotation, _ = np.linalg.qr(np.random.default_rng(7).normal(size=(4, 4)))
+    a, b = np.array([1.0, 4, 9, 0.25]), np.array([25.0, 4, 16, 1])
+    covariances = ((rotation * x) @ rotation.T for x in (a, b))
+    found = frechet_distance(*(gaussian(np.zeros(4), c) for c in covariances))
+    assert found == pytest.approx(16 + 0 + 1 + 0.25, rel=1e-9)
+
+
+def test_covariances_of_rank_one_and_of_rank_none():
+    u, v = np.array([3.0, 0, 4]), np.array([1.0, 2, 2])
+    a, b, point = (gaussian([0, 0, 0], np.outer(x, x)) for x in (u, v, 0 * u))
+    # tr (u u' v v')^(1/2) = |u . v| = 11
+    assert frechet_distance(a, b) == pytest.approx(25 + 9 - 2 * 11, rel=1e-6)
+    assert frechet_distance(a, point) == pytest.approx(25)
+    assert frechet_distance(point, point) == 0.0
+
+
+@pytest.mark.parametrize("n", [2, 5, 200])
+def test_a_distance_is_never_negative(n):
+    x = np.random.default_rng(n).normal(1e3, 1e-3, (n, 6))
+    assert 0.0 <= frechet_distance(moments(x), moments(x[::-1])) < 1e-6
+
+
+def test_moments_by_hand():
+    found = moments([[1, 10], [3, 10], [5, 40]])
+    np.testing.assert_allclose(found.mean, [3, 20])
+    np.testing.assert_allclose(found.covariance, [[4, 30], [30, 300]])
+    assert found.mean.dtype == found.covariance.dtype == np.float64
+
+
+def test_the_published_moments_and_the_other_normalisation(golden):
+    for path in sorted(golden.glob("metrics_*.npz")):
+        with np.load(path) as file:
+            found = {name: moments(file[f"in/{name}"]) for name in ("fake", "real")}
+            for name, m in found.items():
+                np.testing.assert_allclose(m.mean, file[f"in/mu_{name}64"], rtol=1e-9, atol=1e-12)
+                np.testing.assert_allclose(
+                    m.covariance, file[f"in/sigma_{name}64"], rtol=1e-9, atol=1e-12
+                )
+            # NVlabs' tools divide by N where everyone else divides by N - 1.
+            biased = [
+                m._replace(covariance=m.covariance * (1 - 1 / m.examples)) for m in found.values()
+            ]
+            expected = float(file["out/fid_nvlabs64"])
+            assert frechet_distance(*biased) == pytest.approx(expected, rel=1e-4)
+            assert frechet_distance(*found.values()) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf])
+def test_infinite_features_and_wrong_shapes_are_refused(bad):
+    x = np.ones((4, 2))
+    x[2, 1] = bad
+    with pytest.raises(ValueError, match="example 2 are not finite"):
+        moments(x)
+    for shape in ((5,), (2, 2, 2), (0, 3)):
+        with pytest.raises(ValueError, match="need \\[N, D\\] with N >= 2"):
+            moments(np.ones(shape))

@@ -36,3 +36,50 @@ def test_curves(tmp_path):
     save_curves(tmp_path / "c.png", {"one": {"a": ([1, 2], [3.0, 400.0])}, "none": {}})
     with Image.open(tmp_path / "c.png") as image:
         assert image.width > 2 * image.height
+
+
+def test_every_byte_comes_back():
+    every = np.arange(256)
+    found = to_uint8((every / 127.5 - 1).astype(np.float32))
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, every)
+
+
+def test_bytes_are_rounded_not_cut():
+    np.testing.assert_array_equal(to_uint8(np.array([9.4, 9.6, 254.6]) / 127.5 - 1), [9, 10, 255])
+
+
+def test_rows_of_different_lengths_leave_white(tmp_path):
+    black = -np.ones((3, 4, 4, 1))
+    save_grid(tmp_path / "grid.png", {"long": black, "a": black[:1]}, scale=1)
+    with Image.open(tmp_path / "grid.png") as image:
+        assert image.format == "PNG"
+        sheet = np.asarray(image)
+    margin = sheet.shape[1] - 3 * 6
+    assert sheet.shape == (2 * 6 + 2, margin + 18, 3)
+    assert (sheet[2:6, margin : margin + 4] == 0).all()
+    assert (sheet[2:6, margin + 12 : margin + 16] == 0).all()
+    assert (sheet[8:12, margin : margin + 4] == 0).all()
+    assert (sheet[8:12, margin + 4 :] == 255).all()
+    assert (sheet[2:6, margin + 4 : margin + 6] == 255).all()  # the gap between tiles
+    assert sheet[:8, :margin].min() < 128  # the label
+
+
+def test_colours_are_in_order(tmp_path):
+    image = np.full((1, 2, 3, 3), -1.0)
+    image[0, 0, 0, 0] = image[0, 0, 2, 1] = image[0, 1, 1, 2] = 1.0
+    save_grid(tmp_path / "grid.png", {"x": image}, scale=3)
+    with Image.open(tmp_path / "grid.png") as sheet:
+        margin = sheet.width - (3 * 3 + 2)
+        for place, colour in (((0, 0), (255, 0, 0)), ((2, 0), (0, 255, 0)), ((1, 1), (0, 0, 255))):
+            for inner in (0, 2):
+                x, y = (3 * side + inner for side in place)
+                assert sheet.getpixel((margin + x, 2 + y)) == colour
+
+
+@pytest.mark.parametrize("values", [[0.0, 1e3], [-5.0, 1e3], [1.0, 1.5], []])
+def test_curves_of_any_range(tmp_path, values):
+    save_curves(tmp_path / "c.png", {"loss": {"a": (list(range(len(values))), values)}})
+    with Image.open(tmp_path / "c.png") as image:
+        assert image.format == "PNG"
+        assert np.asarray(image.convert("L")).min() < 100

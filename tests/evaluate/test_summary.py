@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -47,3 +48,34 @@ def test_the_gap(alone, distilled, teacher, expected):
 def test_no_gap():
     with pytest.raises(ValueError, match="as good as the teacher"):
         gap_closed(2, 1, 2)
+
+
+def test_two_seeds_by_hand():
+    # Deviation |a - b| / sqrt(2); t(0.975, 1) is tan(0.475 pi) = 12.7062.
+    found = summarize([1.0, 4.0])
+    assert found.mean == 2.5
+    assert found.deviation == pytest.approx(3 / math.sqrt(2))
+    half = math.tan(0.475 * math.pi) * 1.5
+    assert (found.low, found.high) == (pytest.approx(2.5 - half), pytest.approx(2.5 + half))
+
+
+def test_the_interval_holds_the_mean_in_19_of_20():
+    rng = np.random.default_rng(0)
+    found = [summarize(list(rng.normal(3.0, 2.0, 4))) for _ in range(1000)]
+    held = sum(s.low <= 3.0 <= s.high for s in found)
+    assert 920 <= held <= 975  # 950 expected, with a deviation of 7
+
+
+def test_equal_figures_have_an_empty_interval():
+    assert summarize((0.5, 0.5, 0.5)) == (0.5, 0.0, 0.5, 0.5, (0.5, 0.5, 0.5))
+
+
+def test_what_comes_back_are_floats():
+    found = summarize([np.float32(0.5), 2])
+    assert all(type(x) is float for x in (*found[:4], *found.values))
+    assert math.isnan(summarize([1.0]).high)
+
+
+def test_a_teacher_that_is_worse_leaves_no_gap():
+    with pytest.raises(ValueError, match=r"the student alone \(2\) is as good as .* \(3\.5\)"):
+        gap_closed(2.0, 1.0, 3.5)

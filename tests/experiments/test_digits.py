@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from PIL import Image
 
 from experiments import digits, harness
 from kd_jax.checkpoint import CheckpointError
+from kd_jax.logs import read_jsonl
 from kd_jax.loop import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +35,9 @@ def tiny():
     return config.lock()
 
 
+execute = partial(harness.execute, digits.EXPERIMENT)
+
+
 def run(workdir, *flags, **kwargs):
     args = [sys.executable, "-m", "experiments.digits", "--preset=tiny", f"--workdir={workdir}"]
     return subprocess.run(
@@ -42,8 +47,7 @@ def run(workdir, *flags, **kwargs):
 
 def test_from_data_to_report(tmp_path, capsys):
     config = digits.get_config("tiny")
-    harness.claim(tmp_path, config, resume=True)
-    digits.main(config, tmp_path, False)
+    execute(config, tmp_path)
     printed = capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["regimes"]) == {"scarce", "all"}
@@ -60,13 +64,13 @@ def test_from_data_to_report(tmp_path, capsys):
         assert f"({picture})" in page
         with Image.open(tmp_path / picture) as opened:
             assert opened.width > 100
-    rows = [json.loads(r) for r in (tmp_path / "seed0/teacher/metrics.jsonl").open()]
+    rows = read_jsonl(tmp_path / "seed0/teacher/metrics.jsonl")
     assert [row["step"] for row in rows if "g/total" in row] == [2, 4]
     assert [row["step"] for row in rows if "quality/frechet" in row] == [2, 4]
 
     # Once more: everything is found done, and says the same.
     before = report["regimes"]
-    digits.main(config, tmp_path, False)
+    execute(config, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["regimes"] == before
     assert "at step 4 of 4" in capsys.readouterr().out
 
@@ -88,14 +92,18 @@ def arrays(folder):
 def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     assert run(unbroken).returncode == 0
-    checkpoints = list(unbroken.glob("seed0/**/checkpoints/*/manifest.json"))
+
+    def saved(folder):
+        where = "checkpoints/*/manifest.json"
+        return [*folder.glob(f"seed0/teacher/{where}"), *folder.glob(f"seed0/*/*/{where}")]
+
+    checkpoints = saved(unbroken)
     kills = 0
     for wanted in sorted(random.sample(range(1, len(checkpoints)), 2)):
         args = [sys.executable, "-m", "experiments.digits", "--preset=tiny", f"--workdir={killed}"]
         with subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
             while process.poll() is None:
-                done = len(list(killed.glob("seed0/**/checkpoints/*/manifest.json")))
-                if done >= wanted:
+                if len(saved(killed)) >= wanted:
                     time.sleep(random.uniform(0, 0.5))
                     process.send_signal(signal.SIGKILL)
                     kills += process.wait() == -signal.SIGKILL
@@ -116,7 +124,10 @@ def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--config.student.widht=3"], "Did you mean: config.student.width"),
+        (
+            ["--config.student.widht=3"],
+            "--config.student.widht: no 'widht' here; did you mean width?",
+        ),
         (["--config.student.width=wide"], "config.student.width"),
         (["--preset=huge"], "preset"),
         (["--config.data.size=20"], "a DCGAN's size is one of 16, 32, 64, 128, 256, not 20"),
@@ -155,7 +166,7 @@ def folders(tmp_path, case):
     [
         ("no image", ["a/2.png"]),
         ("other size", ["a/2.png", "8x8", "16x16"]),
-        ("other channels", ["a/2.png", "3", "1"]),
+        ("other channels", ["a/2.png", "RGB", "grey"]),
     ],
 )
 def test_bad_images_are_named(tmp_path, case, parts):
@@ -163,7 +174,7 @@ def test_bad_images_are_named(tmp_path, case, parts):
     config = tiny()
     config.data.source = f"folder:{tmp_path}"
     with pytest.raises(harness.UsageError) as error:
-        digits.main(config, tmp_path / "run", False)
+        execute(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     for part in parts:
         assert part in str(error.value)
@@ -177,14 +188,14 @@ def test_missing_and_empty_folders(tmp_path, make):
     config = tiny()
     config.data.source = f"folder:{folder}"
     with pytest.raises(harness.UsageError, match="photos"):
-        digits.main(config, tmp_path / "run", False)
+        execute(config, tmp_path / "run")
 
 
 def test_a_batch_that_does_not_divide(tmp_path):
     config = tiny()
     config.mesh.data, config.batch_size = 8, 12
     with pytest.raises(harness.UsageError, match=r"batch of 12 .* 8 devices; 8 or 16 would"):
-        digits.main(config, tmp_path, False)
+        execute(config, tmp_path)
 
 
 def test_another_configuration_is_refused(tmp_path):
@@ -209,7 +220,7 @@ def test_nan_stops_with_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
     config = tiny()
     config.teacher.g_rate = 1e38
     with pytest.raises(NonFiniteError) as error:
-        digits.main(config, tmp_path, False)
+        execute(config, tmp_path)
     message = str(error.value)
     assert "\n" not in message
     assert "seed0/teacher: step " in message
@@ -221,20 +232,20 @@ def test_nan_stops_with_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
 
 def test_a_truncated_checkpoint_is_named(tmp_path):
     config = tiny()
-    digits.main(config, tmp_path, False)
+    execute(config, tmp_path)
     victim = max(
         (p for p in tmp_path.glob("seed0/teacher/checkpoints/4/generator/**/*") if p.is_file()),
         key=lambda p: p.stat().st_size,
     )
     os.truncate(victim, victim.stat().st_size // 2)
     with pytest.raises(CheckpointError) as error:
-        digits.main(config, tmp_path, False)
+        execute(config, tmp_path)
     assert str(victim) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
-    digits.main(tiny(), tmp_path / "run", True)
+    execute(tiny(), tmp_path / "run", dry_run=True)
     printed = capsys.readouterr().out
     assert "scarce/distilled: 4 steps of" in printed
     assert "GFLOP" in printed
@@ -248,5 +259,5 @@ def test_the_mlp_and_a_mesh_and_bfloat16(tmp_path):
     config.model, config.dtype = "mlp", "bfloat16"
     config.mesh.data, config.mesh.model = 4, 2
     config.data.size = 28
-    digits.main(config, tmp_path, False)
+    execute(config, tmp_path)
     assert (tmp_path / "report.md").exists()

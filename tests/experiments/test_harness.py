@@ -1,6 +1,9 @@
 """The command line's small parts."""
 
+import re
+
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import harness
 
@@ -32,3 +35,23 @@ def test_the_preset_is_known_before_the_flags(flags, preset):
 def test_user_errors_become_one_line():
     with pytest.raises(harness.UsageError, match="no such folder"), harness.user_errors():
         raise FileNotFoundError("no such folder")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.stduent.width=3", "no 'stduent' here; did you mean student?"),
+        ("--config.student.w", "no 'w' here; there is width"),
+        ("--config.student.width.more=1", "no 'more' here"),
+        ("--config.student.width=1", None),
+        ("--config.seeds=(1,)", None),
+        ("--workdir=config.nothing", None),
+    ],
+)
+def test_unknown_settings(flag, message):
+    config = ConfigDict({"student": {"width": 1}, "seeds": (0,)})
+    if message is None:
+        harness.check_settings([flag], config)
+    else:
+        with pytest.raises(harness.UsageError, match=re.escape(message)):
+            harness.check_settings([flag], config)
