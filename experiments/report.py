@@ -57,14 +57,10 @@ class Regime(NamedTuple):
 
     def gap(self) -> Summary | None:
         """The share of the gap closed; None where a student alone was as good as its teacher."""
-        try:
-            shares = [
-                gap_closed(a, d, t)
-                for t, a, d in zip(self.teacher, self.alone, self.distilled, strict=True)
-            ]
-        except ValueError:
+        seeds = list(zip(self.teacher, self.alone, self.distilled, strict=True))
+        if any(alone <= teacher for teacher, alone, _ in seeds):
             return None
-        return summarize(shares)
+        return summarize([gap_closed(a, d, t) for t, a, d in seeds])
 
 
 class Report(NamedTuple):
@@ -185,7 +181,8 @@ def _sentence(name: str, regime: Regime) -> str:
     )
     found = "better" if distilled < alone else "no better"
     gap = regime.gap()
-    closed = f", which closes **{100 * gap.mean:.0f}%** of the gap" if gap and gap.mean > 0 else ""
+    helped = gap is not None and gap.mean > 0 and distilled < alone
+    closed = f", which closes **{100 * gap.mean:.0f}%** of the gap" if gap and helped else ""
     return (
         f"With {regime.images:,} real images (*{name}*) the distilled student is **{found}** than "
         f"the same student alone: distance {distilled:.2f} against {alone:.2f}, the teacher's "

@@ -84,6 +84,7 @@ class Checkpoints:
             if jax.process_index() == 0:
                 _write_manifest(self._directory / str(step))
         except (OSError, ValueError) as error:
+            shutil.rmtree(self._directory / str(step), ignore_errors=True)  # it has no manifest
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"step {step} not saved to {self._directory}: {reason}") from None
 

@@ -22,7 +22,8 @@ class Hook(NamedTuple):
 
     Attributes:
       every: called after each `every`-th step, and after the last.
-      fn: `fn(step, state)`; all metrics up to `step` were finite and have been logged by then.
+      fn: `fn(step, state)`; all metrics up to `step` were finite, and all windows that ended by
+        then have been logged. To resume with whole windows, save at multiples of `log_every`.
     """
 
     every: int

@@ -39,11 +39,18 @@ def latents(size: int, conditional: bool = True) -> MakeInputs:
     Args:
       size: the latent's length; latents are standard normal `[B, size]`.
       conditional: whether the networks take `batch["label"]`, int `[B]`, beside the latents.
+
+    Raises:
+      ValueError: (of the task) when the batch has neither `label` nor `image` to count.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
+        counted = batch.get("label", batch.get("image"))
+        if counted is None or (conditional and "label" not in batch):
+            needed = "'label'" if conditional else "'label' or 'image'"
+            raise ValueError(f"the batch has {sorted(batch)}; drawing latents needs {needed}")
         labels = (batch["label"],) if conditional else ()
-        count = batch["label" if "label" in batch else "image"].shape[0]
+        count = counted.shape[0]
         z = jax.random.normal(key, (count, size))
         return Inputs((z, *labels), labels, batch.get("image"), batch)
 

@@ -107,7 +107,7 @@ def initialize(
 
 
 def place(tree: Any, mesh: Mesh | None, rule: Rule = replicated) -> Any:
-    """A copy of `tree` on the mesh (a teacher's variables, a restored state)."""
+    """A copy of `tree` (a teacher's variables, a state) on the mesh; `tree` itself without one."""
     if mesh is None:
         return tree
     # A copy, since device_put shares buffers that a donation would then take from the caller; its

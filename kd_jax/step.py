@@ -153,7 +153,7 @@ def data_free(step: Step, teacher: Network, inputs: MakeInputs, share: float = 1
         1 the batch needs no images at all, only what `inputs` reads (labels).
 
     Raises:
-      ValueError: when `share` is outside (0, 1].
+      ValueError: when `share` is outside (0, 1], or less than one image of the batch.
     """
     if not 0.0 < share <= 1.0:
         raise ValueError(f"share={share} of teacher images is outside (0, 1]")
@@ -166,6 +166,8 @@ def data_free(step: Step, teacher: Network, inputs: MakeInputs, share: float = 1
         given = _split(inputs(_key(state, _DATA), batch))
         images, _, _ = teacher.apply(teacher_variables.generator, *given.generator)
         count = round(share * images.shape[0])
+        if count == 0:
+            raise ValueError(f"share={share} of a batch of {images.shape[0]} is not one image")
         if count < images.shape[0]:
             images = jnp.concatenate([images[:count], batch["image"][count:]])
         return step(state, teacher_variables, {**batch, "image": images})

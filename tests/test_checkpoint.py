@@ -178,6 +178,8 @@ def test_a_manifest_that_cannot_be_written_is_told(tmp_path, states, monkeypatch
     monkeypatch.setattr(checkpoint, "_write_manifest", full)
     with pytest.raises(CheckpointError, match="No space left"):
         checkpoints.save(2, states[1], {})
+    assert checkpoints.latest_step() == 1
+    same(checkpoints.restore(states[0])[0], states[0])
     same(opened(tmp_path).restore(states[0])[0], states[0])
 
 
@@ -366,9 +368,15 @@ def test_files_that_cannot_be_written_in_earnest(tmp_path, states):
 def test_orbax_is_quiet_only_while_it_works(tmp_path, states, monkeypatch):
     logger = logging.getLogger("absl")
     monkeypatch.setattr(logger, "level", logging.INFO)
-    saved(tmp_path, states, (1,))
+    levels = []
+
+    def save(*args, **kwargs):
+        levels.append(logger.level)
+        raise ZeroDivisionError
+
     checkpoints = opened(tmp_path)
-    monkeypatch.setattr(checkpoint, "_write_manifest", lambda _: 1 / 0)
+    monkeypatch.setattr(checkpoints._manager, "save", save)
     with pytest.raises(ZeroDivisionError):
         checkpoints.save(2, states[1], {})
+    assert levels == [logging.CRITICAL]
     assert logger.level == logging.INFO

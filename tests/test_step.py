@@ -483,6 +483,8 @@ def test_data_free_refusals():
             data_free(step, FAR, _task, share)
     with pytest.raises(ValueError, match="the data-free step needs teacher_variables, not None"):
         data_free(step, FAR, _task)(state, None, BATCH)
+    with pytest.raises(ValueError, match=r"share=0\.01 of a batch of \d+ is not one image"):
+        data_free(step, FAR, _task, 0.01)(state, FAR_VARIABLES, BATCH)
 
 
 # Real networks.
@@ -564,3 +566,10 @@ def test_mlp_gan_learns_a_constant_image():
     after = error(run(state).ema)
     assert before > 0.5
     assert after < 0.4 * before
+
+
+def test_what_latents_need_is_told():
+    with pytest.raises(ValueError, match=r"\['image'\]; drawing latents needs 'label'"):
+        latents(3)(jax.random.key(0), {"image": np.zeros((2, 4))})
+    with pytest.raises(ValueError, match="needs 'label' or 'image'"):
+        latents(3, conditional=False)(jax.random.key(0), {})

@@ -50,6 +50,9 @@ def classifier_extractor(
       name: the data's name.
       classes: the number of classes.
       cache: the folder of cached weights.
+
+    Raises:
+      ValueError: when the cached file is damaged; it is named.
     """
     network = classifier(classes)
     abstract = jax.eval_shape(network.init, jax.random.key(0), images[:1])
@@ -65,7 +68,10 @@ def classifier_extractor(
         partial.write_bytes(serialization.to_bytes(trained))
         os.replace(partial, path)
     stored = path.read_bytes()
-    variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
+    try:
+        variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
+    except Exception as error:  # msgpack raises errors of many kinds for damaged bytes
+        raise ValueError(f"{path} is damaged; delete it, and it will be made again") from error
     weights_hash = hashlib.sha256(stored).hexdigest()[:8]
     return from_network(f"{name}-classifier-{weights_hash}", network, variables)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
 from kd_jax.evaluate.pictures import save_curves, save_grid, to_uint8
@@ -83,3 +84,14 @@ def test_curves_of_any_range(tmp_path, values):
     with Image.open(tmp_path / "c.png") as image:
         assert image.format == "PNG"
         assert np.asarray(image.convert("L")).min() < 100
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [([1.0, 30.0], True), ([1.0, 19.0], False), ([0.0, 30.0], False), ([-1.0, 30.0], False)],
+)
+def test_a_logarithmic_axis_shows_every_value(tmp_path, monkeypatch, values, logarithmic):
+    scales = []
+    monkeypatch.setattr(Axes, "set_yscale", lambda self, scale: scales.append(scale))
+    save_curves(tmp_path / "c.png", {"loss": {"a": ([1, 2], values), "b": ([1], [2.0])}})
+    assert scales == ["log"] * logarithmic

@@ -166,3 +166,14 @@ def test_a_cost_is_of_one_image_and_of_the_batch():
     assert products <= found.multiply_accumulates < 2 * products  # and not of the six
     assert found.batch_size == 6
     assert found.single.runs == found.batch.runs == 50
+
+
+def test_better_and_worse_are_not_said_at_once():
+    told = sentence(markdown(report(all=Regime(9, (1.0, 1.0), (3.0, 10.0), (2.0, 12.0)))), "all")
+    assert "no better" in told
+    assert "closes" not in told
+
+
+def test_seeds_that_do_not_match_are_an_error():
+    with pytest.raises(ValueError, match="shorter"):
+        Regime(9, (1.0, 1.0), (3.0, 10.0), (2.0,)).gap()
