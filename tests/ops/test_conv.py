@@ -228,3 +228,65 @@ def test_what_does_not_fit_is_refused(op, x, kernel, stride, error, match):
 def test_mixed_dtypes_are_refused(op):
     with pytest.raises(TypeError, match="images are bfloat16, the kernel is float32"):
         op(jnp.zeros((1, 4, 4, 2), jnp.bfloat16), jnp.zeros((3, 3, 2, 1)))
+
+
+# (channels, sides of the input): those that Winograd's form is used for, and the next that are not.
+WINOGRAD = [
+    pytest.param("conv", (16, 3), (8, 4), True, id="conv"),
+    pytest.param("conv", (17, 2), (4, 12), True, id="conv-odd-channels"),
+    pytest.param("conv", (15, 3), (8, 4), False, id="conv-few-channels"),
+    pytest.param("conv", (16, 3), (6, 8), False, id="conv-other-side"),
+    pytest.param("conv_transpose", (3, 16), (2, 4), True, id="transpose"),
+    pytest.param("conv_transpose", (2, 16), (3, 4), False, id="transpose-other-side"),
+]
+
+
+def flops(function, *args):
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize(("name", "channels", "sides", "fewer"), WINOGRAD)
+def test_fewer_multiplications_give_the_same_values(x64, name, channels, sides, fewer):
+    x, weights = draw(sides, (4, 4), channels=channels)
+    ours, reference = PAIRS[name]
+    close(ours(x, weights, 2), reference(x, weights, 2))
+    for make in (bend, partial(squared_gradients, argnums=(0, 1))):
+        close(*[jax.grad(make(op, 2), (0, 1))(x, weights) for op in (ours, reference)])
+    assert (
+        flops(partial(ours, stride=2), x, weights)
+        != flops(partial(reference, stride=2), x, weights)
+    ) == fewer
+
+
+def test_multiplications_of_wide_layers_are_nine_of_sixteen():
+    # Wide, so that what is added before and after the products hardly counts.
+    x, weights = jnp.ones((2, 32, 32, 128)), jnp.ones((4, 4, 128, 128))
+    products = 2 * 2 * 16 * 16 * 16 * 128 * 128
+    count = flops(partial(conv, stride=2), x, weights)
+    assert 9 / 16 * products < count < 0.65 * products
+
+
+def test_half_precision_keeps_its_bits():
+    x, weights = (a.astype(jnp.bfloat16) for a in draw((8, 8), (4, 4), channels=(16, 4)))
+    same = conv(x, weights, 2) == lax_conv(x, weights, 2)
+    assert same.all()
+
+
+def test_single_precision_is_as_good_as_lax(x64):
+    x, weights = draw((16, 16), (4, 4), channels=(64, 8))
+    exact = lax_conv(x, weights, 2)
+    errors = [
+        float(jnp.abs(op(x.astype(jnp.float32), weights.astype(jnp.float32), 2) - exact).max())
+        for op in (conv, lax_conv)
+    ]
+    assert errors[0] < 3 * errors[1]
+
+
+def test_other_platforms_get_the_compilers_convolution():
+    x, weights = jnp.ones((2, 8, 8, 16)), jnp.ones((4, 4, 16, 4))
+    traced = jax.jit(partial(conv, stride=2)).trace(x, weights)
+    for platform, count in (("cuda", 1), ("tpu", 1), ("cpu", 0)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == count
+    # What chose the platform is gone before the program runs.
+    assert "conditional" not in traced.lower().compile().as_text()
