@@ -266,6 +266,13 @@ def test_multiplications_of_wide_layers_are_nine_of_sixteen():
     assert 9 / 16 * products < count < 0.65 * products
 
 
+def test_other_paddings_of_wide_layers_are_those_of_lax(x64):
+    x, weights = draw((8, 8), (4, 4), channels=(16, 2))
+    for padding in ("VALID", ((2, 0), (0, 2))):
+        ours, reference = (partial(op, padding=padding) for op in (conv, lax_conv))
+        close(ours(x, weights, 2), reference(x, weights, 2))
+
+
 def test_half_precision_keeps_its_bits():
     x, weights = (a.astype(jnp.bfloat16) for a in draw((8, 8), (4, 4), channels=(16, 4)))
     same = conv(x, weights, 2) == lax_conv(x, weights, 2)
