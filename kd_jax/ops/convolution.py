@@ -12,7 +12,7 @@ stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.
 Each of the three is left to the compiler, but for the 4x4 kernels of stride 2 that a DCGAN is made
 of: on CPU these are computed with 9/16 of the multiplications. im2col, one product per tap, and one
 convolution per output phase were no faster there. The price of the three is forward mode
-(`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes; reverse mode nests as deep as one likes.
+(`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes; reverse mode nests at will.
 """
 
 from collections.abc import Callable, Sequence
