@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -34,9 +33,9 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.state import Networks, Pair, init_state
+from kd_jax.state import Networks, Pair, TrainState, init_state
 from kd_jax.step import Step
-from kd_jax.types import Batch, Variables
+from kd_jax.types import Array, Batch, Variables
 
 
 class UsageError(Exception):
@@ -230,6 +229,18 @@ class Recipe(NamedTuple):
     teacher: Pair | None
     steps: int
 
+    def init(self, key: Array, batch: Batch) -> TrainState:
+        """The state before the first step."""
+        return init_state(
+            key,
+            batch,
+            nets=self.nets,
+            optimizers=self.optimizers,
+            g_terms=self.g_terms,
+            d_terms=self.d_terms,
+            inputs=self.inputs,
+        )
+
 
 def train(
     directory: Path,
@@ -266,16 +277,8 @@ def train(
     name = "/".join(directory.parts[-3:])
     example = _example(batches)
 
-    def init() -> Any:
-        return init_state(
-            jax.random.key(seed),
-            example,
-            nets=recipe.nets,
-            optimizers=recipe.optimizers,
-            g_terms=recipe.g_terms,
-            d_terms=recipe.d_terms,
-            inputs=recipe.inputs,
-        )
+    def init() -> TrainState:
+        return recipe.init(jax.random.key(seed), example)
 
     checkpoints = Checkpoints(directory / "checkpoints", configuration)
     like = jax.eval_shape(init)
@@ -367,23 +370,16 @@ def print_plan(config: ConfigDict, plan: Mapping[str, Recipe], batch: Batch) -> 
 
     print(config)
     for name, recipe in plan.items():
-        init = partial(
-            init_state,
-            nets=recipe.nets,
-            optimizers=recipe.optimizers,
-            g_terms=recipe.g_terms,
-            d_terms=recipe.d_terms,
-            inputs=recipe.inputs,
-        )
-        state = jax.eval_shape(init, jax.random.key(0), batch)
+        state = jax.eval_shape(recipe.init, jax.random.key(0), batch)
         for player in ("generator", "discriminator"):
             print(f"\n{name}, {player}")
             params = getattr(state, player).variables["params"]
             print(parameter_overview.get_parameter_overview(params, include_stats=False))
-        lowered = jax.jit(recipe.step, donate_argnums=0).lower(state, recipe.teacher, batch)
-        program: Any = lowered.compile()
+        compiled: Any = compile_step(recipe.step)
+        program = compiled.lower(state, recipe.teacher, batch).compile()
         cost, memory = program.cost_analysis(), program.memory_analysis()
         used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        used += memory.output_size_in_bytes - memory.alias_size_in_bytes
         print(
             f"{name}: {recipe.steps} steps of {cost['flops'] / 1e9:.2f} GFLOP and "
             f"{used / 2**20:.0f} MiB each"

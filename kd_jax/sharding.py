@@ -147,13 +147,18 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def compile_step(step: Step, mesh: Mesh | None = None, rule: Rule = replicated) -> Step:
-    """The same step, jitted: the state is donated, and stays where `rule` says.
+def compile_step(
+    step: Step, mesh: Mesh | None = None, rule: Rule = replicated, *, donate: bool | None = None
+) -> Step:
+    """The same step, jitted; the state stays where `rule` says.
 
     Args:
       step: any `(state, teacher_variables, batch) -> (state, metrics)`.
       mesh: the devices; None for the default device.
       rule: how the state is split; the one it was made with.
+      donate: whether the next state takes the memory of the given one, which cannot be read again
+        then. None is for everywhere but on CPU: there XLA copies most of what is donated, which
+        saves no memory and takes 3 to 5 % longer (DCGAN, jax 0.10.2).
     """
 
     def sharded(
@@ -170,4 +175,7 @@ def compile_step(step: Step, mesh: Mesh | None = None, rule: Rule = replicated) 
             state, metrics = step(state, teacher_variables, batch)
         return state, metrics
 
-    return jax.jit(sharded, donate_argnums=0)
+    if donate is None:
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        donate = platform != "cpu"
+    return jax.jit(sharded, donate_argnums=0 if donate else ())

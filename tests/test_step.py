@@ -14,7 +14,7 @@ from kd_jax import losses
 from kd_jax.models import dcgan, mlp
 from kd_jax.network import Network
 from kd_jax.objective import Inputs, Term, latents
-from kd_jax.sharding import compile_step, initialize
+from kd_jax.sharding import compile_step, initialize, make_mesh
 from kd_jax.state import Networks, Pair, init_state
 from kd_jax.step import d_step, data_free, g_step, make_simultaneous_step, make_train_step
 from kd_jax.types import Taps
@@ -292,13 +292,25 @@ def test_donation_takes_the_state_and_nothing_else(how):
 
     state = init() if how == "eager" else initialize(init)
     assert _w(state) == pytest.approx(0.1)
-    step = compile_step(make_train_step(**parts))
+    step = compile_step(make_train_step(**parts), donate=True)
     for _ in range(3):
         given = state
         state, _ = step(state, teacher, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.generator.variables))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((key, start, teacher, batch)))
     assert int(state.step) == 3
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the state is donated")
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_nothing_is_donated_on_cpu_unless_asked(on_mesh):
+    state, _ = _setup()
+    step = compile_step(
+        lambda state, teacher, batch: (state._replace(step=state.step + 1), {}),
+        make_mesh(8) if on_mesh else None,
+    )
+    step(state, None, {"image": jnp.zeros((8, 1))})
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_unknown_start_is_refused():

@@ -10,9 +10,9 @@ stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.
 61 ms here.
 
 Each of the three is left to the compiler, but for the 4x4 kernels of stride 2 that a DCGAN is made
-of: on CPU these are computed with 9/16 of the multiplications. im2col, one product per tap, and one
-convolution per output phase were no faster there. The price of the three is forward mode
-(`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes; reverse mode nests at will.
+of: on CPU these are computed with 9/16 of the multiplications (`winograd`). im2col, one product per
+tap, and one convolution per output phase were no faster there. The price of the three is forward
+mode (`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes; reverse mode nests at will.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,9 +37,6 @@ class _Geometry(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     sides: tuple[int, ...]  # the image's height and width: the larger ones
     window: tuple[int, ...]  # the kernel's
-
-
-_Map: TypeAlias = Callable[[_Geometry, Array, Array], Array]
 
 
 def conv(x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") -> Array:
@@ -122,10 +119,15 @@ def _lax_conv(geometry: _Geometry, image: Array, kernel: Array) -> Array:
 def _by_platform(
     geometry: _Geometry,
     channels: int,
-    fewer: Callable[..., Array],
-    plain: Callable[..., Array],
+    winograd_map: Callable[..., Array],
+    lax_map: Callable[..., Array],
     *args: Array,
 ) -> Array:
+    """The map that is faster where the program runs.
+
+    Measured on two cores for a DCGAN's layers (64 and 128 channels): with fewer multiplications the
+    three maps take 0.5 to 0.8 of the time of XLA's convolutions.
+    """
     fits = (
         geometry.stride == 2
         and geometry.window == (4, 4)
@@ -135,8 +137,8 @@ def _by_platform(
         and all(x.dtype in (jnp.float32, jnp.float64) for x in args)  # differences lose bits
     )
     if not fits:
-        return plain(*args)
-    return jax.lax.platform_dependent(*args, cpu=fewer, default=plain)
+        return lax_map(*args)
+    return jax.lax.platform_dependent(*args, cpu=winograd_map, default=lax_map)
 
 
 # Below: image [B, *sides, Ci], kernel [kh, kw, Ci, Co], output [B, h, w, Co]; each from the others.
@@ -144,8 +146,8 @@ def _by_platform(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geometry: _Geometry, image: Array, kernel: Array) -> Array:
-    plain = partial(_lax_conv, geometry)
-    return _by_platform(geometry, kernel.shape[2], winograd.conv, plain, image, kernel)
+    lax_map = partial(_lax_conv, geometry)
+    return _by_platform(geometry, kernel.shape[2], winograd.conv, lax_map, image, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -153,10 +155,10 @@ def _input_grad(geometry: _Geometry, output: Array, kernel: Array) -> Array:
     shape = (output.shape[0], *geometry.sides, kernel.shape[2])
     image = jax.ShapeDtypeStruct(shape, output.dtype)
 
-    def plain(output: Array, kernel: Array) -> Array:
+    def lax_map(output: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: _lax_conv(geometry, x, kernel), image)(output)[0]
 
-    return _by_platform(geometry, kernel.shape[2], winograd.input_grad, plain, output, kernel)
+    return _by_platform(geometry, kernel.shape[2], winograd.input_grad, lax_map, output, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -164,10 +166,10 @@ def _kernel_grad(geometry: _Geometry, image: Array, output: Array) -> Array:
     shape = (*geometry.window, image.shape[3], output.shape[3])
     kernel = jax.ShapeDtypeStruct(shape, output.dtype)
 
-    def plain(image: Array, output: Array) -> Array:
+    def lax_map(image: Array, output: Array) -> Array:
         return jax.linear_transpose(lambda k: _lax_conv(geometry, image, k), kernel)(output)[0]
 
-    return _by_platform(geometry, image.shape[3], winograd.kernel_grad, plain, image, output)
+    return _by_platform(geometry, image.shape[3], winograd.kernel_grad, lax_map, image, output)
 
 
 _conv.defvjp(

@@ -9,11 +9,13 @@ Gray 2016, F(2, 2)): of pixels d and taps g,
                                         m2 = (d2 - d1) g1
 
 The gradients are the transposes of these three linear maps, around the same nine matrix products.
-
-Written for XLA's CPU compiler: nine products, as it has nothing as fast for a batched one, and
-phases joined by concatenation, as it copies pixel by pixel what is transposed and reshaped at once.
 Images are `[B, H, W, Ci]` with H and W multiples of 4, kernels `[4, 4, Ci, Co]`, outputs
-`[B, H / 2, W / 2, Co]`.
+`[B, H / 2, W / 2, Co]`; a tile is 2x2 outputs, or the 4x4 pixels between their centers.
+
+The shapes are those that XLA's CPU compiler has fast code for: nine products, because a batched one
+is slower, and phases joined by concatenation, because what is transposed and reshaped at once is
+copied number by number. Four outputs by four (F(4, 2)) take another third off the products; on two
+cores the sums took as long, and rounding was seven times as large.
 """
 
 from collections.abc import Sequence
@@ -24,21 +26,22 @@ import jax.numpy as jnp
 
 from kd_jax.types import Array
 
-Nine: TypeAlias = list[list[Array]]  # by the product's number along the rows, then the columns
+_Nine: TypeAlias = list[list[Array]]
+"""What is multiplied, or the products: by their number along the rows, then along the columns."""
 
 
 def conv(image: Array, kernel: Array) -> Array:
     """The output."""
-    batch, rows, columns = _tiles(image.shape)
-    features = kernel.shape[3]
+    batch, height, width, _ = image.shape
+    rows, columns, features = height // 4, width // 4, kernel.shape[3]
     m = [
         [(d @ g).reshape(batch, rows, columns, features) for d, g in zip(ds, gs, strict=True)]
         for ds, gs in zip(_of_image(image), _of_kernel(kernel), strict=True)
     ]
-    lines = []
-    for row in ([a + b for a, b in zip(m[i], m[i + 1], strict=True)] for i in range(2)):
-        line = jnp.concatenate([row[0] + row[1], row[1] + row[2]], axis=-1)
-        lines.append(line.reshape(batch, rows, 2 * columns, features))
+    lines = [
+        jnp.concatenate(row, axis=-1).reshape(batch, rows, 2 * columns, features)
+        for row in _two_by_two(m)
+    ]
     return jnp.stack(lines, axis=2).reshape(batch, 2 * rows, 2 * columns, features)
 
 
@@ -51,11 +54,12 @@ def input_grad(output: Array, kernel: Array) -> Array:
         [(y @ g.T).reshape(phases) for y, g in zip(ys, gs, strict=True)]
         for ys, gs in zip(_of_output(output), _of_kernel(kernel), strict=True)
     ]
-    # Of four neighbours along an axis the first and the last belong to two tiles.
-    by_row = [_unfold(three, axis=2, phase=4) for three in m]
-    lines = []
-    for four in zip(*([_unfold(three, axis=1, phase=3) for three in zip(*by_row, strict=True)]), strict=True):
-        lines.append(jnp.concatenate(four, axis=-1).reshape(batch, rows, 4 * columns, channels))
+    by_column = [_pixels(products, axis=2, phase=4) for products in m]
+    pixels = [_pixels(products, axis=1, phase=3) for products in zip(*by_column, strict=True)]
+    lines = [
+        jnp.concatenate(row, axis=-1).reshape(batch, rows, 4 * columns, channels)
+        for row in zip(*pixels, strict=True)
+    ]
     return jnp.stack(lines, axis=2).reshape(batch, 4 * rows, 4 * columns, channels)
 
 
@@ -66,87 +70,83 @@ def kernel_grad(image: Array, output: Array) -> Array:
         [d.T @ y for d, y in zip(ds, ys, strict=True)]
         for ds, ys in zip(_of_image(image), _of_output(output), strict=True)
     ]
-    rows = [[a + b for a, b in zip(m[i], m[i + 1], strict=True)] for i in range(2)]
-    taps = jnp.stack([jnp.stack([row[0] + row[1], row[1] + row[2]]) for row in rows])
-    taps = taps.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    return taps.reshape(4, 4, channels, features)
+    taps, half = _two_by_two(m), 2 * channels
+    rows = [taps[u][v][p * half :][:half] for u in (0, 1) for p in (0, 1) for v in (0, 1)]
+    return jnp.concatenate(rows).reshape(4, 4, channels, features)
 
 
-def _tiles(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    return shape[0], shape[1] // 4, shape[2] // 4
+def _two_by_two(m: _Nine) -> list[list[Array]]:
+    """The sums m0 + m1 and m1 + m2, along one axis and then the other: outputs, or taps."""
+    rows = [[a + b for a, b in zip(m[i], m[i + 1], strict=True)] for i in (0, 1)]
+    return [[row[0] + row[1], row[1] + row[2]] for row in rows]
 
 
-def _of_image(image: Array) -> Nine:
-    """`[tiles, 4 Ci]` each: differences of the four phases of the padded image."""
+def _of_image(image: Array) -> _Nine:
+    """`[tiles, 4 Ci]` each: differences of the phases of the padded image."""
     batch, height, width, channels = image.shape
-    _, rows, columns = _tiles(image.shape)
-    padded = jnp.pad(image, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    padded = padded.reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2 * channels)
-    phases = jnp.concatenate([padded[:, :, 0], padded[:, :, 1]], axis=-1)
+    wide = (batch, height // 2 + 1, width // 2 + 1, 2 * channels)
 
-    def differences(x: Array, axis: int, tiles: int) -> list[Array]:
-        d = [jax.lax.slice_in_dim(x, k, k + 2 * tiles - 1, 2, axis) for k in range(3)]
+    def differences(x: Array, axis: int) -> list[Array]:
+        length = x.shape[axis] - 2
+        d = [jax.lax.slice_in_dim(x, k, k + length, 2, axis) for k in range(3)]
         return [d[0] - d[1], d[1], d[2] - d[1]]
 
+    # The even rows of the padded image are the odd rows of the image after a row of zeros.
+    even = jnp.pad(image[:, 1::2], ((0, 0), (1, 0), (1, 1), (0, 0))).reshape(wide)
+    odd = jnp.pad(image[:, 0::2], ((0, 0), (0, 1), (1, 1), (0, 0))).reshape(wide)
     return [
-        [d.reshape(-1, 4 * channels) for d in differences(row, 2, columns)]
-        for row in differences(phases, 1, rows)
+        [
+            jnp.concatenate(phases, axis=-1).reshape(-1, 4 * channels)
+            for phases in zip(*(differences(row, 2) for row in rows), strict=True)
+        ]
+        for rows in zip(differences(even, 1), differences(odd, 1), strict=True)
     ]
 
 
-def _of_kernel(kernel: Array) -> Nine:
+def _of_kernel(kernel: Array) -> _Nine:
     """`[4 Ci, Co]` each: sums of the taps of each phase."""
     channels, features = kernel.shape[2:]
-    taps = kernel.reshape(2, 2, 2, 2, channels, features).transpose(0, 2, 1, 3, 4, 5)
-    taps = taps.reshape(2, 2, 4 * channels, features)
-    return [[g[0], g[0] + g[1], g[1]] for g in (taps[0], taps[0] + taps[1], taps[1])]
+    k = kernel.reshape(2, 2, 2, 2 * channels, features)
+    taps = [[jnp.concatenate([k[u, 0, v], k[u, 1, v]]) for v in (0, 1)] for u in (0, 1)]
+    both = [a + b for a, b in zip(*taps, strict=True)]
+    return [[g[0], g[0] + g[1], g[1]] for g in (taps[0], both, taps[1])]
 
 
-def _of_output(output: Array) -> Nine:
-    """`[tiles, Co]` each: sums of two neighbours, along one axis and the other."""
+def _of_output(output: Array) -> _Nine:
+    """`[tiles, Co]` each: sums of two neighbours."""
     batch, height, width, features = output.shape
     y = output.reshape(batch, height // 2, 2, width // 2, 2 * features)
     first, second = y[:, :, 0], y[:, :, 1]
-    return [
-        [
-            x.reshape(-1, features)
-            for x in (
-                row[..., :features],
-                row[..., :features] + row[..., features:],
-                row[..., features:],
-            )
-        ]
-        for row in (first, first + second, second)
-    ]
+
+    def sums(row: Array) -> list[Array]:
+        left, right = row[..., :features], row[..., features:]
+        return [x.reshape(-1, features) for x in (left, left + right, right)]
+
+    return [sums(row) for row in (first, first + second, second)]
 
 
-def _unfold(products: Sequence[Array], axis: int, phase: int) -> list[Array]:
-    """The four neighbours that a tile has along an axis, from the three products of the tiles.
+def _pixels(products: Sequence[Array], axis: int, phase: int) -> list[Array]:
+    """A tile's four pixels along an axis, from the three products of all tiles.
 
-    Of the padded image's phases d0, d1, d2 along the axis a tile covers, d0 is the d2 of the tile
-    before. Four neighbours of the image itself are d0's second phase, d1's two, and d2's first.
+    Pixel 0 is the second phase of d0, pixels 1 and 2 are d1's phases, pixel 3 is the first phase of
+    d2. One tile's d2 is the d0 of the next: their parts are added.
     """
     first, middle, last = products
-    inner = middle - first - last
-    take = jax.lax.index_in_dim
+    d0, d1, d2 = first, middle - first - last, last
+    tiles = d0.shape[axis]
 
-    def phase_of(x: Array, which: int) -> Array:
-        return take(x, which, phase, keepdims=False)
+    def of(d: Array, which: int) -> Array:
+        return jax.lax.index_in_dim(d, which, phase, keepdims=False)
 
-    tiles = first.shape[axis]
+    def moved(x: Array, by: int) -> Array:
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (max(by, 0), max(-by, 0))
+        kept = jax.lax.slice_in_dim(x, max(-by, 0), tiles - max(by, 0), axis=axis)
+        return jnp.pad(kept, widths)
+
     return [
-        phase_of(first, 1) + _shifted(phase_of(last, 1), axis, 1, tiles),
-        phase_of(inner, 0),
-        phase_of(inner, 1),
-        phase_of(last, 0) + _shifted(phase_of(first, 0), axis, -1, tiles),
+        of(d0, 1) + moved(of(d2, 1), 1),
+        of(d1, 0),
+        of(d1, 1),
+        of(d2, 0) + moved(of(d0, 0), -1),
     ]
-
-
-def _shifted(x: Array, axis: int, by: int, tiles: int) -> Array:
-    """`x` moved by one along an axis, with zeros where nothing comes from."""
-    pads = [(0, 0)] * x.ndim
-    pads[axis] = (1, 0) if by > 0 else (0, 1)
-    kept = jax.lax.slice_in_dim(x, 0, tiles - 1, axis=axis) if by > 0 else jax.lax.slice_in_dim(
-        x, 1, tiles, axis=axis
-    )
-    return jnp.pad(kept, pads)
