@@ -17,6 +17,13 @@ from kd_jax.data.prepared import from_builder
 from kd_jax.data.source import Source
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """What is known of a dataset, without asking TFDS's bucket for it."""
+
+    def initialize_from_bucket(self) -> None:
+        """Does nothing: TFDS would go to the network, and leave a folder in the temporary one."""
+
+
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """1,797 digits, 8x8, grey, in scikit-learn's order; its values 0..16 become 0..255."""
 
@@ -26,7 +33,7 @@ class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     code_path = None
 
     def _info(self) -> Any:
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description="The digits of sklearn.datasets.load_digits, scaled to 0..255.",
             homepage="https://archive.ics.uci.edu/dataset/80",

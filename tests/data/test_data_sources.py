@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -179,6 +180,16 @@ def test_a_write_cut_short_leaves_nothing_behind(tmp_path, monkeypatch):
             digits.prepare(tmp_path)
     assert [f for f in tmp_path.rglob("*") if f.is_file() or f.name.startswith(".")] == []
     assert len(open_source("digits", "train", 8, 1, tmp_path)) == 1797
+
+
+def test_preparing_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
+    from kd_jax.data import digits
+
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    digits.prepare(tmp_path / "cache")
+    assert list(temporary.iterdir()) == []
 
 
 # TFDS.
