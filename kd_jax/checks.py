@@ -35,6 +35,11 @@ def at_least_float32(x: Any) -> Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def magnitude(x: Array) -> Array:
+    """`|x|` with slope 0 at 0; that of `jnp.abs` is 1 there, a push away from perfect agreement."""
+    return x * jnp.sign(x)
+
+
 def per_example_mean(x: Array) -> Array:
     """The mean over every axis but the first, `[B, ...] -> [B]`."""
     return x.reshape(x.shape[0], math.prod(x.shape[1:])).mean(axis=1)

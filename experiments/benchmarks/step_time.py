@@ -13,9 +13,9 @@ Wall-clock needs a quiet machine: whoever waits for all its threads at every lay
 loses far more to a neighbour than who does not (ratios of 0.2 to 0.6 were seen beside one). On a
 busy machine use `--threads 1`, which reads the process's CPU time. Linux only.
 
-On two cores of an AMD EPYC with jax 0.10.2 and torch 2.13.0 the ratio is 0.95, and the same with one
-thread. It was 1.25 with convolutions and their gradients as JAX writes them; `kd_jax.ops.conv` took
-it to 1.0, and not donating the state on CPU to 0.95.
+On two cores of an AMD EPYC with jax 0.10.2 and torch 2.13.0 the ratio is 0.95, and the same on one.
+It was 1.25 with convolutions and their gradients as JAX writes them; `kd_jax.ops.conv` took it to
+1.0, and not donating the state on CPU to 0.95.
 """
 
 import argparse

@@ -1,5 +1,13 @@
 """Losses: pure functions that return one value per example, `[B]`, or say that they do not."""
 
-from kd_jax.losses import adversarial, discriminator, feature, penalties, relation, response
+from kd_jax.losses import (
+    adversarial,
+    discriminator,
+    feature,
+    image,
+    penalties,
+    relation,
+    response,
+)
 
-__all__ = ["adversarial", "discriminator", "feature", "penalties", "relation", "response"]
+__all__ = ["adversarial", "discriminator", "feature", "image", "penalties", "relation", "response"]

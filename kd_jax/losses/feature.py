@@ -6,8 +6,28 @@ The teacher's features are constants: no gradient reaches them.
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import per_example_mean, per_example_sum, same_shape
+from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_shape
 from kd_jax.types import Array
+
+
+def l1(student: Array, teacher: Array) -> Array:
+    """The mean absolute difference, `mean |S - T|`.
+
+    Chang & Lu 2020 (TinyGAN), eq. 3, on a discriminator's features of the student's and of the
+    teacher's image, from the first to the last layer with weights 1/32, 1/16, 1/8, 1/4, 1.
+
+    Args:
+      student: `[B, ...]` feature.
+      teacher: `[B, ...]` feature.
+
+    Returns:
+      `[B]`, >= 0, in units of the features.
+
+    Raises:
+      ValueError: an argument is None, or the shapes differ.
+    """
+    student, teacher = same_shape(student=student, teacher=teacher)
+    return per_example_mean(magnitude(student - jax.lax.stop_gradient(teacher)))
 
 
 def l2(student: Array, teacher: Array) -> Array:
@@ -29,6 +49,76 @@ def l2(student: Array, teacher: Array) -> Array:
     """
     student, teacher = same_shape(student=student, teacher=teacher)
     return per_example_mean((student - jax.lax.stop_gradient(teacher)) ** 2)
+
+
+def channel_means(student: Array, teacher: Array) -> Array:
+    """The mean squared difference of the channels' spatial means.
+
+    Ren et al. 2021 (OMGD), section 3.3, summed over layers. Bring a student's feature to the
+    teacher's channels with `kd_jax.network.connect`; heights and widths may differ.
+
+    Args:
+      student: `[B, H, W, C]` feature.
+      teacher: `[B, H', W', C]` feature.
+
+    Returns:
+      `[B]`, >= 0, in squared units of the features.
+
+    Raises:
+      ValueError: an argument is None, a feature is no image, or batch or channels differ.
+    """
+    (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
+    if not student.ndim == teacher.ndim == 4 or student.shape[::3] != teacher.shape[::3]:
+        raise ValueError(
+            f"student has shape {student.shape} but teacher has {teacher.shape}; "
+            "both must be [B, height, width, C] with the same B and C"
+        )
+    means = jnp.mean(student, axis=(1, 2)), jnp.mean(teacher, axis=(1, 2))
+    return per_example_mean((means[0] - jax.lax.stop_gradient(means[1])) ** 2)
+
+
+def flow_matrix(first: Array, second: Array) -> Array:
+    """The products of two layers' channels, averaged over positions: `[B, C, C']`.
+
+    Yim et al. 2017 (FSP), eq. 1.
+
+    Args:
+      first: `[B, H, W, C]` feature.
+      second: `[B, H, W, C']` feature of the same height and width.
+
+    Raises:
+      ValueError: an argument is None, or more than the channels differs.
+    """
+    return _flow_matrix(first=first, second=second)
+
+
+def flow(student: Array, student_next: Array, teacher: Array, teacher_next: Array) -> Array:
+    """The squared distance of the flow matrices between two layers, `||G_T - G_S||_F^2`.
+
+    Yim et al. 2017 (FSP), eq. 2, summed over pairs of layers.
+
+    Args:
+      student: `[B, H, W, C]` feature of one layer.
+      student_next: `[B, H, W, C']` feature of another.
+      teacher: `[B, H', W', C]` feature of the corresponding layer.
+      teacher_next: `[B, H', W', C']` feature of the other's.
+
+    Returns:
+      `[B]`, >= 0, in fourth powers of the features' units.
+
+    Raises:
+      ValueError: an argument is None, a network's two features differ in more than the channels,
+        or the networks' features in batch or channels.
+    """
+    ours = _flow_matrix(student=student, student_next=student_next)
+    theirs = _flow_matrix(teacher=teacher, teacher_next=teacher_next)
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"student and student_next have shapes {student.shape} and {student_next.shape} but "
+            f"teacher and teacher_next have {teacher.shape} and {teacher_next.shape}; "
+            "batch and channels must be the same"
+        )
+    return per_example_sum((ours - jax.lax.stop_gradient(theirs)) ** 2)
 
 
 def attention_transfer(student: Array, teacher: Array) -> Array:
@@ -73,6 +163,19 @@ def attention_transfer_norm(student: Array, teacher: Array) -> Array:
     # Both branches of `where` are differentiated, so the root must be finite in the unused one.
     positive = squares > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+
+
+def _flow_matrix(**features: Array) -> Array:
+    (name, _), (other, _) = features.items()
+    first, second = (same_shape(**{name: value})[0] for name, value in features.items())
+    if not first.ndim == second.ndim == 4 or first.shape[:3] != second.shape[:3]:
+        raise ValueError(
+            f"{name} has shape {first.shape} but {other} has {second.shape}; "
+            "both must be [B, H, W, channels] with the same B, H and W"
+        )
+    positions = first.shape[1] * first.shape[2]
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bhwc,bhwd->bcd", first, second, precision=precision) / positions
 
 
 def _attention_maps(student: Array, teacher: Array) -> tuple[Array, Array]:

@@ -28,24 +28,270 @@ def similarity_preserving(student: Array, teacher: Array, order: int = 2) -> Arr
     Raises:
       ValueError: an argument is None, the batch sizes differ, or the batch is smaller than 2.
     """
-    (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
-    if student.shape[:1] != teacher.shape[:1]:
-        raise ValueError(
-            f"student has shape {student.shape} but teacher has {teacher.shape}; "
-            "both must hold the same examples"
-        )
-    if student.shape[0] < 2:
-        raise ValueError(f"a batch of one has no relations: student has shape {student.shape}")
+    student, teacher = _batches(student=student, teacher=teacher)
     difference = _similarities(student, order) - jax.lax.stop_gradient(
         _similarities(teacher, order)
     )
     return jnp.mean(difference**2)
 
 
-def _similarities(feature: Array, order: int) -> Array:
-    rows = feature.reshape(feature.shape[0], -1)
+def kernel_alignment(student: Array, teacher: Array) -> Array:
+    """Minus the alignment of the batch's Gram matrices. A scalar.
+
+    `-<K_S, K_T> / (||K_S|| ||K_T||)` with Frobenius norms, where K is the Gram matrix of the
+    flattened features, uncentred. Jin et al. 2021 (CAT), eq. 5, summed over layers. Teacher's
+    features are constants. Shapes need not agree beyond the batch, so no connector is needed.
+
+    Args:
+      student: `[B, ...]` feature, B >= 2.
+      teacher: `[B, ...]` feature.
+
+    Returns:
+      A scalar in [-1, 0]: -1 where the kernels are proportional, as they always would be for a
+      batch of one. The scale of either feature does not matter.
+
+    Raises:
+      ValueError: an argument is None, the batch sizes differ, or the batch is smaller than 2.
+    """
+    student, teacher = _batches(student=student, teacher=teacher)
+    kernels = _unit(_gram(student)), jax.lax.stop_gradient(_unit(_gram(teacher)))
+    return -jnp.sum(kernels[0] * kernels[1])
+
+
+def distance(student: Array, teacher: Array) -> Array:
+    """The Huber loss between the batch's pairwise distances. A scalar.
+
+    Distances are divided by their mean over the pairs that are apart. Park et al. 2019 (RKD),
+    eq. 7 and 8, with weight 1 beside 2 of `angle`; as in the authors' code the mean over pairs
+    counts each example with itself. Teacher's features are constants.
+
+    Args:
+      student: `[B, ...]` feature, B >= 2.
+      teacher: `[B, ...]` feature; shapes need not agree beyond the batch.
+
+    Returns:
+      A scalar, >= 0. Scale, rotation and offset of either feature do not matter.
+
+    Raises:
+      ValueError: an argument is None, the batch sizes differ, or the batch is smaller than 2.
+    """
+    student, teacher = _batches(student=student, teacher=teacher)
+
+    def relative(feature: Array) -> Array:
+        distances = _distances(_centred_gram(feature))
+        apart = distances > 0
+        mean = jnp.sum(distances) / jnp.maximum(jnp.sum(apart), 1)
+        return distances / jnp.where(mean > 0, mean, 1)
+
+    return jnp.mean(_huber(relative(student) - jax.lax.stop_gradient(relative(teacher))))
+
+
+def angle(student: Array, teacher: Array) -> Array:
+    """The Huber loss between the cosines of the angles in all triangles of the batch. A scalar.
+
+    Park et al. 2019 (RKD), eq. 9 and 10, with weight 2 beside 1 of `distance`; as in the authors'
+    code the mean is over all B^3 triples. Teacher's features are constants.
+
+    Args:
+      student: `[B, ...]` feature, B >= 3; memory is B^3.
+      teacher: `[B, ...]` feature; shapes need not agree beyond the batch.
+
+    Returns:
+      A scalar in [0, 1.5]. Scale, rotation and offset of either feature do not matter.
+
+    Raises:
+      ValueError: an argument is None, the batch sizes differ, or the batch is smaller than 3.
+    """
+    student, teacher = _batches(3, student=student, teacher=teacher)
+
+    def cosines(feature: Array) -> Array:
+        gram = _centred_gram(feature)
+        distances = _distances(gram)
+        # [j, i, k]: between the directions from example j to i and to k.
+        corner = jnp.diagonal(gram)[:, None, None]
+        products = gram[None] - gram[:, :, None] - gram[:, None, :] + corner
+        lengths = distances[:, :, None] * distances[:, None, :]
+        return jnp.where(lengths > 0, products / jnp.where(lengths > 0, lengths, 1), 0)
+
+    return jnp.mean(_huber(cosines(student) - jax.lax.stop_gradient(cosines(teacher))))
+
+
+def probability_transfer(student: Array, teacher: Array, epsilon: float = 1e-7) -> Array:
+    """The divergence of the batch's conditional neighbourhood probabilities. A scalar.
+
+    `mean_ij p_ij log(p_ij / q_ij)`, where p and q are the teacher's and the student's cosine
+    similarities, brought to [0, 1] and divided by their row's sum. Passalis & Tefas 2018 (PKT),
+    eq. 6 to 8. Teacher's features are constants.
+
+    Args:
+      student: `[B, ...]` feature, B >= 2.
+      teacher: `[B, ...]` feature; shapes need not agree beyond the batch.
+      epsilon: added to both probabilities.
+
+    Returns:
+      A scalar, >= 0. The scale of a feature does not matter.
+
+    Raises:
+      ValueError: an argument is None, the batch sizes differ, or the batch is smaller than 2.
+    """
+    student, teacher = _batches(student=student, teacher=teacher)
+
+    def probabilities(feature: Array) -> Array:
+        similarities = (_cosines(feature, feature) + 1) / 2
+        return similarities / jnp.sum(similarities, axis=1, keepdims=True)
+
+    p = jax.lax.stop_gradient(probabilities(teacher)) + epsilon
+    q = probabilities(student) + epsilon
+    return jnp.mean((p - epsilon) * jnp.log(p / q))
+
+
+def direction_kl(student: Array, moved: Array, teacher: Array, teacher_moved: Array) -> Array:
+    """The divergence of the similarities between images and latently moved images. A scalar.
+
+    `C[i, j]` is the cosine of the features of image i and of image j after a step in latent space;
+    the loss is the mean over i of KL(softmax_j C_T || softmax_j C_S). Xu et al. 2022 (StyleKD),
+    eq. 5 to 7, summed over middle layers with weight 30. Teacher's features are constants.
+
+    Args:
+      student: `[B, ...]` feature of the student's images, B >= 2.
+      moved: `[B, ...]` feature of those from moved latents.
+      teacher: `[B, ...]` feature of the teacher's images.
+      teacher_moved: `[B, ...]` feature of those from the same moved latents.
+
+    Returns:
+      A scalar, >= 0. The scale of a feature does not matter.
+
+    Raises:
+      ValueError: an argument is None, batch sizes differ or are smaller than 2, or one network's
+        two features differ in shape.
+    """
+    ours, theirs = _directions(student, moved, teacher, teacher_moved)
+    log_p, log_q = jax.nn.log_softmax(theirs, axis=1), jax.nn.log_softmax(ours, axis=1)
+    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1))
+
+
+def direction_l2(student: Array, moved: Array, teacher: Array, teacher_moved: Array) -> Array:
+    """The mean squared difference of the similarities of `direction_kl`. A scalar in [0, 4].
+
+    Arguments and errors are those of `direction_kl`.
+    """
+    ours, theirs = _directions(student, moved, teacher, teacher_moved)
+    return jnp.mean((ours - theirs) ** 2)
+
+
+def correlation(
+    student_logits: Array, teacher_logits: Array, temperature: float = 1.0, epsilon: float = 1e-8
+) -> Array:
+    """One minus the correlation of predictions, within examples and within classes. A scalar.
+
+    `t^2 (1 - mean_i corr(p_i, q_i)) + t^2 (1 - mean_c corr(p_:c, q_:c))` of softmax(logits / t).
+    Huang et al. 2022 (DIST), eq. 8 to 10, with weights 1 and 1. The teacher's are constants.
+
+    Args:
+      student_logits: `[B, K]`, B >= 2.
+      teacher_logits: `[B, K]`.
+      temperature: t.
+      epsilon: the least product of norms that correlations are divided by.
+
+    Returns:
+      A scalar in [0, 4 t^2].
+
+    Raises:
+      ValueError: an argument is None, the shapes differ, or the batch is smaller than 2.
+    """
+    student, teacher = same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    _batches(student_logits=student, teacher_logits=teacher)
+    p = jax.nn.softmax(student / temperature, axis=-1)
+    q = jax.lax.stop_gradient(jax.nn.softmax(teacher / temperature, axis=-1))
+
+    def apart(axis: int) -> Array:
+        a, b = (x - jnp.mean(x, axis=axis, keepdims=True) for x in (p, q))
+        squares = jnp.sum(a**2, axis=axis) * jnp.sum(b**2, axis=axis)
+        norms = jnp.sqrt(jnp.maximum(squares, epsilon**2))
+        return 1 - jnp.mean(jnp.sum(a * b, axis=axis) / norms)
+
+    return temperature**2 * (apart(1) + apart(0))
+
+
+def _batches(least: int = 2, **features: Array) -> tuple[Array, ...]:
+    """Checks that the features hold the same examples, at least so many of them."""
+    (first, reference), *_ = features.items()
+    arrays = {name: same_shape(**{name: value})[0] for name, value in features.items()}
+    for name, value in arrays.items():
+        if value.ndim == 0 or value.shape[:1] != jnp.shape(reference)[:1]:
+            raise ValueError(
+                f"{first} has shape {jnp.shape(reference)} but {name} has {value.shape}; "
+                "both must hold the same examples"
+            )
+    size = jnp.shape(reference)[0]
+    if size < least:
+        few = "a batch of one has no relations" if size == 1 else f"{least} examples are needed"
+        raise ValueError(f"{few}: {first} has shape {jnp.shape(reference)}")
+    return tuple(arrays.values())
+
+
+def _directions(
+    student: Array, moved: Array, teacher: Array, teacher_moved: Array
+) -> tuple[Array, Array]:
+    student, moved, teacher, teacher_moved = _batches(
+        student=student, moved=moved, teacher=teacher, teacher_moved=teacher_moved
+    )
+    same_shape(student=student, moved=moved)
+    same_shape(teacher=teacher, teacher_moved=teacher_moved)
+    return _cosines(student, moved), jax.lax.stop_gradient(_cosines(teacher, teacher_moved))
+
+
+def _products(a: Array, b: Array) -> Array:
     # The default precision of accelerators is less than float32 here.
-    gram = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def _gram(feature: Array) -> Array:
+    rows = feature.reshape(feature.shape[0], -1)
+    return _products(rows, rows)
+
+
+def _centred_gram(feature: Array) -> Array:
+    """The Gram matrix around the batch's mean: distances and angles lose fewer digits in it."""
+    return _gram(feature - jnp.mean(feature, axis=0, keepdims=True))
+
+
+def _distances(gram: Array) -> Array:
+    """Pairwise distances from inner products; 0, with zero gradient, for what coincides."""
+    squares = jnp.diagonal(gram)
+    squares = squares[:, None] + squares[None, :] - 2 * gram
+    # What rounding leaves of the distance between equal examples is no distance.
+    floor = 4 * jnp.finfo(gram.dtype).eps * jnp.max(jnp.diagonal(gram))
+    apart = squares > jax.lax.stop_gradient(floor)
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, squares, 1)), 0)
+
+
+def _cosines(a: Array, b: Array) -> Array:
+    def directions(feature: Array) -> Array:
+        rows = feature.reshape(feature.shape[0], -1)
+        scale = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), axis=1, keepdims=True))
+        rows = rows / jnp.where(scale > 0, scale, 1)  # squares of large numbers overflow
+        squares = jnp.sum(rows**2, axis=1, keepdims=True)
+        return rows / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+
+    return _products(directions(a), directions(b))
+
+
+def _unit(matrix: Array) -> Array:
+    """A matrix over its Frobenius norm; zeros stay zeros."""
+    scale = jax.lax.stop_gradient(jnp.max(jnp.abs(matrix)))
+    matrix = matrix / jnp.where(scale > 0, scale, 1)
+    squares = jnp.sum(matrix**2)
+    return matrix / jnp.sqrt(jnp.where(squares > 0, squares, 1))
+
+
+def _huber(difference: Array) -> Array:
+    size = jnp.abs(difference)
+    return jnp.where(size < 1, difference**2 / 2, size - 0.5)
+
+
+def _similarities(feature: Array, order: int) -> Array:
+    gram = _gram(feature)
     powers = jnp.sum(jnp.abs(gram) ** order, axis=1, keepdims=True)
     # An example without any signal resembles none: its row is zero, and so is its gradient. Both
     # branches of `where` are differentiated, so the root must be finite in the unused one.

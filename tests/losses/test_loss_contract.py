@@ -9,18 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.losses import adversarial, discriminator, feature, penalties, relation, response
+from kd_jax.losses import (
+    adversarial,
+    discriminator,
+    feature,
+    image,
+    penalties,
+    relation,
+    response,
+)
 from kd_jax.types import Taps
 
 B = 3
 SCORES, PATCHES = (B,), (B, 2, 2, 1)
-IMAGE, LOGITS = (B, 4, 3, 2), (B, 5)
+IMAGE, EVEN, LOGITS = (B, 4, 3, 2), (B, 4, 2, 3), (B, 5)
 
 
-def score(image):
+def score(images):
     """A smooth discriminator whose gradient is nowhere constant."""
-    weights = jnp.cos(jnp.arange(image[0].size, dtype=image.dtype)).reshape(1, *image.shape[1:])
-    return jnp.sum(jnp.sin(image * weights), axis=(1, 2, 3)), Taps()
+    weights = jnp.cos(jnp.arange(images[0].size, dtype=images.dtype)).reshape(1, *images.shape[1:])
+    return jnp.sum(jnp.sin(images * weights), axis=(1, 2, 3)), Taps()
 
 
 def r1(real):
@@ -37,6 +45,14 @@ def gradient_penalty(real, fake):
 
 def hinton(student_logits, teacher_logits):
     return response.hinton(student_logits, teacher_logits, np.ones(B, np.int32))
+
+
+def multi_scale(student, teacher):
+    return image.multi_scale(student, teacher, scales=2)
+
+
+def structural(student, teacher):
+    return image.structural(student, teacher, window=3)
 
 
 class Case(NamedTuple):
@@ -63,6 +79,12 @@ def teacher_case(fn, shape, names=("student", "teacher"), **kwargs):
     return Case(fn, dict.fromkeys(names, shape), names[1:], **kwargs)
 
 
+def relation_case(fn, names=("student", "teacher"), **kwargs):
+    return teacher_case(fn, LOGITS, names, relational=True, **kwargs)
+
+
+DIRECTIONS = dict.fromkeys(("student", "moved", "teacher", "teacher_moved"), LOGITS)
+FLOW = dict.fromkeys(("student", "student_next", "teacher", "teacher_next"), IMAGE)
 PAIR = ("real_scores", "fake_scores")
 SCORE_PAIR = ("student_scores", "teacher_scores")
 LOGIT_PAIR = ("student_logits", "teacher_logits")
@@ -99,6 +121,23 @@ CASES = [
         relational=True,
         any_last_axis=True,
     ),
+    relation_case(relation.kernel_alignment, any_last_axis=True),
+    relation_case(relation.distance, any_last_axis=True, zero_when_equal=True),
+    relation_case(relation.angle, any_last_axis=True, zero_when_equal=True),
+    relation_case(relation.probability_transfer, any_last_axis=True, zero_when_equal=True),
+    relation_case(relation.correlation, names=LOGIT_PAIR, zero_when_equal=True),
+    *(
+        Case(fn, DIRECTIONS, ("teacher", "teacher_moved"), zero_when_equal=True, relational=True)
+        for fn in (relation.direction_kl, relation.direction_l2)
+    ),
+    teacher_case(feature.l1, IMAGE, zero_when_equal=True),
+    teacher_case(feature.channel_means, IMAGE, zero_when_equal=True),
+    Case(feature.flow, FLOW, ("teacher", "teacher_next"), zero_when_equal=True),
+    teacher_case(structural, IMAGE, zero_when_equal=True),
+    teacher_case(image.style, IMAGE, zero_when_equal=True),
+    teacher_case(image.wavelet, EVEN, zero_when_equal=True),
+    teacher_case(multi_scale, EVEN, zero_when_equal=True),
+    Case(image.total_variation, {"image": IMAGE}),
     teacher_case(discriminator.soft_label, SCORES, SCORE_PAIR),
     teacher_case(discriminator.soft_label, PATCHES, SCORE_PAIR),
     teacher_case(discriminator.bernoulli_kl, SCORES, SCORE_PAIR, zero_when_equal=True),
@@ -125,7 +164,7 @@ def gradients(case, arguments):
 
 
 def test_every_public_loss_is_in_the_table():
-    modules = [adversarial, discriminator, feature, penalties, relation, response]
+    modules = [adversarial, discriminator, feature, image, penalties, relation, response]
     public = {
         f"{module.__name__.split('.')[-1]}.{name}"
         for module in modules
@@ -133,7 +172,9 @@ def test_every_public_loss_is_in_the_table():
         if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
     }
     wrapped = {"penalties.r1", "penalties.r2", "penalties.gradient_penalty", "response.hinton"}
-    assert public == wrapped | {c.name for c in CASES if c.fn.__module__ != __name__}
+    wrapped |= {"image.structural", "image.multi_scale"}
+    parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # no losses
+    assert public == wrapped | parts | {c.name for c in CASES if c.fn.__module__ != __name__}
 
 
 @every_loss
@@ -248,7 +289,7 @@ def test_a_missing_argument_is_named(case):
 
 @table([c for c in CASES if len(c.shapes) > 1])
 def test_a_wrong_shape_is_told_with_both_shapes(case):
-    (_, first), (second, shape) = case.shapes.items()
+    (_, first), *_, (second, shape) = case.shapes.items()
     wrong = [(B + 1, *shape[1:]), (1, *shape[1:]), (*shape, 1)]
     if not case.any_last_axis:
         wrong.append((*shape[:-1], shape[-1] + 1))

@@ -1,0 +1,267 @@
+"""Losses between images that look beyond single pixels: structure, texture, scales, smoothness.
+
+The teacher's images and features are constants: no gradient reaches them.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_shape
+from kd_jax.types import Array
+
+
+def ssim(
+    image: Array,
+    other: Array,
+    *,
+    window: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 2.0,
+    padding: str = "SAME",
+) -> Array:
+    """The structural similarity of images, averaged over positions and channels.
+
+    Wang et al. 2004, eq. 13, with a Gaussian window, K1 = 0.01 and K2 = 0.03.
+
+    Args:
+      image: `[B, H, W, C]`.
+      other: `[B, H, W, C]`.
+      window: side of the window, odd.
+      sigma: its standard deviation, in pixels.
+      data_range: the largest difference that two pixels can have; 2 for images in [-1, 1].
+      padding: "SAME" for zeros around the images, as in most code for losses; "VALID" for whole
+        windows only, as in the paper.
+
+    Returns:
+      `[B]`, in [-1, 1]; 1 for equal images.
+
+    Raises:
+      ValueError: an argument is None, the shapes differ or are no images, the window is even, or
+        with "VALID" larger than the images.
+    """
+    image, other = same_shape(image=image, other=other)
+    _images(image=image)
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window} is not an odd number of pixels")
+    if padding == "VALID" and window > min(image.shape[1:3]):
+        raise ValueError(f"window={window} is larger than the images: image has {image.shape}")
+    offsets = jnp.arange(window, dtype=image.dtype) - window // 2
+    weights = jnp.exp(-(offsets**2) / (2 * sigma**2))
+    weights = weights / jnp.sum(weights)
+    channels = image.shape[3]
+
+    def local_mean(x: Array) -> Array:
+        for shape in ((window, 1), (1, window)):
+            kernel = jnp.tile(weights.reshape(*shape, 1, 1), (1, 1, 1, channels))
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (1, 1),
+                padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=channels,
+                precision=jax.lax.Precision.HIGHEST,
+            )
+        return x
+
+    mean_a, mean_b = local_mean(image), local_mean(other)
+    variance_a = local_mean(image**2) - mean_a**2
+    variance_b = local_mean(other**2) - mean_b**2
+    covariance = local_mean(image * other) - mean_a * mean_b
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    similarity = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / (
+        (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    )
+    return per_example_mean(similarity)
+
+
+def structural(
+    student: Array,
+    teacher: Array,
+    *,
+    window: int = 11,
+    sigma: float = 1.5,
+    data_range: float = 2.0,
+    padding: str = "SAME",
+) -> Array:
+    """What the structural similarity lacks to 1, `1 - SSIM`.
+
+    Ren et al. 2021 (OMGD), section 3.2, with weight 10. The settings are those of `ssim`.
+
+    Args:
+      student: `[B, H, W, C]` image.
+      teacher: `[B, H, W, C]` image.
+      window: see `ssim`.
+      sigma: see `ssim`.
+      data_range: see `ssim`.
+      padding: see `ssim`.
+
+    Returns:
+      `[B]`, in [0, 2].
+
+    Raises:
+      ValueError: as in `ssim`.
+    """
+    student, teacher = same_shape(student=student, teacher=teacher)
+    teacher = jax.lax.stop_gradient(teacher)
+    return 1 - ssim(
+        student, teacher, window=window, sigma=sigma, data_range=data_range, padding=padding
+    )
+
+
+def gram_matrix(feature: Array) -> Array:
+    """The inner products of a feature's channels over H W C: `[B, C, C]`.
+
+    Johnson et al. 2016, eq. 3.
+
+    Args:
+      feature: `[B, H, W, C]`.
+
+    Raises:
+      ValueError: the argument is None or no image.
+    """
+    (feature,) = _images(feature=feature)
+    size = feature.shape[1] * feature.shape[2] * feature.shape[3]
+    precision = jax.lax.Precision.HIGHEST
+    return jnp.einsum("bhwc,bhwd->bcd", feature, feature, precision=precision) / size
+
+
+def style(student: Array, teacher: Array) -> Array:
+    """The mean absolute difference of the features' Gram matrices.
+
+    Ren et al. 2021 (OMGD), section 3.2, on features of an image classifier, summed over layers
+    with weight 1e4. Heights and widths may differ.
+
+    Args:
+      student: `[B, H, W, C]` feature of the student's image.
+      teacher: `[B, H', W', C]` feature of the teacher's image.
+
+    Returns:
+      `[B]`, >= 0, in squared units of the features.
+
+    Raises:
+      ValueError: an argument is None, a feature is no image, or batch or channels differ.
+    """
+    (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
+    if not student.ndim == teacher.ndim == 4 or student.shape[::3] != teacher.shape[::3]:
+        raise ValueError(
+            f"student has shape {student.shape} but teacher has {teacher.shape}; "
+            "both must be [B, height, width, C] with the same B and C"
+        )
+    theirs = jax.lax.stop_gradient(gram_matrix(teacher))
+    return per_example_mean(magnitude(gram_matrix(student) - theirs))
+
+
+def total_variation(image: Array) -> Array:
+    """The sum of the absolute differences between neighbouring pixels, down and to the right.
+
+    Rudin et al. 1992, in its anisotropic form; Ren et al. 2021 (OMGD) with weight 1e-5.
+
+    Args:
+      image: `[B, H, W, C]`.
+
+    Returns:
+      `[B]`, >= 0: a sum, which grows with the image.
+
+    Raises:
+      ValueError: the argument is None or no image.
+    """
+    (image,) = _images(image=image)
+    down = per_example_sum(magnitude(image[:, 1:] - image[:, :-1]))
+    return down + per_example_sum(magnitude(image[:, :, 1:] - image[:, :, :-1]))
+
+
+def multi_scale(student: Array, teacher: Array, scales: int = 3) -> Array:
+    """The mean over scales of `mean |S - T| + mean (S - T)^2`, each scale half as large.
+
+    Belousov 2021 (MobileStyleGAN), eq. 4, where the images of all scales come from the generator;
+    here the smaller ones are made by averaging 2x2 pixels.
+
+    Args:
+      student: `[B, H, W, C]` image, H and W divisible by `2 ** (scales - 1)`.
+      teacher: `[B, H, W, C]` image.
+      scales: how many, with the full size.
+
+    Returns:
+      `[B]`, >= 0.
+
+    Raises:
+      ValueError: an argument is None, the shapes differ or are no images, or a side cannot be
+        halved so often.
+    """
+    student, teacher = same_shape(student=student, teacher=teacher)
+    _halved(student, scales - 1)
+    difference = student - jax.lax.stop_gradient(teacher)
+    total = _l1_and_l2(difference)
+    for _ in range(scales - 1):
+        difference = _quarters(difference).mean(axis=-2)
+        total = total + _l1_and_l2(difference)
+    return total / scales
+
+
+def wavelet(student: Array, teacher: Array) -> Array:
+    """`mean |d| + mean d^2` of the differences d of the images' Haar coefficients.
+
+    Belousov 2021 (MobileStyleGAN), eq. 4: one level of the orthonormal transform.
+
+    Args:
+      student: `[B, H, W, C]` image, H and W even.
+      teacher: `[B, H, W, C]` image.
+
+    Returns:
+      `[B]`, >= 0; its second part is that of the pixels.
+
+    Raises:
+      ValueError: an argument is None, the shapes differ or are no images, or a side is odd.
+    """
+    student, teacher = same_shape(student=student, teacher=teacher)
+    return _l1_and_l2(haar(student) - jax.lax.stop_gradient(haar(teacher)))
+
+
+def haar(image: Array) -> Array:
+    """One level of the orthonormal Haar transform: `[B, H / 2, W / 2, 4, C]`.
+
+    The four are sums and differences of 2x2 pixels over 2: low-low, then what changes along the
+    rows, along the columns, and along both (Mallat 1989).
+
+    Args:
+      image: `[B, H, W, C]`, H and W even.
+
+    Raises:
+      ValueError: the argument is None, no image, or a side is odd.
+    """
+    (image,) = _images(image=image)
+    _halved(image, 1)
+    a, b, c, d = jnp.moveaxis(_quarters(image), -2, 0)  # a b above c d
+    bands = (a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d)
+    return jnp.stack(bands, axis=-2) / 2
+
+
+def _l1_and_l2(difference: Array) -> Array:
+    return per_example_mean(magnitude(difference)) + per_example_mean(difference**2)
+
+
+def _quarters(image: Array) -> Array:
+    """`[B, H / 2, W / 2, 4, C]`: the pixels of each square of four."""
+    batch, height, width, channels = image.shape
+    squares = image.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return squares.swapaxes(2, 3).reshape(batch, height // 2, width // 2, 4, channels)
+
+
+def _images(**images: Array) -> tuple[Array, ...]:
+    arrays = same_shape(**images)
+    for name, image in zip(images, arrays, strict=True):
+        if image.ndim != 4:
+            raise ValueError(f"{name} has shape {image.shape}; [B, H, W, C] is needed")
+    return arrays
+
+
+def _halved(image: Array, times: int) -> None:
+    _images(image=image)
+    if times < 0:
+        raise ValueError(f"scales={times + 1} is not a positive number")
+    if any(side % 2**times for side in image.shape[1:3]):
+        raise ValueError(
+            f"images of shape {image.shape} cannot be halved {times} times: "
+            f"height and width must be multiples of {2**times}"
+        )
