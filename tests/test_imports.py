@@ -15,6 +15,7 @@ ALLOWED = {
     "checks": {"types"},
     "ops": {"types", "checks"},
     "losses": {"types", "checks"},
+    "latent": {"types"},
     "network": {"types"},
     "objective": {"types", "checks"},
     "state": {"types", "network", "objective"},

@@ -5,6 +5,7 @@ The teacher's images and features are constants: no gradient reaches them.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_shape
 from kd_jax.types import Array
@@ -41,13 +42,9 @@ def ssim(
     """
     image, other = same_shape(image=image, other=other)
     _images(image=image)
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window={window} is not an odd number of pixels")
+    weights = gaussian_window(window, sigma).astype(image.dtype)
     if padding == "VALID" and window > min(image.shape[1:3]):
         raise ValueError(f"window={window} is larger than the images: image has {image.shape}")
-    offsets = jnp.arange(window, dtype=image.dtype) - window // 2
-    weights = jnp.exp(-(offsets**2) / (2 * sigma**2))
-    weights = weights / jnp.sum(weights)
     channels = image.shape[3]
 
     def local_mean(x: Array) -> Array:
@@ -73,6 +70,18 @@ def ssim(
         (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
     )
     return per_example_mean(similarity)
+
+
+def gaussian_window(window: int, sigma: float) -> Array:
+    """Samples of a Gaussian around the middle of a window, `[window]`; their sum is 1.
+
+    Raises:
+      ValueError: the window is not odd.
+    """
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window} is not an odd number of pixels")
+    weights = np.exp(-((np.arange(window) - window // 2) ** 2) / (2 * sigma**2))
+    return jnp.asarray(weights / weights.sum())
 
 
 def structural(

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import per_example_mean, per_example_sum, same_shape
+from kd_jax.checks import at_least_float32, per_example_mean, per_example_sum, same_shape
 from kd_jax.types import Array
 
 Score: TypeAlias = Callable[[Array], tuple[Array, Any]]
@@ -60,18 +60,21 @@ def r2(score: Score, fake: Array) -> Array:
     return per_example_sum(_gradient(score, image) ** 2) / 2
 
 
-def gradient_penalty(score: Score, real: Array, fake: Array, key: Array) -> Array:
+def gradient_penalty(
+    score: Score, real: Array, fake: Array, key: Array, norm: float = 1.0
+) -> Array:
     """The squared distance of the score's gradient norm from 1, between real and generated images.
 
     `(||grad D(u x + (1 - u) G(z))|| - 1)^2`, with one u ~ U[0, 1) per pair of images. Gulrajani et
-    al. 2017, eq. 3, with weight 10. Where the gradient is zero the penalty is 1 and its own
-    gradient is taken to be zero.
+    al. 2017, eq. 3, with weight 10. The penalty's own gradient is taken to be zero where the
+    score's gradient is.
 
     Args:
       score: the critic, `[B, H, W, C] -> (scores, taps)`.
       real: `[B, H, W, C]` real images.
       fake: `[B, H, W, C]` generated images.
       key: a key for u.
+      norm: what the norm is drawn to, in the place of 1.
 
     Returns:
       `[B]`, >= 0.
@@ -85,7 +88,29 @@ def gradient_penalty(score: Score, real: Array, fake: Array, key: Array) -> Arra
     # Both branches of `where` are differentiated, so the root must be finite in the unused one.
     positive = squares > 0
     norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
-    return (norms - 1) ** 2
+    return (norms - norm) ** 2
+
+
+def orthogonal(params: Any) -> Array:
+    """The squared inner products of different filters of each layer, over 2. A scalar.
+
+    `sum ||W^T W * (1 - I)||_F^2 / 2` over the leaves with two axes or more, where W's columns are
+    the leaf's slices along its last axis: filters may have any norm. Brock et al. 2019 (BigGAN),
+    eq. 3, with weight 1e-4; halved, as in their code.
+
+    Args:
+      params: a pytree of kernels `[..., features]`; leaves with one axis are left out.
+
+    Returns:
+      A scalar, >= 0.
+    """
+    total = jnp.zeros(())
+    for leaf in jax.tree.leaves(params):
+        if leaf.ndim > 1:
+            columns = at_least_float32(leaf.reshape(-1, leaf.shape[-1]))
+            products = jnp.matmul(columns.T, columns, precision=jax.lax.Precision.HIGHEST)
+            total = total + jnp.sum(jnp.triu(products, 1) ** 2)
+    return total
 
 
 def _gradient(score: Score, image: Array) -> Array:

@@ -1,9 +1,10 @@
-"""Batch-relational losses by hand, and torchdistill's numbers."""
+"""Batch-relational losses by hand, and written out in loops."""
 
 import jax
 import numpy as np
 import pytest
 
+from kd_jax.losses import relation
 from kd_jax.losses.relation import similarity_preserving
 
 RNG = np.random.default_rng(0)
@@ -47,25 +48,129 @@ def test_dead_examples_are_no_nan(order):
         assert np.all(np.isfinite(similarity_preserving(TEACHER, student, order=order)))
 
 
-def test_a_batch_of_one_has_no_relations():
-    with pytest.raises(ValueError, match="a batch of one"):
-        similarity_preserving(STUDENT[:1], TEACHER[:1])
+def rows(feature):
+    return feature.reshape(len(feature), -1).astype(np.float64)
 
 
-def test_torchdistill(golden):
-    paths = [*golden.glob("distill_torchdistill_*.npz")]
-    for path in paths:
-        file = np.load(path)
-        batch = file["in/fs0"].shape[0]
-        for key, layer, times in [("SP_batchmean", 0, 1), ("SP_sum", 1, batch**2)]:
-            student, teacher = (
-                file[f"in/{who}{layer}"].transpose(0, 2, 3, 1) for who in ("fs", "ft")
-            )
-            value, gradient = jax.value_and_grad(
-                lambda s, t=teacher, times=times: times * similarity_preserving(s, t, order=1)
-            )(student)
-            np.testing.assert_allclose(value, file[f"out/{key}"], rtol=1e-4)
-            theirs = file[f"out/grad/{key}/0"].transpose(0, 2, 3, 1)
-            atol = 1e-4 * np.abs(theirs).max()
-            np.testing.assert_allclose(gradient, theirs, rtol=1e-4, atol=atol)
-    assert paths
+def huber(x):
+    return np.where(np.abs(x) < 1, x**2 / 2, np.abs(x) - 0.5)
+
+
+def cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def cosines(feature, other):
+    return np.array([[cosine(a, b) for b in rows(other)] for a in rows(feature)])
+
+
+def test_kernel_alignment():
+    kernels = [rows(x) @ rows(x).T for x in (STUDENT, TEACHER)]
+    expected = -np.sum(kernels[0] * kernels[1]) / np.prod([np.linalg.norm(k) for k in kernels])
+    np.testing.assert_allclose(relation.kernel_alignment(STUDENT, TEACHER), expected, rtol=1e-5)
+    np.testing.assert_allclose(relation.kernel_alignment(STUDENT, -9 * STUDENT), -1, rtol=1e-5)
+    apart = np.eye(4, dtype=np.float32)
+    np.testing.assert_allclose(relation.kernel_alignment(apart, apart[:, :1]), -0.5, rtol=1e-6)
+
+
+def test_distances():
+    def relative(feature):
+        pairs = [[np.linalg.norm(a - b) for b in rows(feature)] for a in rows(feature)]
+        return np.array(pairs) / np.sum(pairs) * (len(pairs) ** 2 - len(pairs))
+
+    for student in (STUDENT, STUDENT * np.array([9, 1, 1, 1], np.float32).reshape(4, 1, 1, 1)):
+        expected = huber(relative(student) - relative(TEACHER)).mean()
+        np.testing.assert_allclose(relation.distance(student, TEACHER), expected, rtol=1e-4)
+
+
+def test_distances_count_only_what_is_apart():
+    student = np.array([[0.0], [0.0], [3.0]], np.float32)  # distances 0 and 3: relative 0 and 1
+    teacher = np.array([[0.0], [1.0], [2.0]], np.float32)  # 1, 1, 2: relative 3/4, 3/4, 3/2
+    expected = 2 * (0.75**2 / 2 + 0.5**2 / 2 + 0.25**2 / 2) / 9
+    np.testing.assert_allclose(relation.distance(student, teacher), expected, rtol=1e-6)
+
+
+def test_angles():
+    def corners(feature):
+        x, size = rows(feature), len(feature)
+        found = np.zeros((size,) * 3)
+        for i, j, k in np.ndindex(found.shape):
+            if j not in (i, k):
+                found[i, j, k] = cosine(x[i] - x[j], x[k] - x[j])
+        return found
+
+    expected = huber(corners(STUDENT) - corners(TEACHER)).mean()
+    np.testing.assert_allclose(relation.angle(STUDENT, TEACHER), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", [relation.distance, relation.angle])
+def test_neither_place_nor_turn_nor_size_counts(loss):
+    rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0].astype(np.float32)
+    expected = loss(STUDENT, TEACHER)
+    for student, teacher in [
+        (STUDENT + 10, TEACHER),
+        (STUDENT, 3 * TEACHER @ rotation),
+        (0.01 * STUDENT, TEACHER),
+    ]:
+        np.testing.assert_allclose(loss(student, teacher), expected, rtol=1e-3)
+
+
+def test_probability_transfer():
+    def probabilities(feature):
+        similarities = (cosines(feature, feature) + 1) / 2
+        return similarities / similarities.sum(axis=1, keepdims=True)
+
+    p, q = probabilities(TEACHER), probabilities(STUDENT)
+    value = relation.probability_transfer(STUDENT, TEACHER)
+    np.testing.assert_allclose(value, (p * np.log(p / q)).mean(), rtol=1e-4)
+
+
+def test_directions():
+    moved = STUDENT[::-1] + 1
+    ours, theirs = cosines(STUDENT, moved), cosines(TEACHER, TEACHER[::-1])
+    arguments = (STUDENT, moved, TEACHER, TEACHER[::-1])
+    p, q = (np.exp(c) / np.exp(c).sum(axis=1, keepdims=True) for c in (theirs, ours))
+    expected = (p * np.log(p / q)).sum(axis=1).mean()
+    np.testing.assert_allclose(relation.direction_kl(*arguments), expected, rtol=1e-4)
+    np.testing.assert_allclose(
+        relation.direction_l2(*arguments), ((ours - theirs) ** 2).mean(), rtol=1e-4
+    )
+
+
+def test_correlation():
+    student, teacher = RNG.normal(size=(2, 5, 3)).astype(np.float32)
+
+    def softmax(x):
+        return np.exp(x / 2) / np.exp(x / 2).sum(axis=1, keepdims=True)
+
+    p, q = softmax(student), softmax(teacher)
+    within = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p, q, strict=True)])
+    across = np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(p.T, q.T, strict=True)])
+    value = relation.correlation(student, teacher, temperature=2.0)
+    np.testing.assert_allclose(value, 4 * (2 - within - across), rtol=1e-4)
+
+
+PAIRWISE = [
+    similarity_preserving,
+    relation.kernel_alignment,
+    relation.distance,
+    relation.angle,
+    relation.probability_transfer,
+]
+
+
+@pytest.mark.parametrize("loss", PAIRWISE)
+def test_degenerate_batches_are_refused(loss):
+    least = 3 if loss is relation.angle else 2
+    loss(STUDENT[:least], TEACHER[:least])
+    with pytest.raises(ValueError, match=r"student has shape \(\d, 3, 2, 2\)"):
+        loss(STUDENT[: least - 1], TEACHER[: least - 1])
+
+
+@pytest.mark.parametrize("loss", PAIRWISE)
+def test_equal_examples_are_no_nan(loss):
+    equal = np.repeat(STUDENT[:1], 4, axis=0)
+    for student, teacher in ((equal, TEACHER), (STUDENT, equal[:, 0]), (equal, equal)):
+        value, gradient = jax.value_and_grad(loss)(student, teacher)
+        assert np.isfinite(value)
+        assert np.all(np.isfinite(gradient))
