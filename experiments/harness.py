@@ -120,7 +120,8 @@ def launch(experiment: Experiment) -> NoReturn:
     def run(_: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        logging.getLogger("absl").setLevel(logging.WARNING)
+        for name in ("absl", "jax"):  # app.run shows what they only note: backends not found
+            logging.getLogger(name).setLevel(logging.WARNING)
         given = flags.FLAGS
         workdir = Path(given.workdir or ".").absolute()
         try:

@@ -108,7 +108,7 @@ def test_neither_place_nor_turn_nor_size_counts(loss):
     rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0].astype(np.float32)
     expected = loss(STUDENT, TEACHER)
     for student, teacher in [
-        (STUDENT + 10, TEACHER),
+        (STUDENT + 1000, TEACHER),
         (STUDENT, 3 * TEACHER @ rotation),
         (0.01 * STUDENT, TEACHER),
     ]:
