@@ -90,6 +90,20 @@ def test_distances_count_only_what_is_apart():
     np.testing.assert_allclose(relation.distance(student, teacher), expected, rtol=1e-6)
 
 
+def test_what_rounding_leaves_between_twins_is_no_distance():
+    value_and_gradient = jax.jit(jax.value_and_grad(relation.distance))
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        student = rng.normal(size=(8, 30)).astype(np.float32)
+        student[1] = student[0] * (1 + 1e-6)
+        teacher = rng.normal(size=(8, 5)).astype(np.float32)
+        twins = np.concatenate([student[:1], student[:1], student[2:]])
+        value, gradient = value_and_gradient(student, teacher)
+        expected, _ = value_and_gradient(twins, teacher)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        assert np.abs(gradient).max() < 1
+
+
 def test_angles():
     def corners(feature):
         x, size = rows(feature), len(feature)
