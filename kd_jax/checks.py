@@ -29,6 +29,25 @@ def same_shape(**arrays: Any) -> tuple[Array, ...]:
     return tuple(at_least_float32(value) for value in arrays.values())
 
 
+def same_channels(**features: Any) -> tuple[Array, ...]:
+    """Two features `[B, H, W, C]`, in order, once batch and channels are known to be equal.
+
+    Args:
+      **features: two arrays, under the names that an error should use.
+
+    Raises:
+      ValueError: one is missing (None) or no image, or batch or channels differ.
+    """
+    (name, _), (other, _) = features.items()
+    first, second = (same_shape(**{key: value})[0] for key, value in features.items())
+    if not first.ndim == second.ndim == 4 or first.shape[::3] != second.shape[::3]:
+        raise ValueError(
+            f"{name} has shape {first.shape} but {other} has {second.shape}; "
+            "both must be [B, height, width, C] with the same B and C"
+        )
+    return first, second
+
+
 def at_least_float32(x: Any) -> Array:
     """`x` in float32, or in float64 if it is that: losses are not summed in half precision."""
     x = jnp.asarray(x)

@@ -6,7 +6,7 @@ The teacher's features are constants: no gradient reaches them.
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_shape
+from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_channels, same_shape
 from kd_jax.types import Array
 
 
@@ -67,12 +67,7 @@ def channel_means(student: Array, teacher: Array) -> Array:
     Raises:
       ValueError: an argument is None, a feature is no image, or batch or channels differ.
     """
-    (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
-    if not student.ndim == teacher.ndim == 4 or student.shape[::3] != teacher.shape[::3]:
-        raise ValueError(
-            f"student has shape {student.shape} but teacher has {teacher.shape}; "
-            "both must be [B, height, width, C] with the same B and C"
-        )
+    student, teacher = same_channels(student=student, teacher=teacher)
     means = jnp.mean(student, axis=(1, 2)), jnp.mean(teacher, axis=(1, 2))
     return per_example_mean((means[0] - jax.lax.stop_gradient(means[1])) ** 2)
 
@@ -166,26 +161,26 @@ def attention_transfer_norm(student: Array, teacher: Array) -> Array:
 
 
 def _flow_matrix(**features: Array) -> Array:
-    (name, _), (other, _) = features.items()
-    first, second = (same_shape(**{name: value})[0] for name, value in features.items())
-    if not first.ndim == second.ndim == 4 or first.shape[:3] != second.shape[:3]:
-        raise ValueError(
-            f"{name} has shape {first.shape} but {other} has {second.shape}; "
-            "both must be [B, H, W, channels] with the same B, H and W"
-        )
+    first, second = _same_places(**features)
     positions = first.shape[1] * first.shape[2]
     precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("bhwc,bhwd->bcd", first, second, precision=precision) / positions
 
 
 def _attention_maps(student: Array, teacher: Array) -> tuple[Array, Array]:
-    (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
-    if not student.ndim == teacher.ndim == 4 or student.shape[:3] != teacher.shape[:3]:
+    student, teacher = _same_places(student=student, teacher=teacher)
+    return _attention_map(student), jax.lax.stop_gradient(_attention_map(teacher))
+
+
+def _same_places(**features: Array) -> tuple[Array, Array]:
+    (name, _), (other, _) = features.items()
+    first, second = (same_shape(**{key: value})[0] for key, value in features.items())
+    if not first.ndim == second.ndim == 4 or first.shape[:3] != second.shape[:3]:
         raise ValueError(
-            f"student has shape {student.shape} but teacher has {teacher.shape}; "
+            f"{name} has shape {first.shape} but {other} has {second.shape}; "
             "both must be [B, H, W, channels] with the same B, H and W"
         )
-    return _attention_map(student), jax.lax.stop_gradient(_attention_map(teacher))
+    return first, second
 
 
 def _attention_map(feature: Array) -> Array:

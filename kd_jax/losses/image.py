@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_shape
+from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_channels, same_shape
 from kd_jax.types import Array
 
 
@@ -151,12 +151,7 @@ def style(student: Array, teacher: Array) -> Array:
     Raises:
       ValueError: an argument is None, a feature is no image, or batch or channels differ.
     """
-    (student,), (teacher,) = same_shape(student=student), same_shape(teacher=teacher)
-    if not student.ndim == teacher.ndim == 4 or student.shape[::3] != teacher.shape[::3]:
-        raise ValueError(
-            f"student has shape {student.shape} but teacher has {teacher.shape}; "
-            "both must be [B, height, width, C] with the same B and C"
-        )
+    student, teacher = same_channels(student=student, teacher=teacher)
     theirs = jax.lax.stop_gradient(gram_matrix(teacher))
     return per_example_mean(magnitude(gram_matrix(student) - theirs))
 
