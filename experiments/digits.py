@@ -33,10 +33,11 @@ from kd_jax import losses, sharding
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
 from kd_jax.models import dcgan, mlp
+from kd_jax.modes import data_free
 from kd_jax.network import Network
 from kd_jax.objective import MakeInputs, Term, Terms, latents
-from kd_jax.state import Networks, Pair
-from kd_jax.step import data_free, make_train_step
+from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.step import make_train_step
 from kd_jax.types import Array, Batch, Variables
 
 ARMS = ("alone", "distilled")
@@ -239,7 +240,7 @@ def student_recipe(
         return recipe(config, task, nets, g_terms, d_terms, settings, steps)
     nets = nets._replace(teacher=task.teacher.generator)
     g_terms = {**g_terms, **distillation(settings)}
-    made = recipe(config, task, nets, g_terms, d_terms, settings, steps, Pair(teacher))
+    made = recipe(config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher))
     if not settings.teacher_images:
         return made
     step = data_free(made.step, task.teacher.generator, task.inputs, settings.teacher_images)
@@ -254,7 +255,7 @@ def recipe(
     d_terms: Terms,
     rates: ConfigDict,
     steps: int,
-    teacher: Pair | None = None,
+    teacher: Teacher | None = None,
 ) -> harness.Recipe:
     """The alternating step of these networks and terms, with Adam and an average that warms up."""
 

@@ -33,7 +33,7 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.state import Networks, Pair, TrainState, init_state
+from kd_jax.state import Networks, Pair, Teacher, TrainState, init_state
 from kd_jax.step import Step
 from kd_jax.types import Array, Batch, Variables
 
@@ -227,7 +227,7 @@ class Recipe(NamedTuple):
     d_terms: Terms
     inputs: MakeInputs
     step: Step
-    teacher: Pair | None
+    teacher: Teacher | None
     steps: int
 
     def init(self, key: Array, batch: Batch) -> TrainState:

@@ -4,9 +4,26 @@ The core is a handful of pure functions: a `Network` is `init` and `apply`; a re
 named `Term`s; `make_train_step` makes of them `step(state, teacher_variables, batch)`.
 """
 
-from kd_jax import losses, models, ops
-from kd_jax.network import Network, connect, connected, disconnect, from_linen, tap_shapes
-from kd_jax.objective import Forward, Inputs, Term, latents
+from kd_jax import losses, models, ops, recipes, weights
+from kd_jax.modes import (
+    OnlineState,
+    data_free,
+    online,
+    scanned,
+    self_taught,
+    taught_by,
+    together,
+)
+from kd_jax.network import (
+    Network,
+    connect,
+    connect_to,
+    connected,
+    disconnect,
+    from_linen,
+    tap_shapes,
+)
+from kd_jax.objective import Forward, Inputs, Term, Weight, latents, noise
 from kd_jax.sharding import (
     compile_step,
     fully_sharded,
@@ -16,8 +33,8 @@ from kd_jax.sharding import (
     place_batch,
     replicated,
 )
-from kd_jax.state import Networks, Pair, Player, TrainState, init_state
-from kd_jax.step import d_step, data_free, g_step, make_simultaneous_step, make_train_step
+from kd_jax.state import Networks, Pair, Player, Teacher, TrainState, init_state
+from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.types import MissingTapError, Taps
 
 __all__ = [
@@ -26,13 +43,17 @@ __all__ = [
     "MissingTapError",
     "Network",
     "Networks",
+    "OnlineState",
     "Pair",
     "Player",
     "Taps",
+    "Teacher",
     "Term",
     "TrainState",
+    "Weight",
     "compile_step",
     "connect",
+    "connect_to",
     "connected",
     "d_step",
     "data_free",
@@ -48,9 +69,17 @@ __all__ = [
     "make_simultaneous_step",
     "make_train_step",
     "models",
+    "noise",
+    "online",
     "ops",
     "place",
     "place_batch",
+    "recipes",
     "replicated",
+    "scanned",
+    "self_taught",
     "tap_shapes",
+    "taught_by",
+    "together",
+    "weights",
 ]

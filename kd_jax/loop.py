@@ -36,7 +36,7 @@ class Progress(NamedTuple):
     Attributes:
       step: steps done.
       steps: steps to do in all.
-      examples_per_second: over the last window.
+      examples_per_second: over the last window; steps, where batches are empty.
       seconds_left: at the pace since the start of this loop.
     """
 
@@ -56,6 +56,7 @@ def fit(
     log_every: int = 50,
     hooks: Sequence[Hook] = (),
     progress: Callable[[Progress], None] = lambda _: None,
+    steps_per_call: int = 1,
 ) -> Any:
     """Takes steps until `state.step` is `steps`; returns the final state.
 
@@ -71,11 +72,21 @@ def fit(
       log_every: the window's length; windows end at its multiples.
       hooks: called in order where they are due.
       progress: called after each window.
+      steps_per_call: how many steps a call of `step` takes (`kd_jax.modes.scanned`); `steps`,
+        `log_every` and every hook's `every` must be multiples of it. Its metrics are their means.
 
     Raises:
+      ValueError: when something is no multiple of `steps_per_call`.
       NonFiniteError: when a metric is not finite; it names the step and the metric. Every step is
         checked, before any hook sees its state.
     """
+    for name, every in (
+        ("steps", steps),
+        ("log_every", log_every),
+        *(("a hook's every", hook.every) for hook in hooks),
+    ):
+        if steps_per_call < 1 or every % steps_per_call:
+            raise ValueError(f"{name}={every} is no multiple of steps_per_call={steps_per_call}")
     first = done = int(state.step)
     started = window_started = time.perf_counter()
     window: list[Mapping[str, Array]] = []
@@ -87,7 +98,7 @@ def fit(
         if not full:
             return
         fetched, full = jax.device_get(full), []
-        _check_finite(fetched, full_end)
+        _check_finite(fetched, full_end, steps_per_call)
         log(full_end, {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]})
         now = time.perf_counter()
         pace = (now - started) / max(full_end - first, 1)
@@ -97,9 +108,9 @@ def fit(
 
     while done < steps:
         batch = next(batches)
-        examples = jax.tree.leaves(batch)[0].shape[0]
+        examples = jax.tree.leaves(batch)[0].shape[0] if batch else steps_per_call
         state, metrics = step(state, batch)
-        done += 1
+        done += steps_per_call
         flush()
         window.append(metrics)
         if done % log_every == 0 or done == steps:
@@ -107,7 +118,7 @@ def fit(
         due = [hook for hook in hooks if done % hook.every == 0 or done == steps]
         if due or done == steps:
             flush()
-            _check_finite(jax.device_get(window), done)
+            _check_finite(jax.device_get(window), done, steps_per_call)
             for hook in due:
                 hook.fn(done, state)
             if due:
@@ -115,10 +126,12 @@ def fit(
     return state
 
 
-def _check_finite(metrics: Sequence[Mapping[str, Any]], last_step: int) -> None:
-    for number, row in enumerate(metrics, start=last_step - len(metrics) + 1):
+def _check_finite(metrics: Sequence[Mapping[str, Any]], last_step: int, stride: int) -> None:
+    for number, row in enumerate(metrics, start=1 - len(metrics)):
         bad = [name for name, value in row.items() if not math.isfinite(value)]
         if bad:
             # What is made of the terms (their total, its gradient) comes after the terms.
             name = min(bad, key=lambda name: name.endswith(("/total", "/grad_norm")))
-            raise NonFiniteError(f"step {number}: {name} is {float(row[name])}")
+            raise NonFiniteError(
+                f"step {last_step + stride * number}: {name} is {float(row[name])}"
+            )

@@ -77,24 +77,22 @@ def connected(name: str) -> str:
 def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
     """`network` with learned projections of some of its taps to another network's feature shapes.
 
-    Each named feature is resampled to the target's height and width and sent through a learned
-    1x1 convolution with bias, and appears as the tap `connected(name)`. This is the regressor of
-    FitNets (Romero et al. 2015, eq. 3) and the mapping of GAN Compression (Li et al. 2020, eq. 3).
+    Each named feature is resampled to the target's height and width (or whatever axes lie between
+    batch and channels), sent through a learned 1x1 convolution with bias, and appears as the tap
+    `connected(name)`. This is the regressor of FitNets (Romero et al. 2015, eq. 3) and the
+    mapping of GAN Compression (Li et al. 2020, eq. 3).
     The projections are parameters of the network (`params["connectors"]`), so they are trained,
     averaged and checkpointed with it; `disconnect` takes them away again.
 
     Args:
       network: the student, usually.
-      targets: for tap names of `network`, the shape of the feature to become comparable with,
-        `[..., H, W, C]` with any number of leading axes, as `tap_shapes` gives it for the teacher.
+      targets: for tap names of `network`, the shape of the feature to become comparable with, as
+        `tap_shapes` gives it for the teacher: `[B, H, W, C]`, where B does not matter.
 
     Raises:
       MissingTapError: when a name is not a tap of `network`; it lists those that are.
-      ValueError: when a target or a tap is not of the form `[..., H, W, C]`.
+      ValueError: when a tap and its target have different numbers of axes.
     """
-    for name, shape in targets.items():
-        if len(shape) < 3:
-            raise ValueError(f"target of tap {name!r} has shape {tuple(shape)}, not [..., H, W, C]")
 
     def init(key: Array, *inputs: Any) -> Variables:
         variables = network.init(key, *inputs)
@@ -103,7 +101,7 @@ def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
         taps = jax.eval_shape(lambda v: network.apply(v, *inputs)[1], variables)
         projections = {}
         for index, (name, shape) in enumerate(targets.items()):
-            width, target = _channels(name, taps[name].shape), shape[-1]
+            width, target = _fitting(name, taps[name].shape, shape)[-1], shape[-1]
             kernel = jax.random.normal(jax.random.fold_in(key, index), (width, target))
             projections[name] = {
                 "kernel": kernel / math.sqrt(width),
@@ -119,10 +117,9 @@ def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
         taps = Taps(taps)
         for name, shape in targets.items():
             feature, projection = taps[name], projections[name]
-            _channels(name, feature.shape)
-            height_width = tuple(shape[-3:-1])
-            if feature.shape[1:3] != height_width:
-                size = (feature.shape[0], *height_width, feature.shape[-1])
+            batch, *_, width = _fitting(name, feature.shape, shape)
+            size = (batch, *shape[1:-1], width)
+            if feature.shape != size:
                 feature = jax.image.resize(feature, size, "linear")
             projected = feature @ projection["kernel"].astype(feature.dtype)
             taps[connected(name)] = projected + _as_row(projection["bias"], projected)
@@ -131,16 +128,57 @@ def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
     return Network(init, apply)
 
 
+def tap_pairs(taps: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """`{student's tap: teacher's tap}`, of names that both have or of pairs.
+
+    Raises:
+      ValueError: when there are none, or one string stands where a sequence is meant.
+    """
+    if isinstance(taps, str) or not taps:
+        raise ValueError(
+            f"taps={taps!r}: a sequence of names is needed, or {{student's: teacher's}}"
+        )
+    return dict(taps) if isinstance(taps, Mapping) else {name: name for name in taps}
+
+
+def connect_to(
+    student: Network, teacher: Network, taps: Sequence[str] | Mapping[str, str], *inputs: Any
+) -> Network:
+    """`connect`, with the targets that the teacher's taps have for these inputs.
+
+    Args:
+      student: the network to connect.
+      teacher: the network whose features to become comparable with.
+      taps: names that both have, or `{student's tap: teacher's tap}`.
+      *inputs: of both networks, arrays or `ShapeDtypeStruct`s. Nothing is computed.
+
+    Raises:
+      ValueError: when a network lacks a tap (it lists those it has), or two taps do not fit.
+    """
+    ours, theirs = tap_shapes(student, *inputs), tap_shapes(teacher, *inputs)
+    targets = {}
+    for name, other in tap_pairs(taps).items():
+        for whose, tap, shapes in (("student", name, ours), ("teacher", other, theirs)):
+            if tap not in shapes:
+                raise ValueError(f"the {whose} has no tap {tap!r}; it has {', '.join(shapes)}")
+        targets[name] = theirs[other]
+        _fitting(name, ours[name], theirs[other])
+    return connect(student, targets)
+
+
 def disconnect(variables: Variables) -> Variables:
     """A connected network's variables without the projections: what is deployed."""
     params = {k: v for k, v in variables["params"].items() if k != CONNECTORS}
     return {**variables, "params": params}
 
 
-def _channels(name: str, shape: tuple[int, ...]) -> int:
-    if len(shape) != 4:
-        raise ValueError(f"tap {name!r} has shape {shape}; a connector needs [B, H, W, C]")
-    return shape[-1]
+def _fitting(name: str, shape: tuple[int, ...], target: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) < 2 or len(target) != len(shape):
+        raise ValueError(
+            f"tap {name!r} has shape {shape} and its target {tuple(target)}; a connector needs "
+            "[batch, ..., channels] of both, with as many axes between"
+        )
+    return shape
 
 
 def _as_row(vector: Array, like: Array) -> Array:

@@ -57,6 +57,32 @@ def latents(size: int, conditional: bool = True) -> MakeInputs:
     return make
 
 
+def noise(size: int, batch_size: int, classes: int = 0) -> MakeInputs:
+    """The task of generating images from nothing: latents and labels are both drawn.
+
+    With it a data-free run needs no batch: `{}` will do. What a batch has is used: its images are
+    the real ones, its labels those to be drawn for.
+
+    Args:
+      size: the latent's length; latents are standard normal `[batch_size, size]`.
+      batch_size: how many, unless the batch says.
+      classes: labels are uniform in [0, classes); 0 for networks that take none.
+    """
+
+    def make(key: Array, batch: Batch) -> Inputs:
+        given = dict(batch)
+        known = jax.tree.leaves(given)
+        count = known[0].shape[0] if known else batch_size
+        z_key, label_key = jax.random.split(key)
+        if classes and "label" not in given:
+            given["label"] = jax.random.randint(label_key, (count,), 0, classes)
+        labels = (given["label"],) if classes else ()
+        z = jax.random.normal(z_key, (count, size))
+        return Inputs((z, *labels), labels, given.get("image"), given)
+
+    return make
+
+
 class Forward(NamedTuple):
     """All that a term may read. `[B, ...]` everywhere; what no term reads is not computed.
 
@@ -70,12 +96,14 @@ class Forward(NamedTuple):
       teacher: the teacher's images for the same inputs, without gradient; None without a teacher.
       teacher_taps: the teacher's taps; None without a teacher.
       real_scores, real_taps: the student discriminator's on the real images; None without those.
-      fake_scores, fake_taps: the student discriminator's on the generated images.
+      fake_scores, fake_taps: the student discriminator's on the generated images; these, the former
+        and `score` are None where there is no discriminator.
       generate: `generate(*inputs) -> (images, taps)`, the student generator in further passes.
       teach: `teach(*inputs) -> (images, taps)`, the teacher likewise; None without a teacher.
       score: `score(images) -> (scores, taps)`, the student discriminator, same condition.
       teacher_score: `teacher_score(images) -> (scores, taps)`, the teacher's discriminator; None
         without one.
+      extract: `extract(images) -> taps`, the extractor's features; an error without one.
     """
 
     step: Array
@@ -88,12 +116,47 @@ class Forward(NamedTuple):
     teacher_taps: Taps | None
     real_scores: Array | None
     real_taps: Taps | None
-    fake_scores: Array
-    fake_taps: Taps
+    fake_scores: Any
+    fake_taps: Any
     generate: Callable[..., tuple[Array, Taps]]
     teach: Callable[..., tuple[Array, Taps]] | None
-    score: Callable[[Array], tuple[Array, Taps]]
+    score: Any
     teacher_score: Callable[[Array], tuple[Array, Taps]] | None
+    extract: Callable[[Array], Taps]
+
+    def at(self, image: Array) -> "Forward":
+        """The same pass as if `image` had been generated: it and its scores are other ones.
+
+        A term's gradient at the image is that of `lambda x: term(forward.at(x))`. The generator's
+        taps stay, so that a term that reads nothing else has none.
+        """
+        if self.score is None:
+            return self._replace(fake=image)
+        scores, taps = self.score(image)
+        return self._replace(fake=image, fake_scores=scores, fake_taps=taps)
+
+
+class Weight(NamedTuple):
+    """A weight that adapts to what it sees; `kd_jax.weights` has several.
+
+    Attributes:
+      fn: `fn(forward, term, value, weight_state) -> (weight, weight_state)`, where `value` is the
+        term's value, `[B]` or a scalar, and `term(forward)` computes it for another forward. The
+        weight is a scalar, or `[B]`, one for each example. No gradient passes through it.
+      init: `init() -> weight_state`, where it remembers anything.
+    """
+
+    fn: Callable[..., tuple[Any, Any]]
+    init: Callable[[], Any] = tuple
+
+
+def as_weight(weight: "float | Schedule | Weight") -> Weight:
+    """A number or a schedule of the step, as a `Weight`."""
+    if isinstance(weight, Weight):
+        return weight
+    if callable(weight):
+        return Weight(lambda forward, _, value, state: (weight(forward.step), state))
+    return Weight(lambda forward, _, value, state: (weight, state))
 
 
 class Term(NamedTuple):
@@ -102,16 +165,19 @@ class Term(NamedTuple):
     Attributes:
       fn: `fn(forward) -> [B]`, or a scalar where it relates the examples of the batch; with `init`,
         `fn(forward, term_state) -> (value, term_state)`.
-      weight: a number, or a schedule of the step.
+      weight: a number, a schedule of the step, or a `Weight`.
       every: evaluate only each `every`-th step, with `every` times the weight (lazy
         regularisation, Karras et al. 2020, section 3.1).
       init: `init() -> term_state`, for a term that remembers. Its state is part of the train state.
+      floor: the least value that the term can take, where it has nothing left to say there:
+        `kd_jax.health` warns of a term that has got to it.
     """
 
     fn: Callable[..., Any]
-    weight: float | Schedule = 1.0
+    weight: float | Schedule | Weight = 1.0
     every: int = 1
     init: Callable[[], Any] | None = None
+    floor: float | None = None
 
 
 Terms: TypeAlias = Mapping[str, Term]
@@ -122,10 +188,12 @@ class TermState(NamedTuple):
 
     Attributes:
       state: what a stateful term remembers; empty for others.
-      last: a lazy term's value when it was last evaluated; empty for others.
+      weight: what its weight remembers; empty for numbers and schedules.
+      last: a lazy term's value and weight when last evaluated; empty for others.
     """
 
     state: Any = ()
+    weight: Any = ()
     last: Any = ()
 
 
@@ -143,7 +211,8 @@ def init_terms(terms: Terms) -> dict[str, TermState]:
     return {
         name: TermState(
             state=term.init() if term.init else (),
-            last=jnp.zeros(()) if term.every > 1 else (),
+            weight=as_weight(term.weight).init(),
+            last=(jnp.zeros(()), jnp.zeros(())) if term.every > 1 else (),
         )
         for name, term in terms.items()
     }
@@ -155,50 +224,73 @@ def weighted_total(
     """The objective: the sum of the terms' means, each times its weight.
 
     Returns:
-      The total (scalar), each term's unweighted mean (of a lazy term, the latest one evaluated),
-      and the terms' states after this step.
+      The total (scalar); the metrics: each term's unweighted mean, and as `NAME/weight` each weight
+      that is not a number (of a lazy term, what was last evaluated); the terms' states after this
+      step.
 
     Raises:
       ValueError: when a term fails or returns another shape than `[B]` or `[]`; it names the term.
     """
-    total, values, after = jnp.zeros(()), {}, {}
+    total, metrics, after = jnp.zeros(()), {}, {}
     for name, term in terms.items():
         kept = states[name]
 
-        def evaluate(
-            name: str = name, term: Term = term, kept: TermState = kept
-        ) -> tuple[Array, Any]:
-            return _evaluate(name, term, forward, kept.state)
+        def evaluate(name: str = name, term: Term = term, kept: TermState = kept) -> _Evaluated:
+            return _evaluate(name, term, forward, kept)
 
-        weight = term.weight(forward.step) if callable(term.weight) else term.weight
         if term.every == 1:
-            value, state = evaluate()
-            last: Any = ()
+            result = evaluate()
+            value, weight, last = result.value, result.weight, ()
         else:
             due = forward.step % term.every == 0
-            idle = jax.eval_shape(lambda evaluate=evaluate: evaluate()[0])
-            value, state = jax.lax.cond(
-                due,
-                evaluate,
-                lambda idle=idle, kept=kept: (jnp.zeros(idle.shape, idle.dtype), kept.state),
+            idle = jax.tree.map(
+                lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate)
+            )._replace(state=kept.state, weight_state=kept.weight)
+            result = jax.lax.cond(due, evaluate, lambda idle=idle: idle)
+            value, weight = last = jax.tree.map(
+                lambda new, old, due=due: jnp.where(due, new, old),
+                (result.value, result.weight),
+                kept.last,
             )
-            weight = weight * term.every
-            last = jnp.where(due, value, kept.last)
-        total = total + weight * value
-        values[name] = value if term.every == 1 else last
-        after[name] = TermState(state, jax.lax.stop_gradient(last))
-    return total, values, after
+        total = total + term.every * result.weighted
+        metrics[name] = value
+        if callable(term.weight) or isinstance(term.weight, Weight):
+            metrics[f"{name}/weight"] = weight
+        after[name] = jax.lax.stop_gradient(TermState(result.state, result.weight_state, last))
+    return total, metrics, after
 
 
-def _evaluate(name: str, term: Term, forward: Forward, state: Any) -> tuple[Array, Any]:
+class _Evaluated(NamedTuple):
+    weighted: Array
+    value: Array
+    weight: Array
+    state: Any
+    weight_state: Any
+
+
+def _evaluate(name: str, term: Term, forward: Forward, kept: TermState) -> _Evaluated:
+    def compute(forward: Forward) -> tuple[Array, Any]:
+        return term.fn(forward, kept.state) if term.init else (term.fn(forward), ())
+
     try:
-        value, state = term.fn(forward, state) if term.init else (term.fn(forward), ())
+        value, state = compute(forward)
+        value = at_least_float32(value)
+        weight, weight_state = as_weight(term.weight).fn(
+            forward, lambda other: at_least_float32(compute(other)[0]), value, kept.weight
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"term {name!r}: {error}") from error
-    value = at_least_float32(value)
-    if value.ndim > 1 or (value.ndim == 1 and value.shape[0] != forward.fake.shape[0]):
+    examples = forward.fake.shape[:1]
+    if value.shape not in ((), examples):
         raise ValueError(
             f"term {name!r} returned shape {value.shape}; it must return one value per example "
-            f"({forward.fake.shape[0]},) or a scalar ()"
+            f"{examples} or a scalar ()"
         )
-    return value.mean(), jax.lax.stop_gradient(state)
+    weight = jax.lax.stop_gradient(at_least_float32(weight))
+    if weight.shape not in ((), value.shape):
+        raise ValueError(
+            f"term {name!r}: a weight {weight.shape} does not fit values {value.shape}"
+        )
+    mean = value.mean()
+    weighted = (weight * value).mean() if weight.ndim else weight * mean
+    return _Evaluated(weighted, mean, weight.mean(), state, weight_state)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kd_jax.state import Pair, TrainState
+from kd_jax.state import Teacher, TrainState
 from kd_jax.step import Metrics, Step
 from kd_jax.types import Array, Batch
 
@@ -162,7 +162,7 @@ def compile_step(
     """
 
     def sharded(
-        state: TrainState, teacher_variables: Pair | None, batch: Batch
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         if mesh is not None:
             for leaf in jax.tree.leaves(batch):

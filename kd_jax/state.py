@@ -19,19 +19,35 @@ class Pair(NamedTuple):
     discriminator: Any = None
 
 
+class Teacher(NamedTuple):
+    """The frozen networks' variables, an argument of every step: `teacher_variables`.
+
+    Attributes:
+      generator, discriminator: the teacher's.
+      extractor: those of the network whose features images are compared in.
+    """
+
+    generator: Any = None
+    discriminator: Any = None
+    extractor: Any = None
+
+
 class Networks(NamedTuple):
     """The networks of one step.
 
     Attributes:
-      generator, discriminator: the student's, trained.
+      generator, discriminator: the student's, trained. Without a discriminator the generator learns
+        from the teacher alone.
       teacher: the frozen generator to learn from, with the same inputs as `generator`.
       teacher_discriminator: a frozen discriminator to learn from.
+      extractor: a frozen network `images -> features` (its taps) to compare images in: VGG, say.
     """
 
     generator: Network
-    discriminator: Network
+    discriminator: Network | None = None
     teacher: Network | None = None
     teacher_discriminator: Network | None = None
+    extractor: Network | None = None
 
 
 class Player(NamedTuple):
@@ -47,7 +63,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: the number of steps taken, int32 scalar.
       key: the run's typed PRNG key; never advanced, each step folds its number in.
-      generator, discriminator: the players.
+      generator, discriminator: the players; the latter is empty where there is none.
       ema: the generator's variables, exponentially averaged: what is evaluated and deployed.
       terms: the terms' states, by player.
     """
@@ -55,7 +71,7 @@ class TrainState(NamedTuple):
     step: Array
     key: Array
     generator: Player
-    discriminator: Player
+    discriminator: Any
     ema: Variables
     terms: Pair
 
@@ -96,17 +112,21 @@ def init_state(
     generator = chosen.pop("generator", None)
     if generator is None:
         generator = nets.generator.init(generator_key, *given.generator)
-    fake, _, _ = nets.generator.apply(generator, *given.generator)
-    discriminator = chosen.pop("discriminator", None)
-    if discriminator is None:
-        discriminator = nets.discriminator.init(discriminator_key, fake, *given.condition)
+    player: Any = ()
+    if nets.discriminator is not None:
+        discriminator = chosen.pop("discriminator", None)
+        if discriminator is None:
+            fake, _, _ = nets.generator.apply(generator, *given.generator)
+            discriminator = nets.discriminator.init(discriminator_key, fake, *given.condition)
+        player = Player(discriminator, optimizers.discriminator.init(discriminator["params"]))
     if chosen:
-        raise ValueError(f"start has {sorted(chosen)}; it may have 'generator', 'discriminator'")
+        players = ["'generator'"] + ["'discriminator'"] * (nets.discriminator is not None)
+        raise ValueError(f"start has {sorted(chosen)}; it may have {', '.join(players)}")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jnp.copy(key),
         generator=Player(generator, optimizers.generator.init(generator["params"])),
-        discriminator=Player(discriminator, optimizers.discriminator.init(discriminator["params"])),
+        discriminator=player,
         # A copy: donating a state in which two leaves share one buffer fails.
         ema=jax.tree.map(jnp.copy, generator),
         terms=Pair(_distinct(init_terms(g_terms)), _distinct(init_terms(d_terms))),

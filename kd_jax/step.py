@@ -2,12 +2,13 @@
 
 Every step is a pure function `step(state, teacher_variables, batch) -> (state, metrics)`. The
 teacher's variables are an argument, never a closure: closed over they would be compiled in as
-constants. Metrics are scalars: `g/NAME` and `d/NAME` for every term's unweighted value, `total`,
-`grad_norm`, and the discriminator's mean scores.
+constants. Metrics are scalars: `g/NAME` and `d/NAME` for every term's unweighted value,
+`g/NAME/weight` where a weight is no number, `total`, `grad_norm`, and the discriminator's mean
+scores. What steps are put together to is in `kd_jax.modes`.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,15 @@ from kd_jax.objective import (
     init_terms,
     weighted_total,
 )
-from kd_jax.state import Networks, Pair, Player, TrainState
+from kd_jax.state import Networks, Pair, Player, Teacher, TrainState
 from kd_jax.types import Array, Batch, Taps, Variables
 
 Metrics: TypeAlias = dict[str, Array]
-Step: TypeAlias = Callable[[TrainState, Pair | None, Batch], tuple[TrainState, Metrics]]
+State = TypeVar("State")
+Step: TypeAlias = Callable[[State, Teacher | None, Batch], tuple[State, Metrics]]
+"""`(state, teacher_variables, batch) -> (state, metrics)`."""
 
-_DISCRIMINATOR, _GENERATOR, _DATA = 0, 1, 2  # what is folded into the step's key, per use
+_DISCRIMINATOR, _GENERATOR = 0, 1  # what is folded into the step's key, per use
 
 
 def make_train_step(
@@ -42,10 +45,11 @@ def make_train_step(
     d_terms: Terms,
     inputs: MakeInputs,
     ema: float | Schedule = 0.999,
-) -> Step:
+) -> Step[TrainState]:
     """The alternating step: the discriminator moves, then the generator, against the new one.
 
-    Each move draws its own latents (Goodfellow et al. 2014, algorithm 1, with k = 1).
+    Each move draws its own latents (Goodfellow et al. 2014, algorithm 1, with k = 1). Without a
+    discriminator in `nets` the generator's move is all there is.
 
     Args:
       nets: the networks.
@@ -56,13 +60,18 @@ def make_train_step(
       ema: the decay of the generator's average, a number or a schedule of the step.
 
     Raises:
-      ValueError: when a term is malformed (now), or fails (when first traced; it is named).
+      ValueError: when a term is malformed or there are terms for no discriminator (now), or a term
+        fails (when first traced; it is named).
     """
-    discriminator = d_step(nets, optimizers.discriminator, d_terms, inputs)
     generator = g_step(nets, optimizers.generator, g_terms, inputs, ema)
+    discriminator: Step[TrainState]
+    if nets.discriminator is None and not d_terms:
+        discriminator = _stand_still
+    else:
+        discriminator = d_step(nets, optimizers.discriminator, d_terms, inputs)
 
     def step(
-        state: TrainState, teacher_variables: Pair | None, batch: Batch
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         state, d_metrics = discriminator(state, teacher_variables, batch)
         state, g_metrics = generator(state, teacher_variables, batch)
@@ -79,7 +88,7 @@ def make_simultaneous_step(
     d_terms: Terms,
     inputs: MakeInputs,
     ema: float | Schedule = 0.999,
-) -> Step:
+) -> Step[TrainState]:
     """The simultaneous step: both gradients are taken at the same point, from one forward pass.
 
     It differs from `make_train_step` in that the two moves share their latents and images, and the
@@ -93,9 +102,9 @@ def make_simultaneous_step(
     g_move = _generator_move(nets, g_terms, inputs)
 
     def step(
-        state: TrainState, teacher_variables: Pair | None, batch: Batch
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        key = _key(state, _DISCRIMINATOR)
+        key = step_key(state, _DISCRIMINATOR)
         d_result = d_move(state, teacher_variables, batch, key)
         g_result = g_move(state, teacher_variables, batch, key)
         state, d_metrics = _moved_discriminator(state, optimizers.discriminator, d_result)
@@ -110,14 +119,14 @@ def d_step(
     optimizer: optax.GradientTransformation,
     terms: Terms,
     inputs: MakeInputs,
-) -> Step:
+) -> Step[TrainState]:
     """The discriminator's move alone. It does not advance `state.step`."""
     move = _discriminator_move(nets, terms, inputs)
 
     def step(
-        state: TrainState, teacher_variables: Pair | None, batch: Batch
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        result = move(state, teacher_variables, batch, _key(state, _DISCRIMINATOR))
+        result = move(state, teacher_variables, batch, step_key(state, _DISCRIMINATOR))
         return _moved_discriminator(state, optimizer, result)
 
     return step
@@ -129,61 +138,55 @@ def g_step(
     terms: Terms,
     inputs: MakeInputs,
     ema: float | Schedule = 0.999,
-) -> Step:
+) -> Step[TrainState]:
     """The generator's move alone, and its average's. It does not advance `state.step`."""
     move = _generator_move(nets, terms, inputs)
 
     def step(
-        state: TrainState, teacher_variables: Pair | None, batch: Batch
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        result = move(state, teacher_variables, batch, _key(state, _GENERATOR))
+        result = move(state, teacher_variables, batch, step_key(state, _GENERATOR))
         return _moved_generator(state, optimizer, result, ema)
 
     return step
 
 
-def data_free(step: Step, teacher: Network, inputs: MakeInputs, share: float = 1.0) -> Step:
-    """`step` with the teacher's images standing where real ones would.
+def step_key(state: TrainState, use: int) -> Array:
+    """The key of one use of randomness in the step that comes next; 0 and 1 are the moves'."""
+    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
-    Args:
-      step: any step.
-      teacher: the teacher's generator; its variables are `teacher_variables.generator`.
-      inputs: the task; it draws the teacher's latents, and gives the condition they go with.
-      share: the part of the batch to replace, in (0, 1]; the first `round(share * B)` examples. At
-        1 the batch needs no images at all, only what `inputs` reads (labels).
 
-    Raises:
-      ValueError: when `share` is outside (0, 1], or less than one image of the batch.
+def split_over_mesh(given: Inputs) -> Inputs:
+    """The inputs split by example over the mesh that the step is compiled for, if any.
+
+    Latents are drawn from one key, so no argument of the step says that they are a batch. Were they
+    whole on every device, each would compute the whole batch, and the compiler would split images
+    along their height where parameters are sharded: XLA's convolutions are wrong then (jax 0.10.2).
     """
-    if not 0.0 < share <= 1.0:
-        raise ValueError(f"share={share} of teacher images is outside (0, 1]")
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return given
+    return jax.lax.with_sharding_constraint(given, PartitionSpec(mesh.axis_names))
 
-    def data_free_step(
-        state: TrainState, teacher_variables: Pair | None, batch: Batch
-    ) -> tuple[TrainState, Metrics]:
-        if teacher_variables is None:
-            raise ValueError("the data-free step needs teacher_variables, not None")
-        given = _split(inputs(_key(state, _DATA), batch))
-        images, _, _ = teacher.apply(teacher_variables.generator, *given.generator)
-        count = round(share * images.shape[0])
-        if count == 0:
-            raise ValueError(f"share={share} of a batch of {images.shape[0]} is not one image")
-        if count < images.shape[0]:
-            images = jnp.concatenate([images[:count], batch["image"][count:]])
-        return step(state, teacher_variables, {**batch, "image": images})
 
-    return data_free_step
+def _stand_still(
+    state: TrainState, teacher_variables: Teacher | None, batch: Batch
+) -> tuple[TrainState, Metrics]:
+    del teacher_variables, batch
+    return state, {}
 
 
 # One move: gradients, the mover's variables after the pass, metrics, the terms' states.
 _Result: TypeAlias = tuple[Any, Variables, Metrics, dict[str, TermState]]
-_Move: TypeAlias = Callable[[TrainState, Pair | None, Batch, Array], _Result]
+_Move: TypeAlias = Callable[[TrainState, Teacher | None, Batch, Array], _Result]
 
 
 def _discriminator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
     init_terms(terms)  # refuses malformed terms before anything is traced
+    if nets.discriminator is None:
+        raise ValueError(f"nets has no discriminator for the terms {sorted(terms)} to train")
 
-    def move(state: TrainState, teacher: Pair | None, batch: Batch, key: Array) -> _Result:
+    def move(state: TrainState, teacher: Teacher | None, batch: Batch, key: Array) -> _Result:
         variables = state.discriminator.variables
 
         def loss(params: Any) -> tuple[Array, Any]:
@@ -204,11 +207,12 @@ def _discriminator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Mo
 def _generator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
     init_terms(terms)
 
-    def move(state: TrainState, teacher: Pair | None, batch: Batch, key: Array) -> _Result:
+    def move(state: TrainState, teacher: Teacher | None, batch: Batch, key: Array) -> _Result:
         variables = state.generator.variables
 
         def loss(params: Any) -> tuple[Array, Any]:
-            players = Pair({**variables, "params": params}, state.discriminator.variables)
+            opponent = None if nets.discriminator is None else state.discriminator.variables
+            players = Pair({**variables, "params": params}, opponent)
             forward, after = _forward(nets, players, teacher, batch, inputs, key, state.step)
             total, values, states = weighted_total(terms, forward, state.terms.generator)
             return total, (after.generator, {"total": total, **values}, states)
@@ -222,7 +226,7 @@ def _generator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
 def _forward(
     nets: Networks,
     players: Pair,
-    teacher: Pair | None,
+    teacher: Teacher | None,
     batch: Batch,
     inputs: MakeInputs,
     key: Array,
@@ -230,28 +234,32 @@ def _forward(
 ) -> tuple[Forward, Pair]:
     """One pass of every network, and both players' variables after it."""
     input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
-    given = _split(inputs(input_key, batch))
+    given = split_over_mesh(inputs(input_key, batch))
 
     def generate(*args: Any) -> tuple[Array, Taps]:
         return nets.generator.apply(players.generator, *args, train=True, rngs=g_key)[:2]
 
-    def score(images: Array) -> tuple[Array, Taps]:
-        return nets.discriminator.apply(
-            players.discriminator, images, *given.condition, train=True, rngs=fake_key
-        )[:2]
-
     fake, taps, generator = nets.generator.apply(
         players.generator, *given.generator, train=True, rngs=g_key
     )
-    discriminator, real_scores, real_taps = players.discriminator, None, None
+    judge, discriminator = nets.discriminator, players.discriminator
+    score = real_scores = real_taps = fake_scores = fake_taps = None
     if given.real is not None:
         _same_images(real=given.real, fake=fake)
-        real_scores, real_taps, discriminator = nets.discriminator.apply(
-            discriminator, given.real, *given.condition, train=True, rngs=real_key
+    if judge is not None:
+
+        def score(images: Array) -> tuple[Array, Taps]:
+            return judge.apply(
+                players.discriminator, images, *given.condition, train=True, rngs=fake_key
+            )[:2]
+
+        if given.real is not None:
+            real_scores, real_taps, discriminator = judge.apply(
+                discriminator, given.real, *given.condition, train=True, rngs=real_key
+            )
+        fake_scores, fake_taps, discriminator = judge.apply(
+            discriminator, fake, *given.condition, train=True, rngs=fake_key
         )
-    fake_scores, fake_taps, discriminator = nets.discriminator.apply(
-        discriminator, fake, *given.condition, train=True, rngs=fake_key
-    )
 
     teach = _frozen(nets.teacher, teacher and teacher.generator, "teacher", ())
     teacher_score = _frozen(
@@ -260,6 +268,13 @@ def _forward(
         "teacher_discriminator",
         given.condition,
     )
+    features = _frozen(nets.extractor, teacher and teacher.extractor, "extractor", ())
+
+    def extract(images: Array) -> Taps:
+        if features is None:
+            raise ValueError("nets has no extractor")
+        return features(images)[1]
+
     teacher_image, teacher_taps = teach(*given.generator) if teach else (None, None)
     forward = Forward(
         step=step,
@@ -278,21 +293,9 @@ def _forward(
         teach=teach,
         score=score,
         teacher_score=teacher_score,
+        extract=extract,
     )
     return forward, Pair(generator, discriminator)
-
-
-def _split(given: Inputs) -> Inputs:
-    """The inputs split by example over the mesh that the step is compiled for, if any.
-
-    Latents are drawn from one key, so no argument of the step says that they are a batch. Were they
-    whole on every device, each would compute the whole batch, and the compiler would split images
-    along their height where parameters are sharded: XLA's convolutions are wrong then (jax 0.10.2).
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return given
-    return jax.lax.with_sharding_constraint(given, PartitionSpec(mesh.axis_names))
 
 
 def _frozen(
@@ -361,10 +364,6 @@ def _averaged(ema: Variables, new: Variables, decay: Any) -> Variables:
         return (decay * old + (1.0 - decay) * new).astype(old.dtype)
 
     return jax.tree.map(average, ema, new)
-
-
-def _key(state: TrainState, use: int) -> Array:
-    return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
 
 def _named(player: str, metrics: Metrics) -> Metrics:

@@ -24,7 +24,7 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.state import Networks, Pair, init_state
+from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import g_step, make_train_step
 
 EXAMPLES = 16
@@ -48,7 +48,7 @@ def _relational_parts():
         ),
     }
     d_terms = {"adv": Term(lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores))}
-    variables = Pair(teacher.init(jax.random.key(1), jnp.zeros((1, 8))))
+    variables = Teacher(teacher.init(jax.random.key(1), jnp.zeros((1, 8))))
     return variables, {
         "nets": Networks(student.generator, student.discriminator, teacher),
         "optimizers": Pair(optax.sgd(0.05, momentum=0.5), optax.sgd(0.05)),

@@ -12,11 +12,12 @@ import pytest
 
 from kd_jax import losses
 from kd_jax.models import dcgan, mlp
+from kd_jax.modes import data_free
 from kd_jax.network import Network
 from kd_jax.objective import Inputs, Term, latents
 from kd_jax.sharding import compile_step, initialize, make_mesh
-from kd_jax.state import Networks, Pair, init_state
-from kd_jax.step import d_step, data_free, g_step, make_simultaneous_step, make_train_step
+from kd_jax.state import Networks, Pair, Teacher, init_state
+from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.types import Taps
 
 adversarial = losses.adversarial
@@ -277,7 +278,7 @@ def test_lazy_and_stateful_terms_keep_the_state_s_structure():
 @pytest.mark.parametrize("how", ["eager", "compiled"])
 def test_donation_takes_the_state_and_nothing_else(how):
     key, start = jax.random.key(0), {"generator": {"params": {"w": jnp.asarray(0.1)}}}
-    teacher = Pair({"params": {"w": jnp.asarray(3.0)}})
+    teacher = Teacher({"params": {"w": jnp.asarray(3.0)}})
     batch = {"image": jnp.asarray(REAL)}
     parts = {
         "nets": NETS._replace(teacher=_linear("w", 3.0)),
@@ -328,7 +329,7 @@ def test_images_of_another_shape_are_refused():
 
 TEACHER = _linear("w", 3.0)
 TAUGHT = NETS._replace(teacher=TEACHER)
-TEACHER_VARIABLES = Pair({"params": {"w": jnp.asarray(3.0)}})
+TEACHER_VARIABLES = Teacher({"params": {"w": jnp.asarray(3.0)}})
 
 
 def test_teacher_sees_the_student_s_latents():
@@ -365,7 +366,7 @@ def test_further_passes_of_teacher_and_student():
     }
     nets = TAUGHT._replace(teacher_discriminator=_linear("v", 5.0))
     state, step = _setup(nets=nets, d_terms=terms)
-    teacher = Pair(TEACHER_VARIABLES.generator, {"params": {"v": jnp.asarray(5.0)}})
+    teacher = Teacher(TEACHER_VARIABLES.generator, {"params": {"v": jnp.asarray(5.0)}})
     metrics = step(state, teacher, BATCH)[1]
     actual = [float(metrics[f"d/{name}"]) for name in terms]
     np.testing.assert_allclose(actual, [6.0, 2 * W, 2 * V, 10.0], rtol=1e-6)
@@ -377,7 +378,7 @@ def test_missing_teacher_is_named():
     with pytest.raises(ValueError, match="term 'pixel': teacher is missing"):
         jax.eval_shape(step, state, None, BATCH)
     state, step = _setup(nets=TAUGHT)
-    for nothing in (None, Pair(None)):
+    for nothing in (None, Teacher(None)):
         with pytest.raises(ValueError, match="nets has a teacher, but teacher_variables holds no"):
             jax.eval_shape(step, state, nothing, BATCH)
     state, step = _setup(nets=NETS._replace(teacher_discriminator=_linear("v", 5.0)))
@@ -412,7 +413,7 @@ MLP_BATCH = {"image": np.zeros((8, 4, 4, 1), np.float32)}
 
 def _mlp_teacher(width):
     network = mlp.generator(4, width, depth=1)
-    return network, Pair(network.init(jax.random.key(1), jnp.zeros((8, 3))))
+    return network, Teacher(network.init(jax.random.key(1), jnp.zeros((8, 3))))
 
 
 def test_teacher_is_no_constant_of_the_program():
@@ -459,7 +460,7 @@ def _far_init(key, z):
 FAR = Network(
     _far_init, lambda v, z, train=False, rngs=None: (z + v["params"]["offset"], Taps(), v)
 )
-FAR_VARIABLES = Pair({"params": {"offset": jnp.asarray(100.0)}})
+FAR_VARIABLES = Teacher({"params": {"offset": jnp.asarray(100.0)}})
 _real = Term(lambda f, _: (f.real_scores, f.real), init=lambda: jnp.zeros(B))
 
 

@@ -5,9 +5,19 @@ from kd_jax.losses import (
     discriminator,
     feature,
     image,
+    moments,
     penalties,
     relation,
     response,
 )
 
-__all__ = ["adversarial", "discriminator", "feature", "image", "penalties", "relation", "response"]
+__all__ = [
+    "adversarial",
+    "discriminator",
+    "feature",
+    "image",
+    "moments",
+    "penalties",
+    "relation",
+    "response",
+]

@@ -3,6 +3,8 @@
 The teacher's images and features are constants: no gradient reaches them.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -239,6 +241,97 @@ def haar(image: Array) -> Array:
     a, b, c, d = jnp.moveaxis(_quarters(image), -2, 0)  # a b above c d
     bands = (a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d)
     return jnp.stack(bands, axis=-2) / 2
+
+
+def masked_l1(student: Array, teacher: Array, mask: Array) -> Array:
+    """The mean absolute difference inside a mask, `mean |M S - M T|`.
+
+    Liu et al. 2021 (CAGC), with weight 3 beside 3 of `perceptual` on the masked images, the mask
+    being where a parser of the teacher's images finds the content. As in the authors' code the mean
+    is over all H W C elements, masked or not: a small mask makes a small loss.
+
+    Args:
+      student: `[B, H, W, C]` image.
+      teacher: `[B, H, W, C]` image.
+      mask: `[B, H, W, 1]` or `[B, H, W, C]` in [0, 1], or of booleans; a constant.
+
+    Returns:
+      `[B]`, >= 0, in units of the images; `response.l1` where the mask is 1 everywhere.
+
+    Raises:
+      ValueError: an argument is None, the images' shapes differ or are no images, or the mask's is
+        another than those above.
+    """
+    student, teacher = _images(student=student, teacher=teacher)
+    (mask,) = same_shape(mask=mask)
+    if mask.shape not in (student.shape, (*student.shape[:3], 1)):
+        raise ValueError(
+            f"student has shape {student.shape} but mask has {mask.shape}; "
+            f"it must have that shape or {(*student.shape[:3], 1)}"
+        )
+    difference = student - jax.lax.stop_gradient(teacher)
+    return per_example_mean(magnitude(jax.lax.stop_gradient(mask) * difference))
+
+
+def perceptual(
+    student_features: Mapping[str, Array],
+    teacher_features: Mapping[str, Array],
+    weights: Mapping[str, float] | None = None,
+) -> Array:
+    """The distance of the directions of images' features, summed over layers of a network.
+
+    `sum_l w_l mean_hw ||u_S - u_T||^2`, where u is a layer's feature at one place divided by its
+    norm over channels. Zhang et al. 2018 (LPIPS), eq. 1, with one weight for all channels of a
+    layer; as in the authors' code it multiplies the squared distance, the equation's `w_l^2`.
+    Weight 3 in Liu et al. 2021 (CAGC) and in Xu et al. 2022 (StyleKD).
+
+    Args:
+      student_features: features `[B, H, W, C]` of the student's images by layer, as the taps of any
+        image network; each layer has H, W and C of its own.
+      teacher_features: those of the teacher's images.
+      weights: the layers to compare, each with its weight; None for all, with weight 1.
+
+    Returns:
+      `[B]`, in [0, 4 sum_l w_l], or half of that if no feature is negative. The scale of a feature
+      does not matter; where it is 0 in all channels it has no direction, and no gradient.
+
+    Raises:
+      ValueError: an argument is None, there is no layer, or one (it is named) is missing on either
+        side, has shapes that differ or are no images, or another batch size than the first one.
+    """
+    sides = {"student_features": student_features, "teacher_features": teacher_features}
+    for side, features in sides.items():
+        if features is None:
+            raise ValueError(f"{side} is missing: this step was made without what provides it")
+    if weights is None:
+        weights = dict.fromkeys((*student_features, *teacher_features), 1.0)
+    total: Array | None = None
+    for layer, weight in weights.items():
+        pair = {}
+        for side, features in sides.items():
+            if layer not in features:
+                known = ", ".join(repr(name) for name in features) or "none at all"
+                raise ValueError(f"{side} has no layer {layer!r}; it has {known}")
+            pair[f"layer {layer!r} of {side}"] = features[layer]
+        student, teacher = _images(**pair)
+        squares = (_directions(student) - jax.lax.stop_gradient(_directions(teacher))) ** 2
+        value = weight * jnp.mean(jnp.sum(squares, axis=3), axis=(1, 2))
+        if total is not None and total.shape != value.shape:
+            raise ValueError(
+                f"layer {layer!r} has a batch of {value.shape[0]} but those before {total.shape[0]}"
+            )
+        total = value if total is None else total + value
+    if total is None:
+        raise ValueError("there is no layer to compare")
+    return total
+
+
+def _directions(feature: Array) -> Array:
+    """A feature over its norm over channels; zeros stay zeros."""
+    squares = jnp.sum(feature**2, axis=-1, keepdims=True)
+    # Both branches of `where` are differentiated, so the root must be finite in the unused one.
+    positive = squares > 0
+    return jnp.where(positive, feature / jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
 def _l1_and_l2(difference: Array) -> Array:

@@ -1,10 +1,12 @@
 """Image losses by hand, and written out in loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.losses import image
+from kd_jax.losses import image, response
+from kd_jax.types import Taps
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.uniform(-1, 1, size=(2, 2, 8, 6, 3)).astype(np.float32)
@@ -117,3 +119,108 @@ def test_scales_that_do_not_fit_are_refused(scales):
 def test_odd_images_have_no_wavelets():
     with pytest.raises(ValueError, match="must be multiples of 2"):
         image.wavelet(STUDENT[:, :7], TEACHER[:, :7])
+
+
+def test_masked_l1_by_hand():
+    student = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32).reshape(1, 1, 2, 2)  # two pixels
+    teacher = np.array([[0.0, 4.0], [9.0, 9.0]], np.float32).reshape(1, 1, 2, 2)
+    for mask, expected in (
+        ([1, 0], 3 / 4),  # over all four elements, not over the two inside
+        ([0, 0.5], 5.5 / 4),
+        ([1, 1], 14 / 4),
+        ([True, False], 3 / 4),
+    ):
+        mask = np.array(mask).reshape(1, 1, 2, 1)
+        np.testing.assert_allclose(image.masked_l1(student, teacher, mask), [expected])
+    of_channels = np.array([[0.0, 1.0], [0.0, 0.0]]).reshape(1, 1, 2, 2)
+    np.testing.assert_allclose(image.masked_l1(student, teacher, of_channels), [2 / 4])
+
+
+def test_masked_l1_of_everything_is_the_response():
+    np.testing.assert_allclose(
+        image.masked_l1(STUDENT, TEACHER, np.ones_like(STUDENT)),
+        response.l1(STUDENT, TEACHER),
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 2), (2, 8, 6), (1, 8, 6, 1), (2, 1, 1, 1)])
+def test_masks_that_would_broadcast_are_refused(shape):
+    with pytest.raises(ValueError, match=r"student has shape \(2, 8, 6, 3\) but mask has \("):
+        image.masked_l1(STUDENT, TEACHER, np.ones(shape, np.float32))
+
+
+def test_masked_images_of_two_shapes_are_refused():
+    mask = np.ones((2, 8, 6, 1), np.float32)
+    with pytest.raises(ValueError, match=r"student has .* but teacher has \(2, 8, 6, 1\)"):
+        image.masked_l1(STUDENT, TEACHER[..., :1], mask)
+    with pytest.raises(ValueError, match=r"student has shape \(2, 8, 6\); \[B, H, W, C\]"):
+        image.masked_l1(STUDENT[..., 0], TEACHER[..., 0], mask[..., 0])
+
+
+def test_perceptual_by_hand():
+    student = Taps(
+        near=np.array([[3.0, 4.0], [0.0, 2.0]], np.float32).reshape(1, 1, 2, 2),
+        far=np.array([[1.0, 0.0, 0.0]], np.float32).reshape(1, 1, 1, 3),
+    )
+    teacher = Taps(
+        near=np.array([[5.0, 0.0], [0.0, 9.0]], np.float32).reshape(1, 1, 2, 2),
+        far=np.array([[-7.0, 0.0, 0.0]], np.float32).reshape(1, 1, 1, 3),
+    )
+    near = ((0.6 - 1) ** 2 + 0.8**2 + 0) / 2  # the mean over two places, the sum over channels
+    far = 4.0  # opposite directions
+    np.testing.assert_allclose(image.perceptual(student, teacher), [near + far], rtol=1e-6)
+    weighted = image.perceptual(student, teacher, {"near": 2.0, "far": 0.25})
+    np.testing.assert_allclose(weighted, [2 * near + far / 4], rtol=1e-6)
+    np.testing.assert_allclose(image.perceptual(student, teacher, {"near": 1}), [near], rtol=1e-6)
+    sizes = jax.tree.map(lambda x: 50 * x, student)
+    np.testing.assert_allclose(image.perceptual(sizes, teacher), [near + far], rtol=1e-6)
+
+
+def test_only_the_weighted_layers_need_to_be_images():
+    student, teacher = (Taps(conv=x, logits=x[:, 0, 0]) for x in (STUDENT, TEACHER))
+    expected = image.perceptual({"conv": STUDENT}, {"conv": TEACHER})
+    np.testing.assert_array_equal(image.perceptual(student, teacher, {"conv": 1.0}), expected)
+    with pytest.raises(ValueError, match=r"layer 'logits' of student_features has shape \(2, 3\)"):
+        image.perceptual(student, teacher)
+
+
+def test_places_without_signal_are_no_nan():
+    dead = STUDENT * np.array([0, 1], np.float32).reshape(2, 1, 1, 1)
+    value, gradient = jax.vmap(
+        jax.value_and_grad(lambda s, t: image.perceptual({"a": s[None]}, {"a": t[None]})[0])
+    )(dead, TEACHER)
+    np.testing.assert_allclose(value[0], 1, rtol=1e-5)  # the teacher's direction is a unit vector
+    np.testing.assert_array_equal(gradient[0], 0)
+    assert np.all(np.isfinite(gradient[1]))
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "weights", "message"),
+    [
+        (None, {}, None, "student_features is missing"),
+        ({}, None, None, "teacher_features is missing"),
+        ({}, {}, None, "there is no layer to compare"),
+        ({"a": STUDENT}, {"a": TEACHER}, {}, "there is no layer to compare"),
+        ({"a": STUDENT}, {"b": TEACHER}, None, "teacher_features has no layer 'a'; it has 'b'"),
+        ({"a": STUDENT}, {}, None, "teacher_features has no layer 'a'; it has none at all"),
+        ({}, {"b": TEACHER}, None, "student_features has no layer 'b'; it has none"),
+        ({"a": STUDENT}, {"a": TEACHER}, {"b": 1.0}, "student_features has no layer 'b'"),
+        (
+            {"a": STUDENT},
+            {"a": TEACHER[:, :4]},
+            None,
+            r"layer 'a' of student_features has shape \(2, 8, 6, 3\) but "
+            r"layer 'a' of teacher_features has \(2, 4, 6, 3\)",
+        ),
+        (
+            {"a": STUDENT, "b": STUDENT[:1]},
+            {"a": TEACHER, "b": TEACHER[:1]},
+            None,
+            "layer 'b' has a batch of 1 but those before 2",
+        ),
+    ],
+)
+def test_layers_that_do_not_fit_are_named(student, teacher, weights, message):
+    with pytest.raises(ValueError, match=message):
+        image.perceptual(student, teacher, weights)

@@ -14,6 +14,7 @@ from kd_jax.losses import (
     discriminator,
     feature,
     image,
+    moments,
     penalties,
     relation,
     response,
@@ -51,6 +52,10 @@ def multi_scale(student, teacher):
     return image.multi_scale(student, teacher, scales=2)
 
 
+def perceptual(student_features, teacher_features):
+    return image.perceptual({"layer": student_features}, {"layer": teacher_features})
+
+
 def structural(student, teacher):
     return image.structural(student, teacher, window=3)
 
@@ -65,6 +70,7 @@ class Case(NamedTuple):
     relational: bool = False  # a scalar of the batch, not one value per example
     draws: bool = False  # examples are told apart by random numbers
     any_last_axis: bool = False  # the arguments' last axes may differ
+    of_no_example: tuple[str, ...] = ()  # arguments whose first axis is not the batch
 
     @property
     def name(self):
@@ -88,6 +94,9 @@ FLOW = dict.fromkeys(("student", "student_next", "teacher", "teacher_next"), IMA
 PAIR = ("real_scores", "fake_scores")
 SCORE_PAIR = ("student_scores", "teacher_scores")
 LOGIT_PAIR = ("student_logits", "teacher_logits")
+FEATURE_PAIR = ("student_features", "teacher_features")
+MASKED = {"student": IMAGE, "teacher": IMAGE, "mask": (*IMAGE[:3], 1)}
+MOMENTS = {"features": LOGITS, "mean": LOGITS[1:], "second": LOGITS[1:]}
 
 CASES = [
     *scores_case(adversarial.minimax_d, *PAIR),
@@ -138,6 +147,15 @@ CASES = [
     teacher_case(image.wavelet, EVEN, zero_when_equal=True),
     teacher_case(multi_scale, EVEN, zero_when_equal=True),
     Case(image.total_variation, {"image": IMAGE}),
+    Case(image.masked_l1, MASKED, ("teacher", "mask"), zero_when_equal=True, any_last_axis=True),
+    teacher_case(perceptual, IMAGE, FEATURE_PAIR, zero_when_equal=True),
+    Case(
+        moments.matching,
+        MOMENTS,
+        ("mean", "second"),
+        relational=True,
+        of_no_example=("mean", "second"),
+    ),
     teacher_case(discriminator.soft_label, SCORES, SCORE_PAIR),
     teacher_case(discriminator.soft_label, PATCHES, SCORE_PAIR),
     teacher_case(discriminator.bernoulli_kl, SCORES, SCORE_PAIR, zero_when_equal=True),
@@ -164,7 +182,8 @@ def gradients(case, arguments):
 
 
 def test_every_public_loss_is_in_the_table():
-    modules = [adversarial, discriminator, feature, image, penalties, relation, response]
+    modules = [adversarial, discriminator, feature, image, moments, penalties]
+    modules += [relation, response]
     public = {
         f"{module.__name__.split('.')[-1]}.{name}"
         for module in modules
@@ -172,9 +191,9 @@ def test_every_public_loss_is_in_the_table():
         if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
     }
     wrapped = {"penalties.r1", "penalties.r2", "penalties.gradient_penalty", "response.hinton"}
-    wrapped |= {"image.structural", "image.multi_scale"}
+    wrapped |= {"image.structural", "image.multi_scale", "image.perceptual"}
     parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # no losses
-    parts |= {"image.gaussian_window", "penalties.orthogonal"}  # nor of examples
+    parts |= {"image.gaussian_window", "moments.moments", "penalties.orthogonal"}  # nor of examples
     assert public == wrapped | parts | {c.name for c in CASES if c.fn.__module__ != __name__}
 
 
@@ -269,7 +288,9 @@ def test_patches_are_averaged(case):
 def test_follows_a_permutation_of_the_batch(case):
     order = np.array([2, 0, 1])
     arguments = example(case)
-    moved = case.fn(**{name: x[order] for name, x in arguments.items()})
+    moved = case.fn(
+        **{name: x if name in case.of_no_example else x[order] for name, x in arguments.items()}
+    )
     value = case.fn(**arguments)
     np.testing.assert_allclose(moved, value if case.relational else value[order], rtol=1e-5)
 

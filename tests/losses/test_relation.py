@@ -1,5 +1,7 @@
 """Batch-relational losses by hand, and written out in loops."""
 
+import inspect
+
 import jax
 import numpy as np
 import pytest
@@ -173,12 +175,23 @@ PAIRWISE = [
 ]
 
 
-@pytest.mark.parametrize("loss", PAIRWISE)
+EVERY_LOSS = [
+    value
+    for name, value in vars(relation).items()
+    if getattr(value, "__module__", None) == relation.__name__ and not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize("loss", EVERY_LOSS)
 def test_degenerate_batches_are_refused(loss):
+    parameters = inspect.signature(loss).parameters.values()
+    names = [p.name for p in parameters if p.default is p.empty]
     least = 3 if loss is relation.angle else 2
-    loss(STUDENT[:least], TEACHER[:least])
-    with pytest.raises(ValueError, match=r"student has shape \(\d, 3, 2, 2\)"):
-        loss(STUDENT[: least - 1], TEACHER[: least - 1])
+    assert np.isfinite(loss(**dict.fromkeys(names, TEACHER[:least])))
+    for size in range(1, least):
+        few = "a batch of one has no relations" if size == 1 else "3 examples are needed"
+        with pytest.raises(ValueError, match=rf"{few}: {names[0]} has shape \({size}, 6\)"):
+            loss(**dict.fromkeys(names, TEACHER[:size]))
 
 
 @pytest.mark.parametrize("loss", PAIRWISE)

@@ -1,0 +1,255 @@
+"""Ways of distilling, as compositions of steps: data-free, self-taught, online, many in one call.
+
+Offline distillation is a step of `kd_jax.step` itself, with a frozen teacher. What is here wraps
+such steps, and the wrappers nest: `scanned(data_free(self_taught(step), ...), 8)`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kd_jax.network import Network
+from kd_jax.objective import Forward, MakeInputs, Term, Terms
+from kd_jax.state import Teacher, TrainState
+from kd_jax.step import Metrics, Step, split_over_mesh, step_key
+from kd_jax.types import Array, Batch, Taps, Variables
+
+_DATA = 2  # folded into the step's key
+
+
+def data_free(
+    step: Step[TrainState], teacher: Network, inputs: MakeInputs, share: float = 1.0
+) -> Step[TrainState]:
+    """`step` with the teacher's images standing where real ones would.
+
+    Args:
+      step: any step of a `TrainState`.
+      teacher: the teacher's generator; its variables are `teacher_variables.generator`.
+      inputs: the task; it draws the teacher's latents, and gives the condition they go with. With
+        `kd_jax.noise` the batch may be empty.
+      share: the part of the batch to replace, in (0, 1]; the first `round(share * B)` examples. At
+        1 the batch needs no images at all, only what `inputs` reads.
+
+    Raises:
+      ValueError: when `share` is outside (0, 1], or less than one image of the batch.
+    """
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"share={share} of teacher images is outside (0, 1]")
+
+    def data_free_step(
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        if teacher_variables is None:
+            raise ValueError("the data-free step needs teacher_variables, not None")
+        given = split_over_mesh(inputs(step_key(state, _DATA), batch))
+        images, _, _ = teacher.apply(teacher_variables.generator, *given.generator)
+        count = round(share * images.shape[0])
+        if count == 0:
+            raise ValueError(f"share={share} of a batch of {images.shape[0]} is not one image")
+        if count < images.shape[0]:
+            images = jnp.concatenate([images[:count], batch["image"][count:]])
+        # What the task has drawn (labels) belongs to these images.
+        return step(state, teacher_variables, {**batch, **given.extra, "image": images})
+
+    return data_free_step
+
+
+def self_taught(step: Step[TrainState]) -> Step[TrainState]:
+    """`step` with the generator's own average for its teacher: self-distillation.
+
+    `nets.teacher` is the generator itself, and `teacher_variables` are not used. Tarvainen &
+    Valpola 2017 (mean teachers), for generators.
+
+    Args:
+      step: any step of a `TrainState`.
+    """
+
+    def self_taught_step(
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        del teacher_variables
+        return step(state, Teacher(state.ema), batch)
+
+    return self_taught_step
+
+
+class OnlineState(NamedTuple):
+    """The state of `online`.
+
+    Attributes:
+      student: its training's.
+      teachers: by name, those of the teachers' trainings.
+    """
+
+    student: TrainState
+    teachers: Mapping[str, TrainState]
+
+    @property
+    def step(self) -> Array:
+        """The student's number of steps."""
+        return self.student.step
+
+    @property
+    def ema(self) -> Variables:
+        """The student's averaged generator."""
+        return self.student.ema
+
+
+def online(
+    student: Step[TrainState], teachers: Mapping[str, Step[TrainState]], averaged: bool = False
+) -> Step[OnlineState]:
+    """Teachers that are trained beside the student: each takes its step, then the student does.
+
+    Ren et al. 2021 (OMGD), whose student has no discriminator of its own. The teachers see the
+    student's batch, and may be taught themselves by `teacher_variables`.
+
+    Args:
+      student: the step that learns from them. Its teacher is the one teacher's network, or
+        `together({name: network})` of several.
+      teachers: their steps, by name.
+      averaged: whether the student learns from the teachers' averages, or from what they are now.
+
+    Returns:
+      A step of an `OnlineState`; a teacher's metrics are `NAME/g/...` and `NAME/d/...`.
+
+    Raises:
+      ValueError: without any teacher.
+    """
+    if not teachers:
+        raise ValueError("online distillation needs at least one teacher's step")
+
+    def online_step(
+        state: OnlineState, teacher_variables: Teacher | None, batch: Batch
+    ) -> tuple[OnlineState, Metrics]:
+        after, metrics = {}, {}
+        generators, discriminators = {}, {}
+        for name, step in teachers.items():
+            trained, figures = step(state.teachers[name], teacher_variables, batch)
+            after[name] = trained
+            metrics.update({f"{name}/{key}": value for key, value in figures.items()})
+            generators[name] = trained.ema if averaged else trained.generator.variables
+            if trained.discriminator:
+                discriminators[name] = trained.discriminator.variables
+        taught = Teacher(generators, discriminators)
+        if len(teachers) == 1:
+            (name,) = teachers
+            taught = Teacher(generators[name], discriminators.get(name))
+        if teacher_variables is not None:
+            taught = taught._replace(extractor=teacher_variables.extractor)
+        pupil, figures = student(state.student, taught, batch)
+        return OnlineState(pupil, after), {**metrics, **figures}
+
+    return online_step
+
+
+def scanned(step: Step[Any], count: int) -> Step[Any]:
+    """`count` steps in one dispatch, a `jax.lax.scan`: for steps so short that calling them costs.
+
+    Args:
+      step: any step.
+      count: how many.
+
+    Returns:
+      A step whose batch holds `count` batches one after another, `[count * B, ...]`, or nothing
+      (`{}`) where the task needs nothing. Its metrics are the means over the steps. `kd_jax.fit`
+      takes `steps_per_call=count`.
+
+    Raises:
+      ValueError: when `count` is not positive, or (when traced) does not divide a batch.
+    """
+    if count < 1:
+        raise ValueError(f"count={count} steps in one call: at least 1 is needed")
+
+    def part(leaf: Array) -> Array:
+        if leaf.shape[0] % count:
+            raise ValueError(
+                f"a batch of {leaf.shape[0]} does not hold {count} batches of one size"
+            )
+        return leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:])
+
+    def scanned_step(
+        state: Any, teacher_variables: Teacher | None, batch: Batch
+    ) -> tuple[Any, Metrics]:
+        state, metrics = jax.lax.scan(
+            lambda state, batch: step(state, teacher_variables, batch),
+            state,
+            jax.tree.map(part, dict(batch)),
+            length=count,
+        )
+        return state, jax.tree.map(lambda values: values.mean(axis=0), metrics)
+
+    return scanned_step
+
+
+def together(networks: Mapping[str, Network]) -> Network:
+    """Several teachers as one network, of the variables `{name: variables}`.
+
+    Its output is the mean of theirs, which means something where they answer alike (logits, or
+    images for the same condition). Each one's own output is the tap `NAME/output`, its tap t is
+    `NAME/t`; `taught_by` turns terms towards one of them. Batch statistics are not updated.
+
+    Args:
+      networks: with the same inputs and outputs, by name.
+
+    Raises:
+      ValueError: without any network, or (when traced) when their outputs differ in shape.
+    """
+    if not networks:
+        raise ValueError("together() needs at least one network")
+
+    def init(key: Array, *inputs: Any) -> Variables:
+        keys = jax.random.split(key, len(networks))
+        return {
+            name: network.init(one, *inputs)
+            for one, (name, network) in zip(keys, networks.items(), strict=True)
+        }
+
+    def apply(
+        variables: Variables, *inputs: Any, train: bool = False, rngs: Array | None = None
+    ) -> tuple[Array, Taps, Variables]:
+        outputs, taps = {}, Taps()
+        for name, network in networks.items():
+            output, own, _ = network.apply(variables[name], *inputs, train=train, rngs=rngs)
+            outputs[name] = taps[f"{name}/output"] = output
+            taps.update({f"{name}/{tap}": feature for tap, feature in own.items()})
+        shapes = {name: output.shape for name, output in outputs.items()}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"the teachers' outputs have different shapes: {shapes}")
+        return jnp.stack(list(outputs.values())).mean(axis=0), taps, variables
+
+    return Network(init, apply)
+
+
+def taught_by(name: str, terms: Terms) -> dict[str, Term]:
+    """`terms` that learn from one teacher of `together`; each is called `NAME/TERM`.
+
+    Args:
+      name: the teacher's.
+      terms: written as for one teacher; they see its images and taps in the teacher's place.
+    """
+
+    def of_one(answer: tuple[Array, Taps]) -> tuple[Array, Taps]:
+        _, taps = answer
+        mine = f"{name}/"
+        own = Taps({k.removeprefix(mine): v for k, v in taps.items() if k.startswith(mine)})
+        if "output" not in own:
+            there = sorted({tap.partition("/")[0] for tap in taps})
+            raise ValueError(f"no teacher {name!r} taught here; there is {', '.join(there)}")
+        return own.pop("output"), own
+
+    def turned(forward: Forward) -> Forward:
+        if forward.teacher is None or forward.teach is None:
+            raise ValueError(f"teacher {name!r} is needed, but nets has no teacher")
+        image, taps = of_one((forward.teacher, forward.teacher_taps or Taps()))
+        teach = forward.teach
+        return forward._replace(
+            teacher=image, teacher_taps=taps, teach=lambda *inputs: of_one(teach(*inputs))
+        )
+
+    def one(term: Term) -> Term:
+        fn: Callable[..., Any] = term.fn
+        return term._replace(fn=lambda forward, *state: fn(turned(forward), *state))
+
+    return {f"{name}/{key}": one(term) for key, term in terms.items()}
