@@ -17,6 +17,7 @@ Hardware and results: two CPU cores; the table in README.md.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ from kd_jax.models import dcgan, mlp
 from kd_jax.modes import data_free
 from kd_jax.network import Network
 from kd_jax.objective import MakeInputs, Term, Terms, latents
-from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import make_train_step
 from kd_jax.types import Array, Batch, Variables
 
@@ -256,6 +257,7 @@ def recipe(
     rates: ConfigDict,
     steps: int,
     teacher: Teacher | None = None,
+    start: Mapping[str, Variables] | None = None,
 ) -> harness.Recipe:
     """The alternating step of these networks and terms, with Adam and an average that warms up."""
 
@@ -274,7 +276,10 @@ def recipe(
         "inputs": task.inputs,
     }
     return harness.Recipe(
-        **parts, step=make_train_step(**parts, ema=average), teacher=teacher, steps=steps
+        init=partial(init_state, **parts, start=start),
+        step=make_train_step(**parts, ema=average),
+        teacher=teacher,
+        steps=steps,
     )
 
 
@@ -352,19 +357,20 @@ def main(config: ConfigDict, task: Task, workdir: Path) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        network = (task.teacher if name == "teacher" else task.student).generator
         variables = harness.train(
             workdir / f"seed{seed}" / name,
             made,
             batches,
             seed=seed,
             configuration=config.to_dict(),
-            quality=judge.quality(made.nets.generator),
+            quality=judge.quality(network),
             log_every=config.log_every,
             evaluate_every=config.evaluate_every,
             checkpoint_every=config.checkpoint_every,
             mesh=task.mesh,
             rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
-        )
+        ).generator
         trained.setdefault(name, []).append(variables)
         return variables
 
@@ -383,7 +389,7 @@ def main(config: ConfigDict, task: Task, workdir: Path) -> None:
 
 def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Batch]:
     """Every kind of training, with shapes in the place of the teacher's variables, and a batch."""
-    batch = _batch(config, task)
+    batch = example_batch(config, task)
     example = task.inputs(jax.random.key(0), batch)
     teacher = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *example.generator)
     recipes = {"teacher": teacher_recipe(config, task)}
@@ -393,7 +399,8 @@ def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Bat
     return recipes, batch
 
 
-def _batch(config: ConfigDict, task: Task) -> Batch:
+def example_batch(config: ConfigDict, task: Task) -> Batch:
+    """A batch of zeros, for its shapes."""
     shape = (config.batch_size, *task.source.image_shape)
     return {
         "image": np.zeros(shape, np.float32),
@@ -417,7 +424,7 @@ def _report(
         for name, versions in trained.items()
     }
     distances = {name: [judge.distance(x) for x in xs] for name, xs in samples.items()}
-    inputs = task.inputs(jax.random.key(0), _batch(config, task)).generator
+    inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
     teacher_cost, student_cost = (
         report.measure_cost(networks[name], trained[name][0], inputs)
         for name in ("teacher", f"{next(iter(config.regimes))}/alone")

@@ -21,7 +21,6 @@ from kd_jax import data as kd_data
 from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference
 from kd_jax.logs import JsonlWriter
 from kd_jax.loop import Hook, NonFiniteError, Progress, fit
-from kd_jax.objective import MakeInputs, Terms
 from kd_jax.sharding import (
     Rule,
     check_batch_size,
@@ -33,7 +32,7 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.state import Networks, Pair, Teacher, TrainState, init_state
+from kd_jax.state import Teacher
 from kd_jax.step import Step
 from kd_jax.types import Array, Batch, Variables
 
@@ -212,41 +211,27 @@ def claim(workdir: Path, config: ConfigDict, resume: bool) -> None:
 
 
 class Recipe(NamedTuple):
-    """One training: networks, terms, and what wraps the step.
+    """One training.
 
     Attributes:
-      nets, optimizers, g_terms, d_terms, inputs: as `kd_jax.make_train_step` takes them.
-      step: made from those.
+      init: `(key, batch) -> state`, the state before the first step.
+      step: `(state, teacher_variables, batch) -> (state, metrics)`.
       teacher: the frozen variables, or None.
       steps: how many to take.
+      steps_per_call: how many of them a call of `step` takes.
     """
 
-    nets: Networks
-    optimizers: Pair
-    g_terms: Terms
-    d_terms: Terms
-    inputs: MakeInputs
-    step: Step
+    init: Callable[[Array, Batch], Any]
+    step: Step[Any]
     teacher: Teacher | None
     steps: int
-
-    def init(self, key: Array, batch: Batch) -> TrainState:
-        """The state before the first step."""
-        return init_state(
-            key,
-            batch,
-            nets=self.nets,
-            optimizers=self.optimizers,
-            g_terms=self.g_terms,
-            d_terms=self.d_terms,
-            inputs=self.inputs,
-        )
+    steps_per_call: int = 1
 
 
 def train(
     directory: Path,
     recipe: Recipe,
-    batches: kd_data.Batches,
+    batches: kd_data.Batches | kd_data.NoBatches,
     *,
     seed: int,
     configuration: Mapping[str, Any],
@@ -256,8 +241,10 @@ def train(
     checkpoint_every: int,
     mesh: Mesh | None = None,
     rule: Rule = replicated,
-) -> Variables:
-    """Trains, or goes on training, or finds it done; returns the averaged generator's variables.
+) -> Teacher:
+    """Trains, or goes on training, or finds it done; returns what it can teach.
+
+    That is the averaged generator's variables, and those of the discriminator, if there is one.
 
     Writes `checkpoints/` and `metrics.jsonl` into `directory`. A training that was killed at any
     moment and goes on ends with the same bits as one that was not.
@@ -278,7 +265,7 @@ def train(
     name = "/".join(directory.parts[-3:])
     example = _example(batches)
 
-    def init() -> TrainState:
+    def init() -> Any:
         return recipe.init(jax.random.key(seed), example)
 
     checkpoints = Checkpoints(directory / "checkpoints", configuration)
@@ -319,7 +306,7 @@ def train(
         print(
             f"{name}: step {progress.step}/{progress.steps}, "
             f"{progress.examples_per_second:.0f} images/s, {progress.seconds_left:.0f} s left, "
-            f"g {latest['g/total']:.3f}, d {latest['d/total']:.3f}",
+            + ", ".join(f"{k[0]} {latest[k]:.3f}" for k in ("g/total", "d/total") if k in latest),
             flush=True,
         )
 
@@ -333,6 +320,7 @@ def train(
             log_every=log_every,
             hooks=[Hook(evaluate_every, evaluate), Hook(checkpoint_every, save)],
             progress=show,
+            steps_per_call=recipe.steps_per_call,
         )
     except NonFiniteError as error:
         kept = checkpoints.latest_step()
@@ -341,10 +329,11 @@ def train(
     finally:
         writer.close()
         checkpoints.close()
-    return jax.device_get(state.ema)
+    judge = state.discriminator
+    return jax.device_get(Teacher(state.ema, judge.variables if judge else None))
 
 
-def _example(batches: kd_data.Batches) -> Batch:
+def _example(batches: kd_data.Batches | kd_data.NoBatches) -> Batch:
     """The first batch, for its shapes, leaving the position where it was."""
     position = batches.get_state()
     batch = next(batches)
@@ -373,18 +362,24 @@ def print_plan(config: ConfigDict, plan: Mapping[str, Recipe], batch: Batch) -> 
     for name, recipe in plan.items():
         state = jax.eval_shape(recipe.init, jax.random.key(0), batch)
         for player in ("generator", "discriminator"):
+            if not getattr(state, player):
+                continue
             print(f"\n{name}, {player}")
             params = getattr(state, player).variables["params"]
             print(parameter_overview.get_parameter_overview(params, include_stats=False))
         compiled: Any = compile_step(recipe.step)
         program = compiled.lower(state, recipe.teacher, batch).compile()
-        cost, memory = program.cost_analysis(), program.memory_analysis()
-        used = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        used += memory.output_size_in_bytes - memory.alias_size_in_bytes
         print(
-            f"{name}: {recipe.steps} steps of {cost['flops'] / 1e9:.2f} GFLOP and "
-            f"{used / 2**20:.0f} MiB each"
+            f"{name}: {recipe.steps} steps of {program.cost_analysis()['flops'] / 1e9:.2f} GFLOP "
+            f"and {memory(program) / 2**20:.0f} MiB each"
         )
+
+
+def memory(program: Any) -> int:
+    """The bytes that a compiled program needs: arguments, results and all between."""
+    sizes = program.memory_analysis()
+    held = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    return held + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
 
 
 def command_line() -> str:

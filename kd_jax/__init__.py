@@ -4,9 +4,8 @@ The core is a handful of pure functions: a `Network` is `init` and `apply`; a re
 named `Term`s; `make_train_step` makes of them `step(state, teacher_variables, batch)`.
 """
 
-from kd_jax import losses, models, ops, recipes, weights
+from kd_jax import health, losses, models, ops, recipes, students, weights
 from kd_jax.modes import (
-    OnlineState,
     data_free,
     online,
     scanned,
@@ -43,7 +42,6 @@ __all__ = [
     "MissingTapError",
     "Network",
     "Networks",
-    "OnlineState",
     "Pair",
     "Player",
     "Taps",
@@ -61,6 +59,7 @@ __all__ = [
     "from_linen",
     "fully_sharded",
     "g_step",
+    "health",
     "init_state",
     "initialize",
     "latents",
@@ -78,6 +77,7 @@ __all__ = [
     "replicated",
     "scanned",
     "self_taught",
+    "students",
     "tap_shapes",
     "taught_by",
     "together",

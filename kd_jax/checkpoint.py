@@ -102,7 +102,7 @@ class Checkpoints:
 
         Raises:
           CheckpointError: when a file is damaged (it is named), or the checkpoint is of another
-            configuration (the first difference is named).
+            configuration (the first difference is named) or a state of another structure.
         """
         step = self.latest_step()
         if step is None:
@@ -115,14 +115,18 @@ class Checkpoints:
             there = meta["meta"]["configuration"]
             if difference := first_difference(there, self._configuration):
                 raise CheckpointError(f"{folder} is of another configuration: {difference}")
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    generator=ocp.args.StandardRestore(dict(abstract.ema)),
-                    training=ocp.args.StandardRestore(abstract._replace(ema={})),
-                    data=ocp.args.JsonRestore(),
-                ),
-            )
+            try:
+                items = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        generator=ocp.args.StandardRestore(dict(abstract.ema)),
+                        training=ocp.args.StandardRestore(abstract._replace(ema={})),
+                        data=ocp.args.JsonRestore(),
+                    ),
+                )
+            except (KeyError, TypeError, ValueError) as error:
+                lines = " ".join(str(error).split())[:200]
+                raise CheckpointError(f"{folder} holds a state of another kind: {lines}") from None
         return items["training"]._replace(ema=items["generator"]), items["data"]
 
     def close(self) -> None:

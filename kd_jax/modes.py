@@ -5,7 +5,7 @@ such steps, and the wrappers nest: `scanned(data_free(self_taught(step), ...), 8
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,54 +75,41 @@ def self_taught(step: Step[TrainState]) -> Step[TrainState]:
     return self_taught_step
 
 
-class OnlineState(NamedTuple):
-    """The state of `online`.
-
-    Attributes:
-      student: its training's.
-      teachers: by name, those of the teachers' trainings.
-    """
-
-    student: TrainState
-    teachers: Mapping[str, TrainState]
-
-    @property
-    def step(self) -> Array:
-        """The student's number of steps."""
-        return self.student.step
-
-    @property
-    def ema(self) -> Variables:
-        """The student's averaged generator."""
-        return self.student.ema
-
-
 def online(
     student: Step[TrainState], teachers: Mapping[str, Step[TrainState]], averaged: bool = False
-) -> Step[OnlineState]:
+) -> Step[TrainState]:
     """Teachers that are trained beside the student: each takes its step, then the student does.
 
     Ren et al. 2021 (OMGD), whose student has no discriminator of its own. The teachers see the
     student's batch, and may be taught themselves by `teacher_variables`.
 
+        state = init_state(key, batch, **parts)
+        state = state._replace(teachers={"wide": init_state(other_key, batch, **wide_parts)})
+        step = online(make_train_step(**parts), {"wide": make_train_step(**wide_parts)})
+
     Args:
       student: the step that learns from them. Its teacher is the one teacher's network, or
         `together({name: network})` of several.
-      teachers: their steps, by name.
+      teachers: their steps, by name; `state.teachers` has their states.
       averaged: whether the student learns from the teachers' averages, or from what they are now.
 
     Returns:
-      A step of an `OnlineState`; a teacher's metrics are `NAME/g/...` and `NAME/d/...`.
+      A step; a teacher's metrics are `NAME/g/...` and `NAME/d/...`.
 
     Raises:
-      ValueError: without any teacher.
+      ValueError: without any teacher, or (when traced) when `state.teachers` has others.
     """
     if not teachers:
         raise ValueError("online distillation needs at least one teacher's step")
 
     def online_step(
-        state: OnlineState, teacher_variables: Teacher | None, batch: Batch
-    ) -> tuple[OnlineState, Metrics]:
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        if set(state.teachers) != set(teachers):
+            there = ", ".join(state.teachers) or "none"
+            raise ValueError(
+                f"state.teachers has {there}; there are steps of {', '.join(teachers)}"
+            )
         after, metrics = {}, {}
         generators, discriminators = {}, {}
         for name, step in teachers.items():
@@ -138,8 +125,8 @@ def online(
             taught = Teacher(generators[name], discriminators.get(name))
         if teacher_variables is not None:
             taught = taught._replace(extractor=teacher_variables.extractor)
-        pupil, figures = student(state.student, taught, batch)
-        return OnlineState(pupil, after), {**metrics, **figures}
+        state, figures = student(state, taught, batch)
+        return state._replace(teachers=after), {**metrics, **figures}
 
     return online_step
 

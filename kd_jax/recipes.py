@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax import losses
+from kd_jax import losses, weights
 from kd_jax.network import connected, tap_pairs
 from kd_jax.objective import Forward, Schedule, Term, Weight
 from kd_jax.state import Pair
@@ -520,12 +520,10 @@ def _r1(gamma: float, every: int) -> Term:
 
 
 def _weighted(terms: Mapping[str, Term], by: float) -> dict[str, Term]:
-    scaled = {}
-    for name, term in terms.items():
-        if not isinstance(term.weight, float | int):
-            raise ValueError(f"the game's term {name!r} has no number for a weight to multiply")
-        scaled[name] = term._replace(weight=by * term.weight)
-    return scaled
+    def product(weight: Strength) -> Strength:
+        return by * weight if isinstance(weight, float | int) else weights.scaled(weight, by)
+
+    return {name: term._replace(weight=product(term.weight)) for name, term in terms.items()}
 
 
 def _perceptual(layers: Sequence[str]) -> Callable[[Forward], Array]:

@@ -66,6 +66,7 @@ class TrainState(NamedTuple):
       generator, discriminator: the players; the latter is empty where there is none.
       ema: the generator's variables, exponentially averaged: what is evaluated and deployed.
       terms: the terms' states, by player.
+      teachers: of `kd_jax.online`, the states of the teachers' trainings, by name.
     """
 
     step: Array
@@ -74,6 +75,7 @@ class TrainState(NamedTuple):
     discriminator: Any
     ema: Variables
     terms: Pair
+    teachers: Mapping[str, "TrainState"] = {}
 
 
 _INIT = 2**32 - 1  # folded into the key where no step's number can be

@@ -191,7 +191,7 @@ def _discriminator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Mo
 
         def loss(params: Any) -> tuple[Array, Any]:
             players = Pair(state.generator.variables, {**variables, "params": params})
-            forward, after = _forward(nets, players, teacher, batch, inputs, key, state.step)
+            forward, after = forward_pass(nets, players, teacher, batch, inputs, key, state.step)
             total, values, states = weighted_total(terms, forward, state.terms.discriminator)
             scores = {"fake_score": forward.fake_scores.mean()}
             if forward.real_scores is not None:
@@ -213,7 +213,7 @@ def _generator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
         def loss(params: Any) -> tuple[Array, Any]:
             opponent = None if nets.discriminator is None else state.discriminator.variables
             players = Pair({**variables, "params": params}, opponent)
-            forward, after = _forward(nets, players, teacher, batch, inputs, key, state.step)
+            forward, after = forward_pass(nets, players, teacher, batch, inputs, key, state.step)
             total, values, states = weighted_total(terms, forward, state.terms.generator)
             return total, (after.generator, {"total": total, **values}, states)
 
@@ -223,7 +223,7 @@ def _generator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
     return move
 
 
-def _forward(
+def forward_pass(
     nets: Networks,
     players: Pair,
     teacher: Teacher | None,

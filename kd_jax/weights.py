@@ -16,6 +16,20 @@ from kd_jax.objective import Forward, Schedule, Weight, as_weight
 from kd_jax.types import Array
 
 
+def scaled(of: float | Schedule | Weight, by: float | Schedule | Weight) -> Weight:
+    """The product of two weights."""
+    first, second = as_weight(of), as_weight(by)
+
+    def fn(
+        forward: Forward, term: Callable[[Forward], Array], value: Array, state: Any
+    ) -> tuple[Array, Any]:
+        a, a_state = first.fn(forward, term, value, state[0])
+        b, b_state = second.fn(forward, term, value, state[1])
+        return a * b, (a_state, b_state)
+
+    return Weight(fn, lambda: (first.init(), second.init()))
+
+
 def balanced(
     against: Callable[[Forward], Array],
     of: float | Schedule | Weight = 1.0,

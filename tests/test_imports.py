@@ -22,14 +22,17 @@ ALLOWED = {
     "step": {"types", "network", "objective", "state"},
     "modes": {"types", "network", "objective", "state", "step"},
     "weights": {"types", "objective"},
-    "recipes": {"types", "losses", "network", "objective", "state"},
+    "recipes": {"types", "losses", "network", "objective", "state", "weights"},
+    "health": {"types", "objective", "state", "step"},
     "sharding": {"types", "state", "step"},
-    "models": {"types", "ops", "network", "state"},
+    "channels": {"types", "network"},
+    "models": {"types", "ops", "network", "state", "channels"},
     "data": set(),
     "logs": set(),
     "loop": {"types"},
     "checkpoint": {"types", "state"},
     "evaluate": {"types", "network", "models"},
+    "students": {"types", "checks", "network", "channels", "evaluate"},
 }
 
 

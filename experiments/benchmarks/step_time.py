@@ -34,6 +34,7 @@ import numpy as np
 import optax
 
 import kd_jax
+from experiments.benchmarks.timing import take_turns
 from kd_jax import Inputs, Networks, Pair, Term
 from kd_jax.models import dcgan
 
@@ -95,24 +96,6 @@ def to_torch(images: np.ndarray, memory_format: Any) -> Any:
     import torch
 
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
-
-
-def take_turns(
-    contestants: dict[str, Callable[[], Any]],
-    rounds: int,
-    steps: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Milliseconds of each step: `steps` of one, `steps` of the next, `rounds` times over."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, once in contestants.items():
-            for _ in range(steps):
-                start = clock()
-                once()
-                if number:  # the first round warms up
-                    times[name].append(1e3 * (clock() - start))
-    return times
 
 
 def main() -> None:

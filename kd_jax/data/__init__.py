@@ -10,10 +10,10 @@ that need them.
 
 from pathlib import Path
 
-from kd_jax.data.pipeline import Batches, batches
+from kd_jax.data.pipeline import Batches, NoBatches, batches
 from kd_jax.data.source import Source, arrays, remember, subset
 
-__all__ = ["Batches", "Source", "arrays", "batches", "open_source", "subset"]
+__all__ = ["Batches", "NoBatches", "Source", "arrays", "batches", "open_source", "subset"]
 
 
 def open_source(

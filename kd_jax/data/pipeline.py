@@ -57,6 +57,26 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._iterator.set_state({"next_index": index})
 
 
+class NoBatches(Iterator[dict[str, np.ndarray]]):
+    """Empty batches without end: the data of a run that needs none."""
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, in the form of `Batches.get_state`."""
+        return {"position": {}, "pipeline": {"source": None}}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Checks that a position is one in no data.
+
+        Raises:
+          ValueError: it is a position in some data.
+        """
+        if state != self.get_state():
+            raise ValueError(f"a position in data does not fit a run without: {str(state)[:80]}")
+
+
 def batches(
     source: Source,
     batch_size: int,

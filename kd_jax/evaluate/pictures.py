@@ -64,3 +64,38 @@ def save_curves(
         if curves:
             axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def save_bars(
+    path: Path,
+    panels: Mapping[str, Mapping[str, tuple[float, float]]],
+    lines: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Writes a PNG with one panel per entry, each with its bars `name: (length, half the error)`.
+
+    Args:
+      path: the file.
+      panels: bars by panel, from the top down; of an error that is NaN nothing is drawn.
+      lines: values to mark across all bars of a panel, by label.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = max(len(bars) for bars in panels.values())
+    figure = Figure(figsize=(5.2 * len(panels), 1.2 + 0.24 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, bars) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        lengths, errors = np.array(list(bars.values())).T
+        axes.barh(list(bars), lengths, xerr=np.nan_to_num(errors), color="#8fb0d0", ecolor="#444")
+        axes.invert_yaxis()
+        if lengths.max() > 20 * lengths.min() > 0:
+            axes.set_xscale("log")
+        for index, (label, value) in enumerate(lines.get(title, {}).items()):
+            axes.axvline(value, label=label, color=f"C{index + 1}", linewidth=1.2)
+        axes.set(title=title)
+        axes.grid(axis="x", alpha=0.3)
+        if lines.get(title):
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)

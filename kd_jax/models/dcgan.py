@@ -2,13 +2,14 @@
 
 The generator projects the latent and an embedding of the label to 4x4 and doubles the size with
 4x4 transposed convolutions; the discriminator mirrors it, with a projection head for the label
-(Miyato & Koyama 2018). `width` is the compression knob: every channel count is proportional to it.
-`depth` adds residual 3x3 convolutions at each size, for teachers as deep as one likes.
+(Miyato & Koyama 2018). `width` is the compression knob: every channel count is proportional to it,
+unless each is given on its own. `depth` adds residual 3x3 convolutions at each size, for teachers
+as deep as one likes.
 
 Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax import ops
+from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths, tensors
 from kd_jax.models.conditioning import check_labels
 from kd_jax.network import Network, from_linen
 from kd_jax.state import Pair
-from kd_jax.types import Array
+from kd_jax.types import Array, Variables
 
 SIZES = (16, 32, 64, 128, 256)
 SMALLEST = 4  # the side at which the generator starts and the discriminator ends
+RESAMPLING = 4  # the kernel's side of a convolution that halves or doubles; others' is 3
 
 _normal = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
 _he = nn.initializers.he_normal()  # without a norm after it, 0.02 would leave no signal
@@ -30,7 +33,7 @@ _he = nn.initializers.he_normal()  # without a norm after it, 0.02 would leave n
 
 def gan(
     size: int,
-    width: int = 64,
+    width: int | Sequence[int] = 64,
     *,
     channels: int = 3,
     classes: int = 0,
@@ -44,16 +47,18 @@ def gan(
     Args:
       size: the image's side, one of `SIZES`.
       width: channels of the generator at half the image's side, of the discriminator there too;
-        they double as the side halves.
+        they double as the side halves. Or a count for each side, from 4x4 to half the image's.
       channels: the image's channels.
       classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
       depth: residual 3x3 convolutions after each resampling.
-      max_width: no layer has more channels than this; by default `8 * width`.
+      max_width: no layer has more channels than this; by default `8 * width`, and no limit
+        where each side has its own.
       minibatch_stddev: whether the discriminator sees the batch's variation (Karras et al. 2018).
       dtype: what is computed in; parameters are float32 always, images and scores too.
 
     Raises:
-      ValueError: when `size` is not one of `SIZES`, or a number is not positive.
+      ValueError: when `size` is not one of `SIZES`, a number is not positive, or there are more or
+        fewer widths than sides.
     """
     return Pair(
         generator(
@@ -79,7 +84,7 @@ def gan(
 
 def generator(
     size: int,
-    width: int = 64,
+    width: int | Sequence[int] = 64,
     *,
     channels: int = 3,
     classes: int = 0,
@@ -97,7 +102,7 @@ def generator(
 
 def discriminator(
     size: int,
-    width: int = 64,
+    width: int | Sequence[int] = 64,
     *,
     classes: int = 0,
     depth: int = 0,
@@ -113,18 +118,112 @@ def discriminator(
     return from_linen(Discriminator(widths, classes, depth, minibatch_stddev, dtype))
 
 
-def _widths(size: int, width: int, depth: int, max_width: int | None) -> tuple[int, ...]:
+def generator_axes(variables: Variables) -> Axes:
+    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are named like the taps, `4x4`, `8x8`, ...; residual convolutions share their side's.
+
+    Args:
+      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: they are not those of a generator of this file, or are a connected network's.
+    """
+    kernels = _kernels(variables)
+    side, last = SMALLEST, len(kernels) - 1
+    group = f"{side}x{side}"
+    axes: dict[str, tuple[Axis, ...]] = {
+        "params/Dense_0/kernel": (None, Repeat(group, SMALLEST**2)),
+        f"params/Conv_{last}/bias": (None,),
+    }
+    for index, kernel in enumerate(kernels):
+        axes[f"params/BatchNorm_{index}/scale"] = (Scales(group),)
+        axes[f"params/BatchNorm_{index}/bias"] = (group,)
+        axes[f"batch_stats/BatchNorm_{index}/mean"] = (group,)
+        axes[f"batch_stats/BatchNorm_{index}/var"] = (group,)
+        before = group
+        if kernel == RESAMPLING:
+            side *= 2
+            group = f"{side}x{side}"
+        writes = None if index == last else group
+        axes[f"params/Conv_{index}/kernel"] = (None, None, Reads(before), writes)
+    if "label" in variables["params"]:
+        axes["params/label/embedding"] = (None, None)
+    group_widths(variables, axes)
+    return axes
+
+
+def discriminator_axes(variables: Variables) -> Axes:
+    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are named like the taps, ..., `8x8`, `4x4` and `features`; residual convolutions
+    share their side's. The minibatch's deviation is one value more, an average over the channels of
+    `4x4` that stay.
+
+    Args:
+      variables: of any `discriminator`, arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: they are not those of a discriminator of this file, or are a connected network's.
+    """
+    kernels = _kernels(variables)
+    side = SMALLEST * 2 ** kernels.count(RESAMPLING)
+    axes: dict[str, tuple[Axis, ...]] = {}
+    reads: Axis = None
+    group = ""
+    for index, kernel in enumerate(kernels):
+        if kernel == RESAMPLING:
+            side //= 2
+            group = f"{side}x{side}"
+        axes[f"params/Conv_{index}/kernel"] = (None, None, reads, group)
+        axes[f"params/Conv_{index}/bias"] = (group,)
+        reads = Reads(group)
+    found = tensors(variables)
+    rows = found["params/Dense_0/kernel"].shape[0]
+    width = found[f"params/Conv_{len(kernels) - 1}/kernel"].shape[-1]
+    position: Axis = (group, 1) if rows > SMALLEST**2 * width else group  # minibatch_stddev
+    axes["params/Dense_0/kernel"] = (Reads(Repeat(position, SMALLEST**2)), "features")
+    axes["params/Dense_0/bias"] = ("features",)
+    axes["params/score/kernel"] = (Reads("features"), None)
+    axes["params/score/bias"] = (None,)
+    if "label" in variables["params"]:
+        axes["params/label/embedding"] = (None, Reads("features"))
+    group_widths(variables, axes)
+    return axes
+
+
+def _kernels(variables: Variables) -> list[int]:
+    """The side of each convolution's kernel: `RESAMPLING`, or 3 where it is a residual."""
+    params = variables["params"]
+    count = sum(name.startswith("Conv_") for name in params)
+    if not count or "Dense_0" not in params:
+        raise ValueError(f"these are not a DCGAN's variables; its parts are {sorted(params)}")
+    return [params[f"Conv_{index}"]["kernel"].shape[0] for index in range(count)]
+
+
+def _widths(
+    size: int, width: int | Sequence[int], depth: int, max_width: int | None
+) -> tuple[int, ...]:
     """Channels at 4x4, 8x8, ..., size/2."""
     if size not in SIZES:
         raise ValueError(f"a DCGAN's size is one of {', '.join(map(str, SIZES))}, not {size}")
-    if width < 1 or depth < 0:
-        raise ValueError(f"width={width} must be at least 1 and depth={depth} at least 0")
-    most = 8 * width if max_width is None else max_width
     sides, side = [], SMALLEST
     while side < size:
         sides.append(side)
         side *= 2
-    return tuple(min(most, width * (size // 2) // side) for side in sides)
+    if isinstance(width, Sequence):
+        widths, most = [int(count) for count in width], max_width
+        if len(widths) != len(sides):
+            raise ValueError(
+                f"a DCGAN of size {size} has {len(sides)} widths, from {SMALLEST}x{SMALLEST} to "
+                f"{sides[-1]}x{sides[-1]}, not {len(widths)}"
+            )
+    else:
+        widths = [width * (size // 2) // side for side in sides]
+        most = 8 * width if max_width is None else max_width
+    if min(widths) < 1 or depth < 0:
+        raise ValueError(f"width={width} must be at least 1 and depth={depth} at least 0")
+    return tuple(widths if most is None else (min(most, count) for count in widths))
 
 
 class Conv(nn.Module):
@@ -176,14 +275,14 @@ class Generator(nn.Module):
         taps = {}
         for index, features in enumerate(self.widths):
             if index:
-                x = conv(features, 4, ops.conv_transpose, stride=2)(x)
+                x = conv(features, RESAMPLING, ops.conv_transpose, stride=2)(x)
             x = nn.relu(norm()(x))
             for _ in range(self.depth):
                 # A residual that begins at zero keeps hundreds of layers trainable.
                 y = norm(scale_init=nn.initializers.zeros)(conv(features, 3, ops.conv)(x))
                 x = nn.relu(x + y)
             taps[_side(x)] = x
-        image = Conv(self.channels, 4, ops.conv_transpose, stride=2, dtype=self.dtype)(x)
+        image = Conv(self.channels, RESAMPLING, ops.conv_transpose, stride=2, dtype=self.dtype)(x)
         return jnp.tanh(image.astype(jnp.float32)), taps
 
 
@@ -205,7 +304,7 @@ class Discriminator(nn.Module):
         conv = partial(Conv, kernel_init=_he, dtype=self.dtype)
         x, taps = images, {}
         for features in reversed(self.widths):
-            x = _leaky_relu(conv(features, 4, ops.conv, stride=2)(x))
+            x = _leaky_relu(conv(features, RESAMPLING, ops.conv, stride=2)(x))
             for _ in range(self.depth):
                 x = x + _leaky_relu(conv(features, 3, ops.conv)(x))
             taps[_side(x)] = x

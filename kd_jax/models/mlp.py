@@ -4,21 +4,23 @@ The generator is 128-128-784 for 28x28 images: two hidden layers and a tanh. Ima
 `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels, if any, int `[B]`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.channels import Axes, Axis, Reads, group_widths
 from kd_jax.models.conditioning import check_labels
 from kd_jax.network import Network, from_linen
 from kd_jax.state import Pair
-from kd_jax.types import Array
+from kd_jax.types import Array, Variables
 
 
 def gan(
     size: int = 28,
-    width: int = 128,
+    width: int | Sequence[int] = 128,
     *,
     channels: int = 1,
     classes: int = 0,
@@ -29,11 +31,14 @@ def gan(
 
     Args:
       size: the image's side.
-      width: units of each hidden layer.
+      width: units of each hidden layer; or of each on its own, from the input on.
       channels: the image's channels.
       classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
       depth: hidden layers.
       dtype: what is computed in; parameters are float32 always, images and scores too.
+
+    Raises:
+      ValueError: when there are more or fewer widths than `depth`, or one is not positive.
     """
     return Pair(
         generator(size, width, channels=channels, classes=classes, depth=depth, dtype=dtype),
@@ -43,7 +48,7 @@ def gan(
 
 def generator(
     size: int = 28,
-    width: int = 128,
+    width: int | Sequence[int] = 128,
     *,
     channels: int = 1,
     classes: int = 0,
@@ -51,24 +56,68 @@ def generator(
     dtype: Any = jnp.float32,
 ) -> Network:
     """`(latents[, labels]) -> images`; taps `hidden0`, `hidden1`, ... are `[B, width]`."""
-    return from_linen(Generator(size, width, channels, classes, depth, dtype))
+    return from_linen(Generator(size, _widths(width, depth), channels, classes, dtype))
 
 
 def discriminator(
-    width: int = 128, *, classes: int = 0, depth: int = 2, dtype: Any = jnp.float32
+    width: int | Sequence[int] = 128,
+    *,
+    classes: int = 0,
+    depth: int = 2,
+    dtype: Any = jnp.float32,
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits); taps `hidden0`, `hidden1`, ..."""
-    return from_linen(Discriminator(width, classes, depth, dtype))
+    return from_linen(Discriminator(_widths(width, depth), classes, dtype))
+
+
+def generator_axes(variables: Variables) -> Axes:
+    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are named like the taps, `hidden0`, `hidden1`, ...
+
+    Args:
+      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: they are not those of a network of this file, or are a connected network's.
+    """
+    return _axes(variables)
+
+
+def discriminator_axes(variables: Variables) -> Axes:
+    """As `generator_axes`, for a discriminator's variables."""
+    return _axes(variables)
+
+
+def _axes(variables: Variables) -> Axes:
+    last = sum(name.startswith("Dense_") for name in variables["params"]) - 1
+    axes: dict[str, tuple[Axis, ...]] = {}
+    reads: Axis = None
+    for layer in range(last + 1):
+        group = f"hidden{layer}" if layer < last else None
+        axes[f"params/Dense_{layer}/kernel"] = (reads, group)
+        axes[f"params/Dense_{layer}/bias"] = (group,)
+        reads = Reads(group)
+    group_widths(variables, axes)
+    return axes
+
+
+def _widths(width: int | Sequence[int], depth: int) -> tuple[int, ...]:
+    widths = [int(units) for units in width] if isinstance(width, Sequence) else [width] * depth
+    if len(widths) != depth:
+        raise ValueError(f"{depth} hidden layers have {depth} widths, not {len(widths)}")
+    if min(widths, default=1) < 1:
+        raise ValueError(f"width={width} must be at least 1")
+    return tuple(widths)
 
 
 class Generator(nn.Module):
     """See `generator`."""
 
     size: int
-    width: int
+    widths: tuple[int, ...]
     channels: int
     classes: int
-    depth: int
     dtype: Any
 
     @nn.compact
@@ -85,9 +134,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """See `discriminator`."""
 
-    width: int
+    widths: tuple[int, ...]
     classes: int
-    depth: int
     dtype: Any
 
     @nn.compact
@@ -102,8 +150,8 @@ class Discriminator(nn.Module):
 
 def _hidden(x: Array, module: Generator | Discriminator) -> tuple[Array, dict[str, Array]]:
     taps = {}
-    for layer in range(module.depth):
-        x = nn.leaky_relu(nn.Dense(module.width, dtype=module.dtype)(x), 0.2)
+    for layer, width in enumerate(module.widths):
+        x = nn.leaky_relu(nn.Dense(width, dtype=module.dtype)(x), 0.2)
         taps[f"hidden{layer}"] = x
     return x, taps
 
