@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax import losses, sharding
+from kd_jax import health, losses, sharding
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
 from kd_jax.models import dcgan, mlp
@@ -106,6 +106,7 @@ def get_config(preset: str = "full") -> ConfigDict:
                     },
                 },
             },
+            "health": True,  # look for signs of trouble whenever quality is evaluated
             "log_every": 50,
             "evaluate_every": 250,
             "checkpoint_every": 250,
@@ -123,6 +124,7 @@ def get_config(preset: str = "full") -> ConfigDict:
         config.teacher.update({"width": 8, "discriminator_width": 8, "steps": 4})
         config.student.update({"width": 2, "discriminator_width": 8, "steps": 4})
         config.log_every = config.evaluate_every = config.checkpoint_every = 2
+        config.health = False
         config.evaluate.samples = 20
     return config
 
@@ -195,7 +197,9 @@ def adversarial(config: ConfigDict) -> tuple[dict[str, Term], dict[str, Term]]:
     """The non-saturating GAN with R1: what every training here has in common."""
     g_terms = {"adversarial": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))}
     d_terms = {
-        "adversarial": Term(lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores)),
+        "adversarial": Term(
+            lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores), floor=0.0
+        ),
         "r1": Term(
             lambda f: losses.penalties.r1(f.score, f.real), config.r1.weight, config.r1.every
         ),
@@ -244,8 +248,14 @@ def student_recipe(
     made = recipe(config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher))
     if not settings.teacher_images:
         return made
-    step = data_free(made.step, task.teacher.generator, task.inputs, settings.teacher_images)
-    return made._replace(step=step)
+    return made.wrapped(
+        partial(
+            data_free,
+            teacher=task.teacher.generator,
+            inputs=task.inputs,
+            share=settings.teacher_images,
+        )
+    )
 
 
 def recipe(
@@ -280,6 +290,7 @@ def recipe(
         step=make_train_step(**parts, ema=average),
         teacher=teacher,
         steps=steps,
+        probe=health.probe(**parts) if config.health else None,
     )
 
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as kd_data
+from kd_jax import health
 from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference
 from kd_jax.logs import JsonlWriter
 from kd_jax.loop import Hook, NonFiniteError, Progress, fit
@@ -32,7 +33,7 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.state import Teacher
+from kd_jax.state import Teacher, TrainState
 from kd_jax.step import Step
 from kd_jax.types import Array, Batch, Variables
 
@@ -57,6 +58,7 @@ class Experiment(NamedTuple):
       plan: `(config, task) -> (recipes by name, batch)`: for the dry run, with shapes in the place
         of variables.
       main: `(config, task, workdir)`: trains, measures, reports.
+      free: settings (of the first level) that may differ when a run is gone on with.
     """
 
     get_config: Callable[[str], ConfigDict]
@@ -64,6 +66,7 @@ class Experiment(NamedTuple):
     build: Callable[[ConfigDict], Any]
     plan: Callable[[ConfigDict, Any], tuple[Mapping[str, "Recipe"], Batch]]
     main: Callable[[ConfigDict, Any, Path], None]
+    free: Sequence[str] = ()
 
 
 def execute(
@@ -86,7 +89,7 @@ def execute(
     if dry_run:
         print_plan(config, *experiment.plan(config, task))
         return
-    claim(workdir, config, resume)
+    claim(workdir, config, resume, experiment.free)
     experiment.main(config, task, workdir)
 
 
@@ -182,15 +185,15 @@ def user_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def claim(workdir: Path, config: ConfigDict, resume: bool) -> None:
-    """Makes `workdir` this configuration's, or checks that it is.
+def claim(workdir: Path, config: ConfigDict, resume: bool, free: Sequence[str] = ()) -> None:
+    """Makes `workdir` this configuration's, or checks that it is, but for the settings in `free`.
 
     Raises:
       UsageError: when it holds a run of another configuration (the first difference is named), a
         run that is not to be resumed, or other files.
     """
     path = workdir / "config.json"
-    here = json.loads(json.dumps(config.to_dict()))
+    here = json.loads(json.dumps({k: v for k, v in config.to_dict().items() if k not in free}))
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is not a folder")
     if path.exists():
@@ -219,6 +222,7 @@ class Recipe(NamedTuple):
       teacher: the frozen variables, or None.
       steps: how many to take.
       steps_per_call: how many of them a call of `step` takes.
+      probe: from `kd_jax.health.probe`, to be asked whenever quality is evaluated; None for never.
     """
 
     init: Callable[[Array, Batch], Any]
@@ -226,6 +230,11 @@ class Recipe(NamedTuple):
     teacher: Teacher | None
     steps: int
     steps_per_call: int = 1
+    probe: Step[TrainState] | None = None
+
+    def wrapped(self, wrap: Callable[[Step[Any]], Step[Any]]) -> "Recipe":
+        """This recipe with another step made of its own; the probe is wrapped alike."""
+        return self._replace(step=wrap(self.step), probe=self.probe and wrap(self.probe))
 
 
 def train(
@@ -268,6 +277,11 @@ def train(
     def init() -> Any:
         return recipe.init(jax.random.key(seed), example)
 
+    if recipe.teacher is not None:
+        configuration = {
+            **configuration,
+            "teacher's fingerprint": int(health.fingerprint(recipe.teacher)),
+        }
     checkpoints = Checkpoints(directory / "checkpoints", configuration)
     like = jax.eval_shape(init)
     if mesh is not None:
@@ -285,16 +299,33 @@ def train(
         state = initialize(init, mesh, rule)
     writer = JsonlWriter(directory / "metrics.jsonl", int(state.step))
 
+    first_figures: dict[str, Any] = {}
+    told: set[str] = set()
+
+    def look(step: int, state: Any) -> None:
+        if probe is None:
+            return
+        figures = jax.device_get(probe(state, teacher, place_batch(example, mesh))[1])
+        writer.write_scalars(step, {f"health/{k}": float(v) for k, v in figures.items()})
+        first_figures.update({} if first_figures else figures)
+        for line in health.warnings(figures, first_figures):
+            subject = " ".join(line.split()[:3])
+            if subject not in told:  # once is enough
+                told.add(subject)
+                print(f"{name}: step {step}: warning: {line}", flush=True)
+
     def evaluate(step: int, state: Any) -> None:
         figures = {f"quality/{k}": v for k, v in quality(state.ema).items()}
         writer.write_scalars(step, figures)
         print(f"{name}: step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+        look(step, state)
 
     def save(step: int, state: Any) -> None:
         writer.flush()
         checkpoints.save(step, state, batches.get_state())
 
     compiled = compile_step(recipe.step, mesh, rule)
+    probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
     teacher = place(recipe.teacher, mesh)
     latest: dict[str, float] = {}
 

@@ -33,64 +33,18 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import digits, harness
+from experiments import digits, harness, ways
 from experiments.benchmarks import timing
 from kd_jax import data as kd_data
-from kd_jax import losses, modes, recipes, sharding, students, weights
+from kd_jax import sharding
 from kd_jax.evaluate import pictures
 from kd_jax.evaluate.summary import gap_closed, summarize
-from kd_jax.latent import directions
-from kd_jax.models import dcgan
-from kd_jax.network import Network, connect_to
-from kd_jax.objective import Forward, Term, Terms, Weight, noise
-from kd_jax.state import Networks, Pair, Teacher, TrainState, init_state
-from kd_jax.types import Array, Batch, Variables
+from kd_jax.network import Network
+from kd_jax.state import Networks, Pair, Teacher, init_state
+from kd_jax.types import Batch, Variables
 
-TAPS = ("4x4", "8x8")
-"""Where features are compared: every side of the generator's and the discriminator's."""
-
-
-class Setting(NamedTuple):
-    """What a row is made from.
-
-    Attributes:
-      config, task: the experiment's.
-      regime: the regime's name.
-      teacher: the variables of the teacher's averaged generator, its discriminator (for the
-        extractor too), or shapes of them.
-      images: the regime's real images, `[N, H, W, C]`.
-      strength: the factor on the distillation weights.
-    """
-
-    config: ConfigDict
-    task: digits.Task
-    regime: str
-    teacher: Teacher
-    images: np.ndarray
-    strength: float
-
-    @property
-    def game(self) -> Pair:
-        """The adversarial terms that all rows have in common."""
-        return Pair(*digits.adversarial(self.config))
-
-
-class Row(NamedTuple):
-    """One way of distilling.
-
-    Attributes:
-      kind: its heading in the table.
-      make: `setting -> (recipe, the network that is evaluated)`.
-      tuned: whether there is a strength to set.
-      says: what it is, in a line.
-      dataless: whether its batches are empty.
-    """
-
-    kind: str
-    make: Callable[[Setting], tuple[harness.Recipe, Network]]
-    tuned: bool
-    says: str
-    dataless: bool = False
+FREE = ("rows", "timing")
+"""Settings that trainings do not depend on: rows can be added to a run."""
 
 
 def get_config(preset: str = "full") -> ConfigDict:
@@ -103,6 +57,7 @@ def get_config(preset: str = "full") -> ConfigDict:
     if preset == "full":
         config.student.steps = 1000
         config.evaluate_every = config.checkpoint_every = 500
+        config.health = False  # a compilation for each of hundreds of trainings
     else:
         config.tuning.strengths = (1.0, 10.0)
         config.timing.calls = 2
@@ -131,10 +86,10 @@ def chosen(config: ConfigDict) -> list[str]:
     Raises:
       ValueError: when one is unknown.
     """
-    names = [name for name in config.rows.split(",") if name] or list(ROWS)
+    names = [name for name in config.rows.split(",") if name] or list(ways.ROWS)
     for name in names:
-        if name not in ROWS:
-            raise ValueError(f"config.rows: no row {name!r}; there is {', '.join(ROWS)}")
+        if name not in ways.ROWS:
+            raise ValueError(f"config.rows: no row {name!r}; there is {', '.join(ways.ROWS)}")
     return ["alone", *(name for name in names if name != "alone")]
 
 
@@ -152,400 +107,14 @@ def plan(config: ConfigDict, task: digits.Task) -> tuple[dict[str, harness.Recip
             inputs=task.inputs,
         )
     )
-    frozen = _frozen(teacher.ema, teacher.discriminator.variables)
-    images = np.zeros((2, *task.source.image_shape), np.float32)
+    frozen = ways.frozen(teacher.ema, teacher.discriminator.variables)
+    images = partial(np.zeros, (2, *task.source.image_shape), np.float32)
     made = {}
     for regime in config.regimes:
         for name in chosen(config):
-            setting = Setting(config, task, regime, frozen, images, 1.0)
-            made[f"{regime}/{name}"] = ROWS[name].make(setting)[0]
+            setting = ways.Setting(config, task, regime, frozen, images, 1.0)
+            made[f"{regime}/{name}"] = ways.ROWS[name].make(setting)[0]
     return made, batch
-
-
-def _frozen(generator: Variables, discriminator: Variables) -> Teacher:
-    return Teacher(generator, discriminator, discriminator)
-
-
-def _extractor(discriminator: Network) -> Network:
-    """The teacher's discriminator as a network of images alone: its features need no label."""
-
-    def apply(variables: Variables, images: Array, **kwargs: Any) -> Any:
-        labels = jnp.zeros(images.shape[0], jnp.int32)
-        return discriminator.apply(variables, images, labels, **kwargs)
-
-    return Network(discriminator.init, apply)
-
-
-def train_with(
-    setting: Setting,
-    terms: Pair,
-    *,
-    connect: Sequence[str] = (),
-    discriminator: bool = True,
-    start: Mapping[str, Variables] | None = None,
-    wrap: Callable[[Any], Any] | None = None,
-    task: Any = None,
-) -> tuple[harness.Recipe, Network]:
-    """A training of the student with these terms.
-
-    Args:
-      setting: the row's.
-      terms: those of both players.
-      connect: the generator's taps to connect to the teacher's.
-      discriminator: whether the student has one.
-      start: variables to begin with, by player.
-      wrap: what to make of the step, in the place of the regime's own: `step -> step`.
-      task: the inputs, in the place of the experiment's.
-    """
-    config, base = setting.config, setting.task
-    inputs = task or base.inputs
-    generator = base.student.generator
-    if connect:
-        example = base.inputs(jax.random.key(0), digits.example_batch(config, base)).generator
-        generator = connect_to(generator, base.teacher.generator, connect, *example)
-    nets = Networks(
-        generator,
-        base.student.discriminator if discriminator else None,
-        base.teacher.generator,
-        base.teacher.discriminator,
-        _extractor(base.teacher.discriminator),
-    )
-    made = digits.recipe(
-        config,
-        base._replace(inputs=inputs),
-        nets,
-        terms.generator,
-        terms.discriminator,
-        config.regimes[setting.regime].distilled,
-        config.student.steps,
-        setting.teacher,
-        start,
-    )
-    if wrap is None and config.regimes[setting.regime].distilled.teacher_images:
-        wrap = partial(
-            modes.data_free,
-            teacher=base.teacher.generator,
-            inputs=inputs,
-            share=config.regimes[setting.regime].distilled.teacher_images,
-        )
-    return made._replace(step=(wrap or (lambda step: step))(made.step)), generator
-
-
-def strengthened(terms: Terms, game: Terms, strength: float) -> dict[str, Term]:
-    """`terms` with the weights of those that are not the game's times a factor.
-
-    The factor is kept in the state and not compiled in: one program serves all strengths.
-    """
-    held = Weight(lambda forward, _, value, state: (state, state), lambda: jnp.asarray(strength))
-    return {
-        name: term if name in game else term._replace(weight=weights.scaled(term.weight, held))
-        for name, term in terms.items()
-    }
-
-
-def _row(
-    kind: str, says: str, terms: Callable[[Setting], Pair], tuned: bool = True, **kwargs: Any
-) -> Row:
-    """A row of which only the terms are particular."""
-
-    def make(setting: Setting) -> tuple[harness.Recipe, Network]:
-        game, own = setting.game, terms(setting)
-        pair = Pair(
-            strengthened(own.generator, game.generator, setting.strength),
-            strengthened(own.discriminator, game.discriminator, setting.strength),
-        )
-        return train_with(setting, pair, **kwargs)
-
-    return Row(kind, make, tuned, says)
-
-
-def _alone(setting: Setting) -> tuple[harness.Recipe, Network]:
-    recipe = digits.student_recipe(
-        setting.config, setting.task, setting.regime, "alone", setting.teacher.generator
-    )
-    return recipe, setting.task.student.generator
-
-
-def _with_pixel(setting: Setting, **terms: Term) -> Pair:
-    """The game, L1 towards the teacher's image at 3, and further terms."""
-    pair = recipes.response(3.0, setting.game)
-    return Pair({**pair.generator, **terms}, pair.discriminator)
-
-
-def _relation(loss: Callable[[Array, Array], Array]) -> Callable[[Forward], Array]:
-    return recipes.on_taps(loss, TAPS)
-
-
-def _rkd(student: Array, teacher: Array) -> Array:
-    relation = losses.relation
-    return relation.distance(student, teacher) + 2.0 * relation.angle(student, teacher)
-
-
-def _moments(setting: Setting) -> Pair:
-    """The features, by the teacher's discriminator, of generated against those of real images."""
-    network = _extractor(setting.task.teacher.discriminator)
-    if _only_shapes(setting.teacher.extractor):
-        shapes = jax.eval_shape(network.apply, setting.teacher.extractor, setting.images)[1]
-        mean = second = jnp.zeros(shapes["features"].shape[-1])
-    else:
-        _, taps, _ = jax.jit(network.apply)(setting.teacher.extractor, setting.images)
-        mean, second = losses.moments.moments(taps["features"])
-
-    def matching(f: Forward) -> Array:
-        return losses.moments.matching(f.extract(f.fake)["features"], mean, second)
-
-    return _with_pixel(setting, moments=Term(matching, 1.0))
-
-
-def _latent_directions(setting: Setting) -> Array:
-    """Those of the layer that reads the latent and the label's embedding."""
-    kernel = setting.teacher.generator["params"]["Dense_0"]["kernel"]
-    latent = setting.config.latent
-    if isinstance(kernel, jax.ShapeDtypeStruct):
-        return jnp.eye(latent)
-    return directions([jnp.asarray(kernel[:latent].T)])
-
-
-def _stylekd(setting: Setting) -> Pair:
-    return recipes.stylekd(_latent_directions(setting), TAPS, TAPS, game=setting.game)
-
-
-def _online(setting: Setting) -> tuple[harness.Recipe, Network]:
-    """A teacher that begins when the student does, and learns from the real images."""
-    config, task = setting.config, setting.task
-    made, generator = train_with(
-        setting,
-        Pair(
-            *(
-                strengthened(mine, theirs, setting.strength)
-                for mine, theirs in zip(
-                    recipes.response(3.0, setting.game), setting.game, strict=True
-                )
-            )
-        ),
-        wrap=lambda step: step,
-    )
-    teacher = digits.recipe(
-        config,
-        task,
-        Networks(*task.teacher),
-        *digits.adversarial(config),
-        config.teacher,
-        config.student.steps,
-    )
-
-    def init(key: Array, batch: Batch) -> TrainState:
-        first, second = jax.random.split(key)
-        return made.init(first, batch)._replace(teachers={"teacher": teacher.init(second, batch)})
-
-    step = modes.online(made.step, {"teacher": teacher.step})
-    return made._replace(init=init, step=step), generator
-
-
-def _self_taught(setting: Setting) -> tuple[harness.Recipe, Network]:
-    """The student's average in the teacher's place: nothing of the teacher's is used."""
-    config, task = setting.config, setting.task
-    pair = recipes.response(3.0, setting.game)
-    made = digits.recipe(
-        config,
-        task,
-        Networks(*task.student, teacher=task.student.generator),
-        strengthened(pair.generator, setting.game.generator, setting.strength),
-        pair.discriminator,
-        config.regimes[setting.regime].alone,
-        config.student.steps,
-    )
-    return made._replace(step=modes.self_taught(made.step)), task.student.generator
-
-
-def _data_free(setting: Setting) -> tuple[harness.Recipe, Network]:
-    """Labels drawn, latents drawn, images from the teacher: batches are empty."""
-    config, task = setting.config, setting.task
-    inputs = noise(config.latent, config.batch_size, task.source.num_classes)
-    pair = recipes.response(3.0, setting.game)
-    return train_with(
-        setting,
-        Pair(
-            strengthened(pair.generator, setting.game.generator, setting.strength),
-            pair.discriminator,
-        ),
-        task=inputs,
-        wrap=partial(modes.data_free, teacher=task.teacher.generator, inputs=inputs),
-    )
-
-
-def _initial(
-    score: Callable[[Setting, Mapping[str, Any]], Mapping[str, Array]],
-) -> Callable[[Setting], tuple[harness.Recipe, Network]]:
-    """L1, from those of the teacher's channels that `score(setting, axes)` ranks highest."""
-
-    def make(setting: Setting) -> tuple[harness.Recipe, Network]:
-        variables = setting.teacher.generator
-        start = None
-        if not _only_shapes(variables):
-            task = setting.task
-            axes = dcgan.generator_axes(variables)
-            inputs = task.inputs(jax.random.key(0), digits.example_batch(setting.config, task))
-            like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs.generator)
-            start = {
-                "generator": students.from_teacher(variables, axes, score(setting, axes), like)
-            }
-        return _pixel_from(setting, start)
-
-    return make
-
-
-def _judge_inherited(setting: Setting) -> tuple[harness.Recipe, Network]:
-    judge = setting.teacher.discriminator
-    return _pixel_from(setting, None if _only_shapes(judge) else {"discriminator": judge})
-
-
-def _pixel_from(
-    setting: Setting, start: Mapping[str, Variables] | None
-) -> tuple[harness.Recipe, Network]:
-    game = setting.game
-    pair = recipes.response(3.0, game)
-    terms = strengthened(pair.generator, game.generator, setting.strength)
-    return train_with(setting, Pair(terms, pair.discriminator), start=start)
-
-
-def _only_shapes(variables: Variables) -> bool:
-    return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
-
-
-def _examples(setting: Setting) -> tuple[Array, Array]:
-    """Latents and labels to look at the teacher with."""
-    labels = jnp.arange(64) % setting.task.source.num_classes
-    return jax.random.normal(jax.random.key(2), (64, setting.config.latent)), labels
-
-
-def _saliency(setting: Setting, axes: Mapping[str, Any]) -> Mapping[str, Array]:
-    """The content of a digit's image is its ink."""
-    return students.content_saliency(
-        setting.task.teacher.generator,
-        setting.teacher.generator,
-        axes,
-        _examples(setting),
-        lambda images: (images > 0).any(axis=-1, keepdims=True).astype(jnp.float32),
-        jax.random.key(3),
-    )
-
-
-def _sensitivity(setting: Setting, axes: Mapping[str, Any]) -> Mapping[str, Array]:
-    return students.direction_sensitivity(
-        setting.task.teacher.generator,
-        setting.teacher.generator,
-        axes,
-        _examples(setting),
-        _latent_directions(setting)[:8],
-        strength=1.0,
-    )
-
-
-_FADING = optax.linear_schedule(3.0, 0.0, 1000)
-
-ROWS: dict[str, Row] = {
-    "alone": Row("no teacher", _alone, False, "the game, with rates of its own"),
-    "self": Row("no teacher", _self_taught, True, "L1 towards its own average's image"),
-    "images": _row(
-        "response",
-        "the teacher's images for real ones",
-        lambda s: s.game,
-        False,
-    ),
-    "pixel": _row("response", "L1, 3", lambda s: recipes.response(3.0, s.game)),
-    "aguinaldo": _row("response", "0.7 game, 0.3 L2", lambda s: recipes.aguinaldo(game=s.game)),
-    "mobile_stylegan": _row(
-        "response",
-        "L1 + L2 at 3 scales, wavelets, perceptual, 1 each",
-        lambda s: recipes.mobile_stylegan(TAPS, game=s.game),
-    ),
-    "omgd": _row(
-        "response",
-        "10 structure, 1e4 style, 10 content, smoothness; no game",
-        lambda s: recipes.omgd(TAPS),
-        tuned=False,  # Adam does not see a common factor
-        discriminator=False,
-    ),
-    "gan_compression": _row(
-        "features",
-        "100 L1, 1 connected features",
-        lambda s: recipes.gan_compression(TAPS, game=s.game),
-        connect=TAPS,
-    ),
-    "cat": _row("features", "100 L1, 1 kernel alignment", lambda s: recipes.cat(TAPS, game=s.game)),
-    "attention": _row(
-        "features",
-        "L1, 100 attention transfer",
-        lambda s: _with_pixel(
-            s, attention=Term(_relation(losses.feature.attention_transfer), 100.0)
-        ),
-    ),
-    "similarity": _row(
-        "relations",
-        "L1, 100 similarity of the batch",
-        lambda s: _with_pixel(
-            s, relation=Term(_relation(losses.relation.similarity_preserving), 100.0)
-        ),
-    ),
-    "rkd": _row(
-        "relations",
-        "L1, 1 distances + 2 angles",
-        lambda s: _with_pixel(s, relation=Term(_relation(_rkd))),
-    ),
-    "stylekd": _row("relations", "3 L1, 3 perceptual, 30 latent directions", _stylekd),
-    "moments": _row("relations", "L1, 1 moments of the teacher's judge's features", _moments),
-    "dgl": _row("discriminator", "0.1 teacher's judge", lambda s: recipes.dgl(game=s.game)),
-    "tinygan": _row(
-        "discriminator",
-        "own judge's features, fading L1, 0.1 game",
-        lambda s: recipes.tinygan(("8x8", "4x4"), s.config.student.steps, game=s.game),
-    ),
-    "dcd": _row(
-        "discriminator",
-        "5 L1, features through the teacher's judge",
-        lambda s: recipes.dcd(TAPS, TAPS, game=s.game),
-        connect=TAPS,
-    ),
-    "soft_label": _row(
-        "discriminator", "the judge's opinion", lambda s: recipes.soft_label(game=s.game)
-    ),
-    "judge": _row(
-        "discriminator",
-        "the teacher's judge teaches the student's",
-        lambda s: recipes.discriminator_distillation(game=s.game),
-    ),
-    "fading": _row("weights", "L1, 3 to 0", lambda s: recipes.response(_FADING, s.game)),
-    "balanced": _row(
-        "weights",
-        "L1, as strong as the game at the image",
-        lambda s: recipes.response(weights.balanced(s.game.generator["adversarial"].fn), s.game),
-    ),
-    "confidence": _row(
-        "weights",
-        "L1, 6 times the teacher's judge's confidence",
-        lambda s: recipes.response(weights.confidence(6.0), s.game),
-    ),
-    "magnitude": Row(
-        "first student",
-        _initial(lambda s, axes: students.magnitude(s.teacher.generator, axes)),
-        True,
-        "L1; channels by summed magnitude",
-    ),
-    "norm_scale": Row(
-        "first student",
-        _initial(lambda s, axes: students.norm_scale(s.teacher.generator, axes)),
-        True,
-        "L1; channels by the norms' scales",
-    ),
-    "saliency": Row("first student", _initial(_saliency), True, "L1; channels by content"),
-    "sensitivity": Row(
-        "first student", _initial(_sensitivity), True, "L1; channels by latent directions"
-    ),
-    "judge_inherited": Row("first student", _judge_inherited, True, "L1; the teacher's judge"),
-    "online": Row("modes", _online, True, "L1 towards a teacher that learns beside it"),
-    "data_free": Row("modes", _data_free, True, "L1, no data set at all", dataless=True),
-}
 
 
 class Outcome(NamedTuple):
@@ -585,6 +154,7 @@ class Runner:
     def __init__(self, config: ConfigDict, task: digits.Task, workdir: Path):
         self.config, self.task, self.workdir = config, task, workdir
         self.judge = digits.make_judge(config, task.source)
+        self._settings = {k: v for k, v in config.to_dict().items() if k not in FREE}
         self._teachers: dict[int, Teacher] = {}
 
     def teacher(self, seed: int) -> Teacher:
@@ -597,7 +167,7 @@ class Runner:
                 trained = self._train(folder, made, network, seed, self._batches("all", seed), {})
                 if not (folder / "outcome.json").exists():
                     self._keep(folder, network, trained.generator, 0.0)
-            self._teachers[seed] = _frozen(trained.generator, trained.discriminator)
+            self._teachers[seed] = ways.frozen(trained.generator, trained.discriminator)
         return self._teachers[seed]
 
     def outcome(self, regime: str, name: str, seed: int, strength: float) -> Outcome:
@@ -606,7 +176,7 @@ class Runner:
         Raises:
           BusyError: another process is at it.
         """
-        row = ROWS[name]
+        row = ways.ROWS[name]
         label = f"{name}@{strength:g}" if row.tuned else name
         folder = self.workdir / f"seed{seed}" / regime / label
         found = folder / "outcome.json"
@@ -614,10 +184,10 @@ class Runner:
             teacher = self.teacher(seed)
             with _locked(folder, wait=False):
                 if not found.exists():
-                    source = self._source(regime, seed)
-                    images = kd_data.arrays(source)["image"]
-                    setting = Setting(self.config, self.task, regime, teacher, images, strength)
-                    made, network = row.make(setting)
+                    images = partial(self._images, regime, seed)
+                    made, network = row.make(
+                        ways.Setting(self.config, self.task, regime, teacher, images, strength)
+                    )
                     batches = kd_data.NoBatches() if row.dataless else self._batches(regime, seed)
                     start = time.perf_counter()
                     marks = {"row": name, "regime": regime, "strength": strength}
@@ -628,12 +198,15 @@ class Runner:
 
     def samples(self, regime: str, name: str, seed: int, strength: float, count: int) -> np.ndarray:
         """The first samples of a training that is done."""
-        label = f"{name}@{strength:g}" if ROWS[name].tuned else name
+        label = f"{name}@{strength:g}" if ways.ROWS[name].tuned else name
         return np.load(self.workdir / f"seed{seed}" / regime / label / "samples.npy")[:count]
 
     def _source(self, regime: str, seed: int) -> kd_data.Source:
         fraction = self.config.regimes[regime].fraction if regime in self.config.regimes else 1.0
         return kd_data.subset(self.task.source, fraction=fraction, seed=seed)
+
+    def _images(self, regime: str, seed: int) -> np.ndarray:
+        return kd_data.arrays(self._source(regime, seed))["image"]
 
     def _batches(self, regime: str, seed: int) -> kd_data.Batches:
         return kd_data.batches(self._source(regime, seed), self.config.batch_size, seed)
@@ -652,7 +225,7 @@ class Runner:
             made,
             batches,
             seed=seed,
-            configuration={**self.config.to_dict(), "training": dict(marks)},
+            configuration={**self._settings, "training": dict(marks)},
             quality=self.judge.quality(network),
             log_every=self.config.log_every,
             evaluate_every=self.config.evaluate_every,
@@ -708,13 +281,13 @@ def run_all(runner: Runner, names: Sequence[str]) -> dict[str, dict[str, Result]
 
 def _result(runner: Runner, regime: str, name: str) -> Result:
     config, tried, strength = runner.config, {}, 1.0
-    if ROWS[name].tuned:
+    if ways.ROWS[name].tuned:
         for value in config.tuning.strengths:
             outcome = runner.outcome(regime, name, config.tuning.seed, value)
             tried[f"{value:g}"] = outcome.frechet
         strength = float(min(tried, key=lambda value: tried[value]))
     outcomes = [runner.outcome(regime, name, seed, strength) for seed in config.seeds]
-    return Result(strength if ROWS[name].tuned else math.nan, tried, outcomes)
+    return Result(strength if ways.ROWS[name].tuned else math.nan, tried, outcomes)
 
 
 class Cost(NamedTuple):
@@ -742,10 +315,10 @@ def measure(config: ConfigDict, task: digits.Task, names: Sequence[str]) -> dict
     judge = jax.jit(task.teacher.discriminator.init)(
         jax.random.key(1), jnp.asarray(batch["image"]), jnp.asarray(batch["label"])
     )
-    frozen = _frozen(generator, judge)
+    frozen = ways.frozen(generator, judge)
     for name in names:
         made = recipes_[f"{regime}/{name}"]
-        given = {} if ROWS[name].dataless else jax.tree.map(jnp.asarray, batch)
+        given = {} if ways.ROWS[name].dataless else jax.tree.map(jnp.asarray, batch)
         state = jax.jit(made.init)(jax.random.key(0), given)
         teacher = frozen if made.teacher is not None else None
         step: Any = sharding.compile_step(made.step, donate=False)
@@ -775,10 +348,11 @@ def main(config: ConfigDict, task: digits.Task, workdir: Path) -> None:
     ]
     with _locked(workdir / "report", wait=True):
         path = workdir / "costs.json"
-        if not path.exists():
-            costs = measure(config, task, names)
-            path.write_text(json.dumps({k: v._asdict() for k, v in costs.items()}, indent=1))
-        costs = {k: Cost(**v) for k, v in json.loads(path.read_text()).items()}
+        costs = json.loads(path.read_text()) if path.exists() else {}
+        if costs.keys() != set(names):  # all of them in one go, or ratios mean nothing
+            costs = {k: v._asdict() for k, v in measure(config, task, names).items()}
+            path.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+        costs = {name: Cost(**costs[name]) for name in names}
         page = markdown(config, runner, teachers, results, costs)
         (workdir / "report.md").write_text(page, encoding="utf-8")
         figures = {
@@ -830,7 +404,7 @@ def markdown(
         "|---|---|---|" + "---:|---:|" * len(regimes) + "---:|---:|---:|",
     ]
     for name in next(iter(results.values())):
-        row, cells = ROWS[name], []
+        row, cells = ways.ROWS[name], []
         for regime in regimes:
             result = results[regime][name]
             distances = [o.frechet for o in result.outcomes]
@@ -908,7 +482,7 @@ def _pictures(
     )
 
 
-EXPERIMENT = harness.Experiment(get_config, ("full", "tiny"), build, plan, main)
+EXPERIMENT = harness.Experiment(get_config, ("full", "tiny"), build, plan, main, FREE)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

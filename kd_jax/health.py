@@ -139,7 +139,8 @@ def warnings(
             *(value[f"{who}/{end}"] for who in ("student", "teacher") for end in _ENDS)
         )
     name = "teacher/fingerprint"
-    if first is not None and name in value and value[name] != float(first[name]):
+    before = None if first is None else first.get(name)
+    if before is not None and name in value and value[name] != float(before):
         lines.append("the teacher's variables are not those that the training began with")
     return lines
 
@@ -166,11 +167,17 @@ def fingerprint(variables: Variables | Teacher) -> Array:
     total = jnp.zeros((), jnp.uint32)
     for index, leaf in enumerate(jax.tree.leaves(variables)):
         leaf = jnp.asarray(leaf)
-        if jnp.issubdtype(leaf.dtype, jnp.floating):
-            bits = jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")
+        if leaf.dtype != jnp.bool_:
+            # Of 8 bytes, two words.
+            bits = jnp.dtype(f"uint{min(8 * leaf.dtype.itemsize, 32)}")
             leaf = jax.lax.bitcast_convert_type(leaf, bits)
         words = leaf.astype(jnp.uint32).reshape(-1)
-        # Odd multipliers, other ones for other places: exchanged values are seen, too.
-        place = 2 * jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(2 * index + 1)
-        total = total * jnp.uint32(31) + jnp.sum(words * place, dtype=jnp.uint32)
+        place = jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(index)
+        # Bijective in the word, and another function at each place: exchanged values are seen, too,
+        # round ones as well, whose low bits are all zero. The mixing is MurmurHash3's.
+        words = words ^ (place * jnp.uint32(0x9E3779B1))
+        words = (words ^ (words >> 16)) * jnp.uint32(0x85EBCA6B)
+        words = (words ^ (words >> 13)) * jnp.uint32(0xC2B2AE35)
+        words = words ^ (words >> 16)
+        total = total * jnp.uint32(31) + jnp.sum(words, dtype=jnp.uint32)
     return (total ^ (total >> 24)) % jnp.uint32(2**24)

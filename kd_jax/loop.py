@@ -73,21 +73,23 @@ def fit(
       hooks: called in order where they are due.
       progress: called after each window.
       steps_per_call: how many steps a call of `step` takes (`kd_jax.modes.scanned`); `steps`,
-        `log_every` and every hook's `every` must be multiples of it. Its metrics are their means.
+        `state.step`, `log_every` and every hook's `every` must be multiples of it. The call's
+        metrics are the means over its steps.
 
     Raises:
       ValueError: when something is no multiple of `steps_per_call`.
-      NonFiniteError: when a metric is not finite; it names the step and the metric. Every step is
-        checked, before any hook sees its state.
+      NonFiniteError: when a metric is not finite; it names the step (a call's last one) and the
+        metric. Every step is checked, before any hook sees its state.
     """
+    first = done = int(state.step)
     for name, every in (
+        ("state.step", first),
         ("steps", steps),
         ("log_every", log_every),
         *(("a hook's every", hook.every) for hook in hooks),
     ):
         if steps_per_call < 1 or every % steps_per_call:
             raise ValueError(f"{name}={every} is no multiple of steps_per_call={steps_per_call}")
-    first = done = int(state.step)
     started = window_started = time.perf_counter()
     window: list[Mapping[str, Array]] = []
     full: list[Mapping[str, Array]] = []

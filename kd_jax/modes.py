@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.network import Network
-from kd_jax.objective import Forward, MakeInputs, Term, Terms
+from kd_jax.objective import Forward, MakeInputs, Term, Terms, Weight
 from kd_jax.state import Teacher, TrainState
 from kd_jax.step import Metrics, Step, split_over_mesh, step_key
 from kd_jax.types import Array, Batch, Taps, Variables
 
 _DATA = 2  # folded into the step's key
+_OF_TEACHERS = ("teacher", "teacher_taps", "teach", "teacher_score")  # fields of a Forward
 
 
 def data_free(
@@ -59,8 +60,8 @@ def data_free(
 def self_taught(step: Step[TrainState]) -> Step[TrainState]:
     """`step` with the generator's own average for its teacher: self-distillation.
 
-    `nets.teacher` is the generator itself, and `teacher_variables` are not used. Tarvainen &
-    Valpola 2017 (mean teachers), for generators.
+    `nets.teacher` is the generator itself; of `teacher_variables` only a frozen discriminator's and
+    extractor's are read, if any. Tarvainen & Valpola 2017 (mean teachers), for generators.
 
     Args:
       step: any step of a `TrainState`.
@@ -69,8 +70,8 @@ def self_taught(step: Step[TrainState]) -> Step[TrainState]:
     def self_taught_step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        del teacher_variables
-        return step(state, Teacher(state.ema), batch)
+        others = Teacher() if teacher_variables is None else teacher_variables
+        return step(state, others._replace(generator=state.ema), batch)
 
     return self_taught_step
 
@@ -181,7 +182,8 @@ def together(networks: Mapping[str, Network]) -> Network:
       networks: with the same inputs and outputs, by name.
 
     Raises:
-      ValueError: without any network, or (when traced) when their outputs differ in shape.
+      ValueError: without any network, or (when traced) when their outputs differ in shape, or one
+        has a tap `output` that is not its output.
     """
     if not networks:
         raise ValueError("together() needs at least one network")
@@ -199,6 +201,8 @@ def together(networks: Mapping[str, Network]) -> Network:
         outputs, taps = {}, Taps()
         for name, network in networks.items():
             output, own, _ = network.apply(variables[name], *inputs, train=train, rngs=rngs)
+            if own.get("output", output) is not output:
+                raise ValueError(f"network {name!r} has a tap 'output' that is not its output")
             outputs[name] = taps[f"{name}/output"] = output
             taps.update({f"{name}/{tap}": feature for tap, feature in own.items()})
         shapes = {name: output.shape for name, output in outputs.items()}
@@ -214,12 +218,13 @@ def taught_by(name: str, terms: Terms) -> dict[str, Term]:
 
     Args:
       name: the teacher's.
-      terms: written as for one teacher; they see its images and taps in the teacher's place.
+      terms: written as for one teacher; they and their weights see its images and taps in the
+        teacher's place, and its scores, where the teachers' discriminators are `together`, too.
     """
+    mine = f"{name}/"
 
     def of_one(answer: tuple[Array, Taps]) -> tuple[Array, Taps]:
         _, taps = answer
-        mine = f"{name}/"
         own = Taps({k.removeprefix(mine): v for k, v in taps.items() if k.startswith(mine)})
         if "output" not in own:
             there = sorted({tap.partition("/")[0] for tap in taps})
@@ -230,13 +235,34 @@ def taught_by(name: str, terms: Terms) -> dict[str, Term]:
         if forward.teacher is None or forward.teach is None:
             raise ValueError(f"teacher {name!r} is needed, but nets has no teacher")
         image, taps = of_one((forward.teacher, forward.teacher_taps or Taps()))
-        teach = forward.teach
+        teach, score = forward.teach, forward.teacher_score
+
+        def teacher_score(images: Array) -> tuple[Array, Taps]:
+            answer = score(images)  # type: ignore[misc]  # asked for only where there is one
+            return of_one(answer) if f"{mine}output" in answer[1] else answer
+
         return forward._replace(
-            teacher=image, teacher_taps=taps, teach=lambda *inputs: of_one(teach(*inputs))
+            teacher=image,
+            teacher_taps=taps,
+            teach=lambda *inputs: of_one(teach(*inputs)),
+            teacher_score=None if score is None else teacher_score,
         )
+
+    def weighing(weight: Weight) -> Weight:
+        def fn(
+            forward: Forward, term: Callable[[Forward], Array], value: Array, state: Any
+        ) -> tuple[Array, Any]:
+            # The term turns what it gets by itself: it is to get all the teachers back.
+            all_of_them = {field: getattr(forward, field) for field in _OF_TEACHERS}
+            return weight.fn(
+                turned(forward), lambda other: term(other._replace(**all_of_them)), value, state
+            )
+
+        return Weight(fn, weight.init)
 
     def one(term: Term) -> Term:
         fn: Callable[..., Any] = term.fn
-        return term._replace(fn=lambda forward, *state: fn(turned(forward), *state))
+        weight = weighing(term.weight) if isinstance(term.weight, Weight) else term.weight
+        return term._replace(fn=lambda forward, *state: fn(turned(forward), *state), weight=weight)
 
     return {f"{name}/{key}": one(term) for key, term in terms.items()}

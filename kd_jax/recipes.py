@@ -101,13 +101,12 @@ def aguinaldo(alpha: float = 0.3, game: Pair | None = None) -> Pair:
     Raises:
       ValueError: when `alpha` is outside [0, 1].
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"alpha={alpha} is not in [0, 1]")
+    _check_part(alpha)
     generator, discriminator = game or nonsaturating()
     return Pair(
         {
             **_weighted(generator, 1.0 - alpha),
-            "pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher), alpha),
+            "pixel": Term(lambda f: losses.response.l2(f.fake, _needs_teacher(f)), alpha),
         },
         discriminator,
     )
@@ -117,12 +116,17 @@ def hinton(alpha: float = 0.5, temperature: float = 4.0) -> Pair:
     """`alpha` cross-entropy with the labels, `1 - alpha` divergence from the teacher's logits.
 
     Hinton et al. 2015. For classifiers: the student's and the teacher's outputs are logits
-    `[B, K]`, `batch["label"]` the classes, and `nets` has no discriminator.
+    `[B, K]`, `label` of the task's `Inputs.extra` the classes `[B]`, and `nets` has no
+    discriminator.
 
     Args:
       alpha: the labels' part, in [0, 1].
       temperature: of the divergence.
+
+    Raises:
+      ValueError: when `alpha` is outside [0, 1].
     """
+    _check_part(alpha)
 
     def mixed(f: Forward) -> Array:
         if "label" not in f.inputs.extra:
@@ -214,6 +218,7 @@ def omgd(
       smoothness: of the total variation, a sum.
       channels: of the channels' means; the weight is ours.
     """
+    tap_pairs(layers)
 
     def over_layers(loss: Callable[[Array, Array], Array]) -> Callable[[Forward], Array]:
         def term(f: Forward) -> Array:
@@ -223,7 +228,7 @@ def omgd(
         return term
 
     terms = {
-        "structure": Term(lambda f: losses.image.structural(f.fake, f.teacher), structure),
+        "structure": Term(lambda f: losses.image.structural(f.fake, _needs_teacher(f)), structure),
         "style": Term(over_layers(losses.image.style), style),
         "content": Term(over_layers(losses.feature.l1), content),
         "smoothness": Term(lambda f: losses.image.total_variation(f.fake), smoothness),
@@ -261,6 +266,8 @@ def stylekd(
       game: the adversarial part.
     """
     pairs = tap_pairs(taps)
+    if directions.ndim != 2:
+        raise ValueError(f"directions {directions.shape} are not [K, latent]")
 
     def moved(f: Forward) -> Array:
         latents, *rest = f.inputs.generator
@@ -271,13 +278,14 @@ def stylekd(
         index_key, size_key = jax.random.split(f.key)
         chosen = jax.random.randint(index_key, latents.shape[:1], 0, directions.shape[0])
         size = strength * jax.random.normal(size_key, (latents.shape[0], 1), latents.dtype)
-        moved_latents = latents + size * directions[chosen]
+        moved_latents = latents + size * jnp.asarray(directions)[chosen]
         _, ours = f.generate(moved_latents, *rest)
         _, theirs = f.teach(moved_latents, *rest)
         total = []
         for name, other in pairs.items():
             student, teacher = _both_taps(f, name, other)
-            total.append(losses.relation.direction_kl(student, ours[name], teacher, theirs[other]))
+            features = student, ours[name], teacher, theirs[other]
+            total.append(_of_taps(name, other, losses.relation.direction_kl, *features))
         return _sum(total)
 
     generator, discriminator = game or nonsaturating()
@@ -308,7 +316,12 @@ def tinygan(
       pixel: the L1's weight at the start.
       adversarial: what the game's terms for the generator are multiplied by; ours.
       game: the adversarial part.
+
+    Raises:
+      ValueError: when `steps` is not positive.
     """
+    if steps < 1:
+        raise ValueError(f"steps={steps} is not a positive number")
     layers = [0.5 ** (len(taps) - index) for index in range(len(taps) - 1)] + [1.0]
 
     def matched(f: Forward) -> Array:
@@ -330,9 +343,10 @@ def tinygan(
 
 
 def dgl(teacher: Strength = 0.1, game: Pair | None = None) -> Pair:
-    """The game, and a tenth of it against the teacher's discriminator too.
+    """The game, and a tenth of the non-saturating loss against the teacher's discriminator too.
 
-    Tian et al. 2023 (DGL-GAN), `softplus(-D_S(S)) + 0.1 softplus(-D_T(S))`.
+    Tian et al. 2023 (DGL-GAN), `softplus(-D_S(S)) + 0.1 softplus(-D_T(S))`; whatever the game, the
+    teacher's discriminator is taken to give logits.
 
     Args:
       teacher: the weight of the teacher's discriminator.
@@ -369,12 +383,17 @@ def dcd(
       distill: the features' weight.
       game: the adversarial part.
     """
+    tap_pairs(taps)
     tap_pairs(discriminator_taps)
 
     def seen(f: Forward) -> Array:
         score = _needs_teacher_score(f)
 
         def one(student: Array, teacher: Array) -> Array:
+            if student.shape != teacher.shape:  # they would be projected differently
+                raise ValueError(
+                    f"student has shape {student.shape} but teacher has {teacher.shape}"
+                )
             _, ours = score(_as_image(student, f.fake.shape))
             _, theirs = score(_as_image(teacher, f.fake.shape))
             return _sum([losses.feature.l1(ours[tap], theirs[tap]) for tap in discriminator_taps])
@@ -409,8 +428,8 @@ def mobile_stylegan(
     """
     generator, discriminator = game or nonsaturating()
     terms = {
-        "pixel": Term(lambda f: losses.image.multi_scale(f.fake, f.teacher, scales), pixel),
-        "wavelet": Term(lambda f: losses.image.wavelet(f.fake, f.teacher), wavelet),
+        "pixel": Term(lambda f: losses.image.multi_scale(f.fake, _needs_teacher(f), scales), pixel),
+        "wavelet": Term(lambda f: losses.image.wavelet(f.fake, _needs_teacher(f)), wavelet),
     }
     if layers:
         terms["perceptual"] = Term(_perceptual(layers), perceptual)
@@ -474,15 +493,20 @@ def on_taps(
     def term(f: Forward) -> Array:
         values = []
         for name, other in pairs.items():
-            student, teacher = _both_taps(f, connected(name) if connect else name, other)
-            try:
-                values.append(loss(student, teacher))
-            except ValueError as error:
-                where = f"student's tap {name!r} and teacher's {other!r}"
-                raise ValueError(f"{where}: {error}") from error
+            features = _both_taps(f, connected(name) if connect else name, other)
+            values.append(_of_taps(name, other, loss, *features))
         return _sum(values)
 
     return term
+
+
+def _of_taps(name: str, other: str, loss: Callable[..., Array], *features: Array) -> Array:
+    """`loss(*features)`, whose errors name the two taps."""
+    try:
+        return loss(*features)
+    except ValueError as error:
+        where = f"student's tap {name!r} and teacher's {other!r}"
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _both_taps(f: Forward, name: str, other: str) -> tuple[Array, Array]:
@@ -527,6 +551,7 @@ def _weighted(terms: Mapping[str, Term], by: float) -> dict[str, Term]:
 
 
 def _perceptual(layers: Sequence[str]) -> Callable[[Forward], Array]:
+    tap_pairs(layers)
     return lambda f: losses.image.perceptual(*_extracted(f, layers))
 
 
@@ -538,6 +563,11 @@ def _extracted(f: Forward, layers: Sequence[str]) -> tuple[dict[str, Array], dic
     except MissingTapError as error:
         raise ValueError(f"the extractor: {error}") from error
     return ours, theirs
+
+
+def _check_part(alpha: float) -> None:
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"alpha={alpha} is not in [0, 1]")
 
 
 def _pixel_l1(f: Forward) -> Array:

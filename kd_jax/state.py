@@ -105,21 +105,29 @@ def init_state(
       g_terms: the generator's terms.
       d_terms: the discriminator's terms.
       inputs: the task, `(key, batch) -> Inputs`.
-      start: variables to begin with instead of random ones, by player: `{"generator": ...}`.
+      start: variables to begin with instead of random ones, by player: `{"generator": ...}`. What
+        they lack (connectors, a layer) is random.
+
+    Raises:
+      ValueError: when `start` names no player, or has a variable that the network has not or that
+        has another shape there; it is named.
     """
     init_key, generator_key, discriminator_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
     given = inputs(init_key, batch)
-    # Copies: a step that donates this state would take these arrays from the caller.
-    chosen = jax.tree.map(jnp.copy, dict(start or {}))
-    generator = chosen.pop("generator", None)
-    if generator is None:
-        generator = nets.generator.init(generator_key, *given.generator)
+    chosen = dict(start or {})
+    generator = _begun(
+        "generator",
+        nets.generator.init(generator_key, *given.generator),
+        chosen.pop("generator", {}),
+    )
     player: Any = ()
     if nets.discriminator is not None:
-        discriminator = chosen.pop("discriminator", None)
-        if discriminator is None:
-            fake, _, _ = nets.generator.apply(generator, *given.generator)
-            discriminator = nets.discriminator.init(discriminator_key, fake, *given.condition)
+        fake, _, _ = nets.generator.apply(generator, *given.generator)
+        discriminator = _begun(
+            "discriminator",
+            nets.discriminator.init(discriminator_key, fake, *given.condition),
+            chosen.pop("discriminator", {}),
+        )
         player = Player(discriminator, optimizers.discriminator.init(discriminator["params"]))
     if chosen:
         players = ["'generator'"] + ["'discriminator'"] * (nets.discriminator is not None)
@@ -133,6 +141,25 @@ def init_state(
         ema=jax.tree.map(jnp.copy, generator),
         terms=Pair(_distinct(init_terms(g_terms)), _distinct(init_terms(d_terms))),
     )
+
+
+def _begun(name: str, fresh: Any, given: Any) -> Any:
+    """`fresh` with the entries that `given` has; copies, since a donated state is lost."""
+    if not isinstance(fresh, Mapping) or not isinstance(given, Mapping):
+        here, there = (
+            f"{sorted(x)}" if isinstance(x, Mapping) else f"an array {jnp.shape(x)}"
+            for x in (fresh, given)
+        )
+        if here != there:
+            raise ValueError(f"start: {name} is {there}, and {here} in the network")
+        return jnp.array(given, fresh.dtype)
+    if unknown := sorted(set(given) - set(fresh)):
+        there = ", ".join(map(str, fresh))
+        raise ValueError(f"start: {name} has {unknown}, which the network has not; it has {there}")
+    return {
+        key: _begun(f"{name}/{key}", value, given[key]) if key in given else value
+        for key, value in fresh.items()
+    }
 
 
 def _distinct(states: dict[str, TermState]) -> dict[str, TermState]:

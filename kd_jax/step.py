@@ -96,7 +96,7 @@ def make_simultaneous_step(
     (the compiler merges the identical ones) and is the other game: its fixed points are the same,
     its dynamics are not (Mescheder et al. 2018, section 2).
 
-    Args and errors are those of `make_train_step`.
+    Args and errors are those of `make_train_step`; a discriminator is needed.
     """
     d_move = _discriminator_move(nets, d_terms, inputs)
     g_move = _generator_move(nets, g_terms, inputs)
@@ -184,7 +184,8 @@ _Move: TypeAlias = Callable[[TrainState, Teacher | None, Batch, Array], _Result]
 def _discriminator_move(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Move:
     init_terms(terms)  # refuses malformed terms before anything is traced
     if nets.discriminator is None:
-        raise ValueError(f"nets has no discriminator for the terms {sorted(terms)} to train")
+        names = ", ".join(sorted(terms)) or "none"
+        raise ValueError(f"nets has no discriminator to train (with the terms: {names})")
 
     def move(state: TrainState, teacher: Teacher | None, batch: Batch, key: Array) -> _Result:
         variables = state.discriminator.variables
@@ -304,7 +305,10 @@ def _frozen(
     if network is None:
         return None
     if variables is None:
-        raise ValueError(f"nets has a {name}, but teacher_variables holds no variables for it")
+        article = "an" if name == "extractor" else "a"
+        raise ValueError(
+            f"nets has {article} {name}, but teacher_variables holds no variables for it"
+        )
 
     def apply(*args: Any) -> tuple[Array, Taps]:
         return network.apply(variables, *args, *condition)[:2]

@@ -6,6 +6,7 @@ go) or another of these: `confidence(balanced(adversarial, 0.5))`. Their values 
 as `g/NAME/weight`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,8 @@ def balanced(
 
     `of * ||d against / d image|| / (||d term / d image|| + 1e-6)`, norms over the batch: with
     `of = 1` the image is pulled as hard by the term as by `against`, whatever their units. Esser et
-    al. 2021 (VQGAN), eq. 7, which measures at the last layer. A term that reads no image has no
-    gradient there, and gets the limit.
+    al. 2021 (VQGAN), eq. 7, which measures at the last layer. The ratio of a
+    term that reads no image, and has no gradient there, runs to the limit.
 
     Args:
       against: a term's function, the adversarial one usually; without state.
@@ -104,24 +105,33 @@ def confidence(of: float | Schedule | Weight = 1.0) -> Weight:
 
 
 def uncertainty(
-    of: float | Schedule | Weight = 1.0, *, rate: float = 0.01, start: float = 1.0
+    of: float | Schedule | Weight = 1.0,
+    *,
+    rate: float = 0.01,
+    start: float = 1.0,
+    limit: float = 1e4,
 ) -> Weight:
     """The inverse of the term's learned scale, `of * exp(-s)`.
 
     s descends by gradient on `exp(-s) L + s`, of which `s = log L` is the least: terms of any size
-    come to count alike, each the less the larger it stays. Kendall et al. 2018, section 3, with
-    `s = log 2 sigma^2`; their summand s moves no network, and is not part of the total here.
+    come to count alike, each the less the larger it stays. For terms that are positive: at 0 and
+    below the weight grows to its limit. Kendall et al. 2018, section 3, with `s = log 2 sigma^2`,
+    where s / 2 stands for our s; the summand moves no network, and is not part of the total here.
 
     Args:
       of: what the weight is multiplied by.
-      rate: of the descent of s, per step.
-      start: the weight before the first step, > 0.
+      rate: of the descent of s, per step, > 0.
+      start: `exp(-s)` before the first step, in (0, limit].
+      limit: `exp(-s)` is at most this.
 
     Raises:
-      ValueError: when `start` is not positive.
+      ValueError: when `rate` is not positive, or `start` not in (0, limit].
     """
-    if start <= 0:
-        raise ValueError(f"start={start} is not a positive weight")
+    if rate <= 0:
+        raise ValueError(f"rate={rate} is not positive")
+    if not 0 < start <= limit:
+        raise ValueError(f"start={start} is not in (0, limit={limit}]")
+    least = -math.log(limit)
     inner = as_weight(of)
 
     def fn(
@@ -131,6 +141,7 @@ def uncertainty(
         scale, rest = inner.fn(forward, term, value, rest)
         # A step of at most 1 in s: a huge value must not throw it past where it is small.
         slope = jnp.clip(1.0 - jnp.exp(-log_scale) * value.mean(), -1.0 / rate, 1.0 / rate)
-        return scale * jnp.exp(-log_scale), (log_scale - rate * slope, rest)
+        moved = jnp.maximum(log_scale - rate * slope, least)
+        return scale * jnp.exp(-log_scale), (moved, rest)
 
     return Weight(fn, lambda: (-jnp.log(jnp.asarray(start, jnp.float32)), inner.init()))

@@ -232,3 +232,101 @@ def test_progress_leaves_the_hooks_out_of_the_rate(monkeypatch):
     # 8 examples every 2 s; after 3 steps in 6 s, 6 are left; after 6 steps and a hook, 3.
     assert [p.examples_per_second for p in shown] == [4.0, 4.0, 4.0]
     assert [p.seconds_left for p in shown] == [12.0, 112.0 / 6 * 3, 0.0]
+
+
+def in_calls_of(count, step=None):
+    """As `kd_jax.modes.scanned`: so many steps in one call, whose metrics are their means."""
+    single = step or counting()
+
+    def call(state, batch):
+        rows = []
+        for _ in range(count):
+            state, metrics = single(state, batch)
+            rows.append(metrics)
+        return state, {name: jnp.stack([row[name] for row in rows]).mean() for name in rows[0]}
+
+    return call
+
+
+def test_several_steps_in_one_call_log_the_same_means():
+    calls = []
+    hooks = [Hook(4, lambda n, s: calls.append((n, s.step)))]
+    state, logged = run(10, step=in_calls_of(2), log_every=6, steps_per_call=2, hooks=hooks)
+    assert state.step == 10
+    assert logged == run(10, log_every=6)[1] == [(6, 3.5), (10, 8.5)]
+    assert calls == [(4, 4), (8, 8), (10, 10)]
+    assert run(10, start=4, step=in_calls_of(2), log_every=6, steps_per_call=2)[1] == [
+        (6, 5.5),
+        (10, 8.5),
+    ]
+
+
+def test_a_batch_for_each_call_is_taken():
+    taken = []
+    batches = (taken.append(n) or BATCHES for n in range(100))
+    fit(
+        in_calls_of(3),
+        State(3),
+        batches,
+        steps=9,
+        log=lambda *_: None,
+        log_every=3,
+        steps_per_call=3,
+    )
+    assert taken == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 9}, "steps=9 is no multiple of steps_per_call=4"),
+        ({"log_every": 6}, "log_every=6 is no multiple of steps_per_call=4"),
+        ({"hooks": [Hook(4, print), Hook(2, print)]}, "a hook's every=2 is no multiple"),
+        ({"start": 2}, r"state\.step=2 is no multiple of steps_per_call=4"),
+        ({"steps_per_call": 0}, "steps_per_call=0"),
+        ({"steps_per_call": -1}, "steps_per_call=-1"),
+    ],
+)
+def test_what_is_no_multiple_of_the_calls_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(**{"steps": 8, "log_every": 4, "steps_per_call": 4, **changes})
+
+
+@pytest.mark.parametrize(("bad", "named"), [(1, 2), (4, 4), (5, 6), (6, 6)])
+def test_a_call_that_is_not_finite_is_named_by_its_last_step(bad, named):
+    seen = []
+    with pytest.raises(NonFiniteError, match=rf"^step {named}: d/r1 is nan$"):
+        run(
+            8,
+            step=in_calls_of(2, counting(bad)),
+            log_every=4,
+            steps_per_call=2,
+            hooks=[Hook(2, lambda n, s: seen.append(n))],
+        )
+    assert all(n < bad for n in seen)
+
+
+@pytest.mark.parametrize(("batch", "rate"), [({"image": np.zeros((16, 1))}, 8.0), ({}, 1.0)])
+def test_the_rate_counts_a_call_s_examples_or_else_its_steps(monkeypatch, batch, rate):
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    step = in_calls_of(2)
+
+    def slow(state, batch):
+        clock[0] += 2.0
+        return step(state, batch)
+
+    shown = []
+    fit(
+        slow,
+        State(0),
+        iter(lambda: batch, None),
+        steps=8,
+        log=lambda *_: None,
+        log_every=8,
+        progress=shown.append,
+        steps_per_call=2,
+    )
+    assert [p.step for p in shown] == [8]
+    assert shown[0].examples_per_second == rate
+    assert shown[0].seconds_left == 0.0

@@ -10,8 +10,11 @@ from kd_jax.objective import (
     Inputs,
     Term,
     TermState,
+    Weight,
+    as_weight,
     init_terms,
     latents,
+    noise,
     weighted_total,
 )
 from kd_jax.types import Taps
@@ -200,3 +203,180 @@ def test_latents_task():
     assert unconditional.condition == ()
     assert [x.shape for x in unconditional.generator] == [(5, 3)]
     assert Inputs((z,)) == Inputs((z,), (), None, {})
+
+
+def test_noise_task_draws_latents_and_labels():
+    task = noise(3, 500, classes=7)
+    given = task(jax.random.key(0), {})
+    z, labels = given.generator
+    assert z.shape == (500, 3)
+    np.testing.assert_allclose(z.mean(), 0.0, atol=0.13)  # 5 sigma
+    np.testing.assert_allclose(z.std(), 1.0, atol=0.1)
+    assert labels.shape == (500,)
+    assert jnp.issubdtype(labels.dtype, jnp.integer)
+    counts = np.bincount(labels, minlength=7)
+    assert len(counts) == 7
+    assert np.all(np.abs(counts - 500 / 7) < 5 * np.sqrt(500 / 7))
+    assert given.condition[0] is labels is given.extra["label"]
+    assert given.real is None
+    again, other = task(jax.random.key(0), {}), task(jax.random.key(1), {})
+    np.testing.assert_array_equal(again.generator[1], labels)
+    assert not np.array_equal(other.generator[0], z)
+    assert not np.array_equal(other.generator[1], labels)
+
+    plain = noise(3, 5)(jax.random.key(0), {})
+    assert [x.shape for x in plain.generator] == [(5, 3)]
+    assert (plain.condition, plain.real, plain.extra) == ((), None, {})
+
+
+def test_noise_task_uses_what_the_batch_has():
+    batch = {"image": np.ones((6, 2, 2, 1), np.float32)}
+    given = noise(3, 500, classes=7)(jax.random.key(0), batch)
+    assert [len(x) for x in given.generator] == [6, 6]
+    assert given.real is batch["image"]
+    assert "label" not in batch  # the caller's stays as it is
+    batch["label"] = np.arange(6)
+    given = noise(3, 500, classes=7)(jax.random.key(0), batch)
+    assert given.condition[0] is batch["label"] is given.generator[1]
+    assert set(given.extra) == {"image", "label"}
+
+
+def test_a_pass_at_another_image():
+    taps, calls = Taps(a=FAKE), []
+
+    def score(x):
+        calls.append(x)
+        return 2.0 * x, Taps(hidden=3.0 * x)
+
+    here = _forward(
+        score=score, fake_scores=2.0 * FAKE, fake_taps=Taps(hidden=3.0 * FAKE), taps=taps, real=FAKE
+    )
+    there = here.at(10.0 * FAKE)
+    np.testing.assert_array_equal(there.fake, 10.0 * FAKE)
+    np.testing.assert_array_equal(there.fake_scores, 20.0 * FAKE)
+    np.testing.assert_array_equal(there.fake_taps["hidden"], 30.0 * FAKE)
+    changed = {"fake", "fake_scores", "fake_taps"}
+    for name in set(Forward._fields) - changed:
+        assert getattr(there, name) is getattr(here, name)
+    alone = _forward().at(5.0 * FAKE)
+    np.testing.assert_array_equal(alone.fake, 5.0 * FAKE)
+    assert alone.fake_scores is None
+    gradient = jax.grad(lambda x: (here.at(x).fake_scores ** 2).mean())(FAKE)
+    np.testing.assert_allclose(gradient, 8.0 * FAKE / 4, rtol=1e-6)
+
+
+def test_as_weight_of_numbers_schedules_and_weights():
+    for given, expected in [(3.0, 3.0), (2, 2), (lambda step: step * 0.5, 2.0)]:
+        weight = as_weight(given)
+        assert weight.init() == ()
+        value, state = weight.fn(_forward(step=4), None, FAKE, ())
+        assert (float(value), state) == (expected, ())
+    weight = Weight(lambda *_: (1.0, ()))
+    assert as_weight(weight) is weight
+    assert weight.init() == ()
+
+
+def _per_example(forward, term, value, state):
+    return jnp.array([0.0, 1.0, 2.0, -1.0]), state
+
+
+def _remembering(forward, term, value, state):
+    return state, state + value.mean()
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_weight_for_each_example(every):
+    terms = {"t": Term(lambda f: f.fake**2, Weight(_per_example), every=every)}
+    by_hand = np.array([0.0, 1.0, 2.0, -1.0]) * np.asarray(FAKE) ** 2
+    total, values, _ = _run(terms)
+    np.testing.assert_allclose(total, every * by_hand.mean(), rtol=1e-6)
+    np.testing.assert_allclose(values["t"], np.mean(np.asarray(FAKE) ** 2), rtol=1e-6)
+    np.testing.assert_allclose(values["t/weight"], 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 1), (1,)])
+def test_a_weight_that_does_not_fit_is_refused(shape):
+    terms = {"t": Term(lambda f: f.fake, Weight(lambda f, t, v, s: (jnp.ones(shape), s)))}
+    with pytest.raises(ValueError, match=r"term 't': a weight \(.*\) does not fit values \(4,\)"):
+        _run(terms)
+    terms = {"t": Term(lambda f: f.fake.mean(), Weight(_per_example))}
+    with pytest.raises(ValueError, match=r"term 't': a weight \(4,\) does not fit values \(\)"):
+        _run(terms)
+
+
+def test_a_failing_weight_names_its_term():
+    def failing(forward, term, value, state):
+        raise ValueError("nothing to weigh by")
+
+    with pytest.raises(ValueError, match="term 't': nothing to weigh by"):
+        _run({"t": Term(lambda f: f.fake, Weight(failing))})
+
+
+def test_a_weight_sees_the_value_and_can_compute_it_elsewhere():
+    seen = {}
+
+    def looking(forward, term, value, state):
+        seen.update(value=value, other=term(forward.at(2.0 * forward.fake)), state=state)
+        return 1.0, state
+
+    terms = {
+        "t": Term(
+            lambda f, s: (s * f.fake, s + 1.0), Weight(looking), init=lambda: jnp.asarray(5.0)
+        )
+    }
+    _, _, states = _run(terms)
+    np.testing.assert_array_equal(seen["value"], 5.0 * FAKE)
+    np.testing.assert_array_equal(seen["other"], 10.0 * FAKE)
+    assert seen["state"] == ()
+    assert float(states["t"].state) == 6.0  # once, not twice
+
+
+def test_weights_are_shown_unless_they_are_numbers():
+    terms = {
+        "number": Term(lambda f: f.fake, 2.0),
+        "schedule": Term(lambda f: f.fake, lambda step: 1.0 + step),
+        "weight": Term(lambda f: f.fake, Weight(_per_example)),
+    }
+    _, values, _ = _run(terms, step=3)
+    assert {name for name in values if "/" in name} == {"schedule/weight", "weight/weight"}
+    np.testing.assert_allclose(values["schedule/weight"], 4.0)
+    assert values["schedule/weight"].dtype == jnp.float32
+
+
+def test_lazy_terms_weights_remember_and_are_shown_as_last_evaluated():
+    weight = Weight(_remembering, lambda: jnp.asarray(2.0))
+    terms = {
+        "lazy": Term(lambda f: f.fake, weight, every=2),
+        "schedule": Term(lambda f: f.fake, lambda step: step * 1.0, every=2),
+        "number": Term(lambda f: f.fake, 7.0, every=2),
+    }
+    states, shown = init_terms(terms), []
+    for step in range(5):
+        structure = jax.tree.structure(states)
+        total, values, states = _run(terms, step, states=states)
+        assert jax.tree.structure(states) == structure
+        shown.append([float(values["lazy/weight"]), float(values["schedule/weight"]), float(total)])
+        assert "number/weight" not in values
+    # FAKE's mean is 3: the weight is 2, 5, 8 where it is due, each twice as heavy.
+    assert [row[0] for row in shown] == [2.0, 2.0, 5.0, 5.0, 8.0]
+    assert [row[1] for row in shown] == [0.0, 0.0, 2.0, 2.0, 4.0]
+    assert [row[2] for row in shown] == [
+        2 * 3.0 * (w + s + 7.0) * due for (w, s, _), due in zip(shown, [1, 0, 1, 0, 1], strict=True)
+    ]
+    assert float(states["lazy"].weight) == 11.0
+    assert [float(x) for x in states["lazy"].last] == [3.0, 8.0]
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_no_gradient_passes_through_a_weight_or_its_memory(every):
+    def following(forward, term, value, state):
+        return state * (forward.fake**3).mean(), (forward.fake**2).sum()
+
+    terms = {"t": Term(lambda f: f.fake**2, Weight(following, lambda: jnp.asarray(1.0)), every)}
+
+    def total(fake):
+        value, values, states = _run(terms, fake=fake)
+        return value + states["t"].weight + sum(jax.tree.leaves(states["t"].last), 0.0)
+
+    x = np.asarray(FAKE, np.float64)
+    np.testing.assert_allclose(jax.grad(total)(FAKE), every * np.mean(x**3) * 2 * x / 4, rtol=1e-6)

@@ -11,18 +11,31 @@ import kd_jax as kd
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_example_runs_as_written():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def test_the_examples_run_as_written():
+    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
     teacher = kd.models.dcgan.generator(32, width=64)
     scope = {
         "images": images,
         "teacher_variables": teacher.init(jax.random.key(1), np.zeros((4, 64), np.float32)),
     }
-    exec(compile(example, "README.md", "exec"), scope)
+    exec(compile(first, "README.md", "exec"), scope)
     assert int(scope["state"].step) == 1
     assert np.isfinite(scope["metrics"]["g/pixel"])
-    assert len(example.splitlines()) <= 25
+    assert len(first.splitlines()) <= 25
+
+    exec(compile(second, "README.md", "exec"), scope)
+    connectors = scope["state"].generator.variables["params"]["connectors"]
+    assert connectors["8x8"]["kernel"].shape == (16, 128)
+    kept = scope["state"].generator.variables["params"]["Dense_0"]["kernel"]
+    assert np.isin(kept, scope["teacher_variables"]["params"]["Dense_0"]["kernel"]).all()
+    step = jax.eval_shape(
+        kd.make_train_step(**scope["parts"]),
+        scope["state"],
+        kd.Teacher(scope["teacher_variables"]),
+        {"image": images},
+    )
+    assert {"g/features", "g/reconstruction/weight"} <= set(step[1])
 
 
 def test_what_the_readme_names_is_there():

@@ -12,9 +12,8 @@ import pytest
 
 from kd_jax import losses
 from kd_jax.models import dcgan, mlp
-from kd_jax.modes import data_free
-from kd_jax.network import Network
-from kd_jax.objective import Inputs, Term, latents
+from kd_jax.network import Network, connect, disconnect
+from kd_jax.objective import Forward, Inputs, Term, latents
 from kd_jax.sharding import compile_step, initialize, make_mesh
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
@@ -314,6 +313,44 @@ def test_nothing_is_donated_on_cpu_unless_asked(on_mesh):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+def test_a_start_is_completed_and_checked():
+    """What it lacks is as it would have been without; what does not fit is named."""
+    network = connect(dcgan.generator(16, 2, channels=1), {"8x8": (1, 8, 8, 5)})
+    parts = {
+        "nets": Networks(network),
+        "optimizers": Pair(optax.sgd(0.1)),
+        "g_terms": {},
+        "d_terms": {},
+        "inputs": latents(8, conditional=False),
+    }
+    batch = {"image": np.zeros((2, 16, 16, 1), np.float32)}
+    fresh = init_state(jax.random.key(0), batch, **parts)
+    other = disconnect(init_state(jax.random.key(1), batch, **parts).generator.variables)
+    begun = init_state(jax.random.key(0), batch, start={"generator": other}, **parts)
+    _same(disconnect(begun.generator.variables), other)
+    _same(
+        begun.generator.variables["params"]["connectors"],
+        fresh.generator.variables["params"]["connectors"],
+    )
+    _same(begun.ema, begun.generator.variables)
+
+    wide = dcgan.generator(16, 4, channels=1).init(jax.random.key(0), np.zeros((2, 8)))
+    with pytest.raises(
+        ValueError,
+        match=r"start: .*/Dense_0/kernel is an array \(8, 128\), and an array \(8, 64\) in",
+    ):
+        init_state(
+            jax.random.key(0),
+            batch,
+            start={"generator": {"params": {"Dense_0": wide["params"]["Dense_0"]}}},
+            **parts,
+        )
+    with pytest.raises(ValueError, match=r"generator/params has \['nose'\], which the network has"):
+        init_state(jax.random.key(0), batch, start={"generator": {"params": {"nose": 1}}}, **parts)
+    with pytest.raises(ValueError, match=r"params is an array \(2,\), and \['BatchNorm_0', "):
+        init_state(jax.random.key(0), batch, start={"generator": {"params": np.ones(2)}}, **parts)
+
+
 def test_unknown_start_is_refused():
     with pytest.raises(ValueError, match=r"start has \['teacher'\]; it may have 'generator', 'dis"):
         _setup(start={"teacher": {"params": {}}})
@@ -450,54 +487,86 @@ def test_what_nobody_reads_costs_nothing_and_sharing_saves():
     assert _flops(parts, make_simultaneous_step) < 0.8 * alternating
 
 
-# Data-free steps.
+# Without a discriminator, and with an extractor.
 
 
-def _far_init(key, z):
-    return {"params": {"offset": jnp.asarray(100.0)}}
+@pytest.mark.parametrize("optimizers", [SGD, Pair(SGD.generator)])
+def test_step_without_a_discriminator_by_hand(optimizers):
+    parts = {
+        "nets": Networks(_linear("w", W), teacher=TEACHER),
+        "optimizers": optimizers,
+        "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _seen},
+        "d_terms": {},
+    }
+    before, step = _setup(**parts)
+    assert before.discriminator == ()
+    assert before.terms.discriminator == {}
+    state, metrics = jax.jit(step)(before, TEACHER_VARIABLES, BATCH)
+    z = _latents(state.terms.generator)
+    gradient = np.mean(2 * (W - 3.0) * z**2)
+    np.testing.assert_allclose(_w(state), W - G_RATE * gradient, rtol=1e-5)
+    np.testing.assert_allclose(metrics["g/pixel"], np.mean(((W - 3.0) * z) ** 2), rtol=1e-5)
+    assert set(metrics) == {"g/pixel", "g/z", "g/total", "g/grad_norm"}
+    assert (int(state.step), state.discriminator) == (1, ())
+    # The same move as with a discriminator that nobody reads.
+    judged, step = _setup(**{**parts, "nets": TAUGHT, "optimizers": SGD})
+    np.testing.assert_allclose(_w(step(judged, TEACHER_VARIABLES, BATCH)[0]), _w(state), rtol=1e-6)
 
 
-FAR = Network(
-    _far_init, lambda v, z, train=False, rngs=None: (z + v["params"]["offset"], Taps(), v)
-)
-FAR_VARIABLES = Teacher({"params": {"offset": jnp.asarray(100.0)}})
-_real = Term(lambda f, _: (f.real_scores, f.real), init=lambda: jnp.zeros(B))
+def test_terms_see_no_scores_where_there_is_no_discriminator():
+    seen = []
+
+    def look(forward):
+        seen.append([getattr(forward, name) for name in Forward._fields if "score" in name])
+        seen[-1] += [forward.real_taps, forward.fake_taps]
+        np.testing.assert_array_equal(forward.real, REAL)
+        return forward.fake
+
+    state, step = _setup(nets=Networks(_linear("w", W)), g_terms={"x": Term(look)}, d_terms={})
+    step(state, None, BATCH)
+    assert seen == [[None] * 6]
+    state, step = _setup(
+        nets=Networks(_linear("w", W)), g_terms={"adv": G_TERMS["adv"]}, d_terms={}
+    )
+    with pytest.raises(ValueError, match="term 'adv': fake_scores is missing"):
+        step(state, None, BATCH)
 
 
-def test_data_free_step_needs_no_images():
-    batch = {"label": np.zeros(B, np.int32)}
-    state, step = _setup(d_terms={"real": _real, "z": _seen}, batch=batch)
-    step = jax.jit(data_free(step, FAR, _task))
-    images = []
-    for _ in range(2):
-        before = _v(state)
-        state, metrics = step(state, FAR_VARIABLES, batch)
-        images.append(np.asarray(state.terms.discriminator["real"].state))
-        assert np.all(np.abs(images[-1] - 100.0) < 6.0)
-        np.testing.assert_allclose(metrics["d/real_score"], before * images[-1].mean(), rtol=1e-5)
-    drawn = [images[0] - 100.0, images[1] - 100.0, _latents(state.terms.discriminator)]
-    drawn = np.round([*drawn, _latents(state.terms.generator)], 3)
-    assert len(np.unique(drawn)) == 4 * B  # every pass has latents of its own
+def test_what_needs_a_discriminator_says_so():
+    lone = NETS._replace(discriminator=None)
+    with pytest.raises(ValueError, match=r"no discriminator to train \(with the terms: adv, z\)"):
+        _setup(nets=lone)
+    with pytest.raises(ValueError, match=r"no discriminator to train \(with the terms: none\)"):
+        _setup(make_simultaneous_step, nets=lone, d_terms={})
+    with pytest.raises(
+        ValueError, match=r"start has \['discriminator'\]; it may have 'generator'$"
+    ):
+        _setup(nets=lone, d_terms={}, start={"discriminator": {"params": {}}})
 
 
-@pytest.mark.parametrize(("share", "count"), [(0.5, 2), (0.3, 1), (1.0, 4)])
-def test_data_free_step_replaces_a_share(share, count):
-    state, step = _setup(d_terms={"real": _real})
-    state, _ = data_free(step, FAR, _task, share)(state, FAR_VARIABLES, BATCH)
-    real = np.asarray(state.terms.discriminator["real"].state)
-    assert np.all(real[:count] > 90.0)
-    np.testing.assert_array_equal(real[count:], REAL[count:])
+def test_extractor_s_features_by_hand():
+    def features(variables, x, train=False, rngs=None):
+        assert not train
+        return None, Taps(square=variables["params"]["e"] * x**2), variables
 
-
-def test_data_free_refusals():
-    state, step = _setup()
-    for share in (0.0, -0.5, 1.01):
-        with pytest.raises(ValueError, match=r"share=.* of teacher images is outside \(0, 1\]"):
-            data_free(step, FAR, _task, share)
-    with pytest.raises(ValueError, match="the data-free step needs teacher_variables, not None"):
-        data_free(step, FAR, _task)(state, None, BATCH)
-    with pytest.raises(ValueError, match=r"share=0\.01 of a batch of \d+ is not one image"):
-        data_free(step, FAR, _task, 0.01)(state, FAR_VARIABLES, BATCH)
+    nets = TAUGHT._replace(extractor=Network(lambda key, x: None, features))
+    g_terms = {
+        "features": Term(lambda f: f.extract(f.fake)["square"] - f.extract(f.teacher)["square"]),
+        "z": _seen,
+    }
+    before, step = _setup(nets=nets, g_terms=g_terms)
+    frozen = TEACHER_VARIABLES._replace(extractor={"params": {"e": jnp.asarray(0.5)}})
+    state, metrics = jax.jit(step)(before, frozen, BATCH)
+    z = _latents(state.terms.generator)
+    value = 0.5 * np.mean((W * z) ** 2 - (3.0 * z) ** 2)
+    np.testing.assert_allclose(metrics["g/features"], value, rtol=1e-5)
+    gradient = np.mean(0.5 * 2 * W * z**2)
+    np.testing.assert_allclose(_w(state), W - G_RATE * gradient, rtol=1e-5)
+    with pytest.raises(ValueError, match="nets has an extractor, but teacher_variables holds no"):
+        step(before, TEACHER_VARIABLES, BATCH)
+    before, step = _setup(nets=TAUGHT, g_terms=g_terms)
+    with pytest.raises(ValueError, match="term 'features': nets has no extractor"):
+        step(before, frozen, BATCH)
 
 
 # Real networks.

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kd_jax.data import Source, batches
+from kd_jax.data import NoBatches, Source, batches
 
 pytest.importorskip("grain")
 
@@ -229,3 +229,14 @@ def test_a_damaged_image_is_named_and_the_position_stays(in_memory):
     assert iterator.get_state()["position"] == {"next_index": before}
     damaged.clear()
     assert take(iterator, 4 - before) == expected[before:]
+
+
+def test_no_data_without_end():
+    none = NoBatches()
+    assert [next(none) for _ in range(3)] == [{}, {}, {}]
+    position = json.loads(json.dumps(none.get_state()))
+    none.set_state(position)
+    with pytest.raises(ValueError, match="a position in data does not fit a run without"):
+        none.set_state(batches(made(4), 2, 0).get_state())
+    with pytest.raises(ValueError, match="a position in None does not fit made: fingerprint"):
+        batches(made(4), 2, 0).set_state({**position, "position": {"next_index": 0}})

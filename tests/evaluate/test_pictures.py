@@ -5,7 +5,7 @@ import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from kd_jax.evaluate.pictures import save_curves, save_grid, to_uint8
+from kd_jax.evaluate.pictures import save_bars, save_curves, save_grid, to_uint8
 
 
 def test_bytes():
@@ -94,4 +94,32 @@ def test_a_logarithmic_axis_shows_every_value(tmp_path, monkeypatch, values, log
     scales = []
     monkeypatch.setattr(Axes, "set_yscale", lambda self, scale: scales.append(scale))
     save_curves(tmp_path / "c.png", {"loss": {"a": ([1, 2], values), "b": ([1], [2.0])}})
+    assert scales == ["log"] * logarithmic
+
+
+def test_bars_errors_and_lines(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "barh", lambda self, names, lengths, xerr, **_: drawn.append((names, lengths, xerr))
+    )
+    marks = []
+    monkeypatch.setattr(Axes, "axvline", lambda self, x, **kw: marks.append((x, kw["label"])))
+    monkeypatch.setattr(Axes, "legend", lambda self, **_: None)
+    bars = {"a": (1.0, 0.5), "b": (2.0, np.nan)}
+    save_bars(tmp_path / "b.png", {"one": bars, "two": bars}, {"one": {"teacher": 0.7}})
+    assert len(drawn) == 2
+    names, lengths, errors = drawn[0]
+    assert names == ["a", "b"]
+    np.testing.assert_array_equal(lengths, [1.0, 2.0])
+    np.testing.assert_array_equal(errors, [0.5, 0.0])
+    assert marks == [(0.7, "teacher")]
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize(("longest", "logarithmic"), [(30.0, True), (19.0, False)])
+def test_bars_of_very_different_lengths(tmp_path, monkeypatch, longest, logarithmic):
+    scales = []
+    monkeypatch.setattr(Axes, "set_xscale", lambda self, scale: scales.append(scale))
+    save_bars(tmp_path / "b.png", {"x": {"a": (1.0, 0.1), "b": (longest, 0.1)}}, {})
     assert scales == ["log"] * logarithmic

@@ -75,6 +75,57 @@ def test_from_data_to_report(tmp_path, capsys):
     assert "at step 4 of 4" in capsys.readouterr().out
 
 
+def test_signs_of_trouble_are_told_once_and_logged(tmp_path, capsys):
+    config = digits.get_config("tiny")
+    del config.regimes.all
+    config.health = True
+    config.regimes.scarce.distilled.pixel = 1e6
+    execute(config.lock(), tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
+    (told,) = (line for line in lines if "g/pixel" in line)
+    assert "times as hard as g/adversarial" in told
+    assert told.startswith(f"{tmp_path.name}/seed0/scarce/distilled: step 2") or "scarce" in told
+    rows = read_jsonl(tmp_path / "seed0/scarce/distilled/metrics.jsonl")
+    looked = [row for row in rows if "health/image_gradient/pixel" in row]
+    assert [row["step"] for row in looked] == [2, 4]
+    ratio = (
+        looked[0]["health/image_gradient/pixel"] / looked[0]["health/image_gradient/adversarial"]
+    )
+    assert ratio > 1e4
+    assert looked[0]["health/teacher/fingerprint"] == looked[1]["health/teacher/fingerprint"]
+
+
+def test_another_teacher_is_no_teacher_to_go_on_with(tmp_path):
+    config = tiny()
+    task = digits.build(config)
+    recipes, _ = digits.plan(config, task)
+    teachers = [
+        task.teacher.generator.init(jax.random.key(seed), np.zeros((1, 8)), np.zeros(1, np.int32))
+        for seed in (0, 1)
+    ]
+
+    def train(teacher):
+        return harness.train(
+            tmp_path / "run",
+            recipes["scarce/distilled"]._replace(teacher=digits.Teacher(teacher)),
+            digits.kd_data.batches(task.source, config.batch_size, 0),
+            seed=0,
+            configuration={},
+            quality=lambda variables: {},
+            log_every=2,
+            evaluate_every=4,
+            checkpoint_every=4,
+        )
+
+    first = train(teachers[0])
+    again = train(teachers[0])
+    for one, other in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert first.discriminator is not None
+    with pytest.raises(CheckpointError, match="configuration: teacher's fingerprint is"):
+        train(teachers[1])
+
+
 def arrays(folder):
     """Every leaf of every last checkpoint below a folder, as bytes."""
     found = {}

@@ -1,0 +1,185 @@
+"""The table of objectives: rows can be made, trainings are not repeated, data stay unread."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import harness, objectives, ways
+from kd_jax.logs import read_jsonl
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
+
+
+def tiny(rows, **changes):
+    config = objectives.get_config("tiny")
+    del config.regimes.all
+    config.rows = rows
+    config.update(changes)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three rows, from the trainings to the report."""
+    workdir = tmp_path_factory.mktemp("objectives")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
+        harness.execute(objectives.EXPERIMENT, tiny("data_free,pixel"), workdir)
+    return workdir
+
+
+def _outcomes(workdir):
+    return {
+        str(path.parent.relative_to(workdir)): json.loads(path.read_text())
+        for path in workdir.rglob("outcome.json")
+    }
+
+
+def test_the_report_says_what_the_trainings_came_to(finished):
+    outcomes = _outcomes(finished)
+    tried = {
+        row: {s: outcomes[f"seed100/scarce/{row}@{s}"]["frechet"] for s in ("1", "10")}
+        for row in ("data_free", "pixel")
+    }
+    report = json.loads((finished / "report.json").read_text())
+    assert set(report["results"]["scarce"]) == {"alone", "data_free", "pixel"}
+    page = (finished / "report.md").read_text()
+    teacher = outcomes["seed0/teacher"]["frechet"]
+    alone = outcomes["seed0/scarce/alone"]["frechet"]
+    assert f"the teacher's is {teacher:.2f}" in page
+    for row, distances in tried.items():
+        strength = min(distances, key=distances.get)
+        distance = outcomes[f"seed0/scarce/{row}@{strength}"]["frechet"]
+        result = report["results"]["scarce"][row]
+        assert result["tried"] == distances
+        assert f"{result['strength']:g}" == strength
+        assert result["outcomes"][0]["frechet"] == distance
+        closed = round(100 * (alone - distance) / (alone - teacher)) if alone > teacher else None
+        cell = f"{distance:.2f} ({strength}) | " + ("no gap" if closed is None else f"{closed}%")
+        assert cell in page
+        cost = report["costs"][row]
+        assert cost["milliseconds"] > 0
+        assert cost["mebibytes"] > 0.1
+    assert outcomes.keys() == {
+        "seed0/teacher",
+        "seed100/teacher",
+        "seed0/scarce/alone",
+        *(f"seed100/scarce/{row}@{s}" for row in tried for s in ("1", "10")),
+        *(f"seed0/scarce/{row}@{report['results']['scarce'][row]['strength']:g}" for row in tried),
+    }
+    for picture in ("distances.png", "samples.png"):
+        assert f"({picture})" in page
+        with Image.open(finished / picture) as opened:
+            assert opened.width > 100
+
+
+def test_a_finished_training_is_not_repeated(finished, monkeypatch):
+    trained = []
+
+    def train(folder, *args, **kwargs):
+        trained.append(folder)
+        raise KeyboardInterrupt
+
+    before = (finished / "report.json").read_text()
+    lost = finished / "seed0/scarce/alone/outcome.json"
+    kept = lost.read_text()
+    monkeypatch.setattr(harness, "train", train)
+    config = tiny("data_free,pixel")
+    harness.execute(objectives.EXPERIMENT, config, finished)
+    assert json.loads((finished / "report.json").read_text()) == json.loads(before)
+    assert not trained
+
+    # Stopped before one training was done: that one alone is left to do, and its teacher to read.
+    lost.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        harness.execute(objectives.EXPERIMENT, config, finished)
+    assert [str(folder.relative_to(finished)) for folder in trained] == ["seed0/teacher"]
+    lost.write_text(kept)
+
+
+def test_data_free_training_never_reads_the_data(tmp_path, finished):
+    config = tiny("data_free")
+    task = objectives.build(config)
+    runner = objectives.Runner(config, task, tmp_path)
+    runner._teachers = {0: objectives.Runner(config, task, finished).teacher(0)}
+
+    def unreadable(*args):
+        raise AssertionError("the data were read")
+
+    # Judged it was before: what follows is the training alone, and the figures of its samples.
+    sealed = dataclasses.replace(task.source, read=unreadable, read_labels=unreadable)
+    runner.task = task._replace(source=sealed)
+    outcome = runner.outcome("scarce", "data_free", 0, 1.0)
+    assert np.isfinite(outcome.frechet)
+    rows = read_jsonl(tmp_path / "seed0/scarce/data_free@1/metrics.jsonl")
+    assert {"g/pixel", "d/real_score"} <= set(rows[0])
+    with pytest.raises(AssertionError, match="the data were read"):
+        runner.outcome("scarce", "pixel", 0, 1.0)  # this one does
+
+
+def test_processes_share_the_trainings(finished):
+    config = tiny("pixel")
+    runner = objectives.Runner(config, objectives.build(config), finished)
+    done = finished / "seed0/scarce/alone"
+    with objectives._locked(done, wait=True):
+        runner.outcome("scarce", "alone", 0, 1.0)  # done: nobody has to wait for it
+    with (
+        objectives._locked(finished / "seed0/scarce/pixel@7", wait=True),
+        pytest.raises(objectives.BusyError),
+    ):
+        runner.outcome("scarce", "pixel", 0, 7.0)
+
+
+def test_every_row_is_a_training():
+    """Each is traced, in both regimes, with shapes for a teacher; nothing is compiled."""
+    config = objectives.get_config("tiny")
+    task = objectives.build(config.lock())
+    made, batch = objectives.plan(config, task)
+    assert len(made) == 2 * len(ways.ROWS)
+    for name, recipe in made.items():
+        given = {} if ways.ROWS[name.partition("/")[2]].dataless else batch
+        state = jax.eval_shape(recipe.init, jax.random.key(0), given)
+        after, metrics = jax.eval_shape(recipe.step, state, recipe.teacher, given)
+        assert jax.tree.structure(after) == jax.tree.structure(state), name
+        assert "g/total" in metrics, name
+
+
+def test_strength_multiplies_what_the_game_has_not():
+    config = objectives.get_config("tiny")
+    task = objectives.build(config.lock())
+    pair = ways.recipes.response(3.0, ways.Pair(*ways.digits.adversarial(config)))
+    game = ways.digits.adversarial(config)[0]
+    terms = ways.strengthened(pair.generator, game, 10.0)
+    assert terms["adversarial"] is pair.generator["adversarial"]
+    state = terms["pixel"].weight.init()
+    assert float(terms["pixel"].weight.fn(None, None, None, state)[0]) == 30.0
+    assert task.inputs is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": "pixle"}, "no row 'pixle'; there is alone, self, "),
+        ({"model": "mlp"}, "config.model='mlp': these rows name the taps of a dcgan"),
+        ({"seeds": (100,)}, "config.tuning.seed=100 is one of the table's seeds"),
+        ({"tuning": {"seed": 1, "strengths": ()}}, "config.tuning.strengths needs at least one"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, changes, message):
+    config = objectives.get_config("tiny")
+    config.update(changes)
+    with pytest.raises(harness.UsageError, match=message) as error:
+        harness.execute(objectives.EXPERIMENT, config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
