@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
+WORKERS ?= 2
 BIN := $(VENV)/bin
 export KD_JAX_CACHE ?= $(CURDIR)/.cache
 
@@ -11,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m experiments.digits --preset=demo --workdir=$(DEMO)
 
 test: $(VENV)/installed lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

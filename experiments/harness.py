@@ -282,8 +282,11 @@ def train(
             **configuration,
             "teacher's fingerprint": int(health.fingerprint(recipe.teacher)),
         }
-    checkpoints = Checkpoints(directory / "checkpoints", configuration)
+    compiled = compile_step(recipe.step, mesh, rule)
     like = jax.eval_shape(init)
+    with user_errors():  # terms that do not fit are named before anything is compiled or written
+        _check(compiled, like, recipe.teacher, example)
+    checkpoints = Checkpoints(directory / "checkpoints", configuration)
     if mesh is not None:
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -308,7 +311,8 @@ def train(
         figures = jax.device_get(probe(state, teacher, place_batch(example, mesh))[1])
         writer.write_scalars(step, {f"health/{k}": float(v) for k, v in figures.items()})
         first_figures.update({} if first_figures else figures)
-        for line in health.warnings(figures, first_figures):
+        # Where none was given, the teacher is the student's average: it is meant to change.
+        for line in health.warnings(figures, first_figures if recipe.teacher else None):
             subject = " ".join(line.split()[:3])
             if subject not in told:  # once is enough
                 told.add(subject)
@@ -324,7 +328,6 @@ def train(
         writer.flush()
         checkpoints.save(step, state, batches.get_state())
 
-    compiled = compile_step(recipe.step, mesh, rule)
     probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
     teacher = place(recipe.teacher, mesh)
     latest: dict[str, float] = {}
@@ -362,6 +365,16 @@ def train(
         checkpoints.close()
     judge = state.discriminator
     return jax.device_get(Teacher(state.ema, judge.variables if judge else None))
+
+
+def _check(compiled: Any, state: Any, teacher: Teacher | None, batch: Batch) -> None:
+    """Traces a step for the global batch; the trace is kept for the first call."""
+    count = jax.process_count()
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((count * leaf.shape[0], *leaf.shape[1:]), leaf.dtype),
+        dict(batch),
+    )
+    compiled.eval_shape(state, teacher, shapes)
 
 
 def _example(batches: kd_data.Batches | kd_data.NoBatches) -> Batch:

@@ -36,6 +36,7 @@ def probe(
     * `image_gradient/TERM`: the norm of the gradient of the generator's weighted term with respect
       to the generated images; 0 for a term that reads the generator's features only.
     * `gradient/TERM`: that with respect to the generator's parameters.
+    * `TERM/weight`: the weight, where it is no number.
     * `above_floor/g/TERM`, `above_floor/d/TERM`: what a term with a `floor` is above it, in units
       of the floor's size or of 1, whichever is larger.
     * `student/low`, `student/high`, `teacher/low`, `teacher/high`: the least and largest values of
@@ -75,6 +76,9 @@ def probe(
             at_params = jax.grad(lambda p, total=total: total(run(p)))(variables["params"])
             figures[f"image_gradient/{name}"] = optax.tree.norm(at_image)
             figures[f"gradient/{name}"] = optax.tree.norm(at_params)
+            due = {name: term._replace(every=1)}
+            _, values, _ = weighted_total(due, here, state.terms.generator)
+            figures |= {key: value for key, value in values.items() if key.endswith("/weight")}
         for player, terms in (("g", g_terms), ("d", d_terms)):
             states = getattr(state.terms, _PLAYERS[player])
             for name, term in terms.items():
@@ -127,7 +131,7 @@ def warnings(
     usual = value.get(f"image_gradient/{against}", 0.0)
     for name, pull in value.items():
         term = name.partition("/")[2]
-        if name.startswith("gradient/") and pull == 0.0:
+        if name.startswith("gradient/") and pull == 0.0 and value.get(f"{term}/weight") != 0.0:
             lines.append(f"g/{term} has no gradient: it changes nothing")
         if name.startswith("image_gradient/") and usual > 0.0 and pull > ratio * usual:
             lines.append(
@@ -146,12 +150,12 @@ def warnings(
 
 
 _ENDS = ("low", "high")
+_OVERLAP = 0.6  # of the ranges, [0, 1] and [-1, 1] having 0.5
 
 
 def _ranges(low: float, high: float, teacher_low: float, teacher_high: float) -> list[str]:
-    ours, theirs = high - low, teacher_high - teacher_low
-    apart = low > teacher_high or teacher_low > high
-    if apart or max(ours, theirs) > 4.0 * min(ours, theirs):
+    common = min(high, teacher_high) - max(low, teacher_low)
+    if common < _OVERLAP * (max(high, teacher_high) - min(low, teacher_low)):
         return [
             f"the student's images are in [{low:.3g}, {high:.3g}] and the teacher's in "
             f"[{teacher_low:.3g}, {teacher_high:.3g}]: are both in one unit?"
@@ -165,14 +169,13 @@ def fingerprint(variables: Variables | Teacher) -> Array:
     Exact in float32, so that it may be logged.
     """
     total = jnp.zeros((), jnp.uint32)
-    for index, leaf in enumerate(jax.tree.leaves(variables)):
-        leaf = jnp.asarray(leaf)
+    for leaf in map(jnp.asarray, jax.tree.leaves(variables)):
         if leaf.dtype != jnp.bool_:
             # Of 8 bytes, two words.
             bits = jnp.dtype(f"uint{min(8 * leaf.dtype.itemsize, 32)}")
             leaf = jax.lax.bitcast_convert_type(leaf, bits)
         words = leaf.astype(jnp.uint32).reshape(-1)
-        place = jnp.arange(words.size, dtype=jnp.uint32) + jnp.uint32(index)
+        place = jnp.arange(words.size, dtype=jnp.uint32)
         # Bijective in the word, and another function at each place: exchanged values are seen, too,
         # round ones as well, whose low bits are all zero. The mixing is MurmurHash3's.
         words = words ^ (place * jnp.uint32(0x9E3779B1))

@@ -29,6 +29,7 @@ TapNames: TypeAlias = Sequence[str] | Mapping[str, str]
 Strength: TypeAlias = float | Schedule | Weight
 
 _ADVERSARIAL = "adversarial"
+_PENALTY, _RELATION = 0, 1  # folded into the key of the terms that draw
 
 
 def nonsaturating(gamma: float = 1.0, every: int = 1) -> Pair:
@@ -57,7 +58,8 @@ def wasserstein(penalty: float = 10.0) -> Pair:
     """The Wasserstein GAN with gradient penalty (Gulrajani et al. 2017)."""
 
     def gradient_penalty(f: Forward) -> Array:
-        return losses.penalties.gradient_penalty(f.score, _needs_real(f), f.fake, f.key)
+        key = jax.random.fold_in(f.key, _PENALTY)
+        return losses.penalties.gradient_penalty(f.score, _needs_real(f), f.fake, key)
 
     loss = losses.adversarial
     terms = {"gradient_penalty": Term(gradient_penalty, penalty)}
@@ -275,7 +277,7 @@ def stylekd(
             raise ValueError(f"directions {directions.shape} do not fit latents {latents.shape}")
         if f.teach is None:
             raise ValueError("nets has no teacher")
-        index_key, size_key = jax.random.split(f.key)
+        index_key, size_key = jax.random.split(jax.random.fold_in(f.key, _RELATION))
         chosen = jax.random.randint(index_key, latents.shape[:1], 0, directions.shape[0])
         size = strength * jax.random.normal(size_key, (latents.shape[0], 1), latents.dtype)
         moved_latents = latents + size * jnp.asarray(directions)[chosen]

@@ -122,7 +122,7 @@ def test_lazy_terms_are_probed_at_any_step_with_their_own_weight():
         d_terms={"adversarial": MINIMAX._replace(every=7)},
     )
     state = init_state(jax.random.key(0), BATCH, **parts)._replace(step=jnp.int32(1))
-    _figures_are(_probed(parts, state=state), _expected())
+    _figures_are(_probed(parts, state=state), {**_expected(), "pixel/weight": 0.5})
 
 
 def test_terms_and_weights_that_remember_are_probed_as_they_are():
@@ -294,15 +294,16 @@ def test_a_term_that_outweighs_the_game_is_told(healthy):
 
 
 def test_a_term_without_gradient_is_told():
-    terms = {"adversarial": ADVERSARIAL._replace(weight=1.0), "pixel": PIXEL}
-    for idle in (
-        Term(lambda f: 3.0),
-        Term(lambda f: jnp.mean(f.teacher)),
-        PIXEL._replace(weight=0),
-    ):
-        parts, teacher = _mlp_case(g_terms={**terms, "idle": idle})
-        lines = health.warnings(_probed(parts, teacher, MLP_BATCH))
+    teacher = Teacher({"params": {"w": jnp.float32(1.0)}})
+    for idle in (Term(lambda f: 3.0), Term(lambda f: f.teacher), PIXEL._replace(weight=0)):
+        parts = _parts(g_terms={"adversarial": ADVERSARIAL, "pixel": PIXEL, "idle": idle})
+        lines = health.warnings(_probed(parts, teacher))
         assert lines == ["g/idle has no gradient: it changes nothing"]
+    # A schedule that has come to 0 was meant to.
+    faded = PIXEL._replace(weight=lambda step: 0.0 * step)
+    figures = _probed(_parts(g_terms={"adversarial": ADVERSARIAL, "faded": faded}), teacher)
+    assert figures["gradient/faded"] == figures["faded/weight"] == 0.0
+    assert health.warnings(figures) == []
 
 
 def test_images_in_another_unit_are_told(healthy):
@@ -330,8 +331,10 @@ def test_images_in_another_unit_are_told(healthy):
     ("ours", "theirs", "count"),
     [
         ((-1.0, 1.0), (-0.9, 1.0), 0),
-        ((-0.3, 0.3), (-1.0, 1.0), 0),
-        ((-0.2, 0.2), (-1.0, 1.0), 1),
+        ((-0.7, 0.7), (-1.0, 1.0), 0),
+        ((-0.5, 0.5), (-1.0, 1.0), 1),
+        ((-1.0, 1.0), (0.0, 1.0), 1),  # as other libraries have them
+        ((-1.0, 0.4), (-0.8, 1.0), 0),
         ((-1.0, 1.0), (-0.2, 0.2), 1),
         ((-1.0, 1.0), (2.0, 4.0), 1),
         ((2.0, 4.0), (-1.0, 1.0), 1),
@@ -351,6 +354,10 @@ def test_a_changed_teacher_is_told(healthy):
     lines = health.warnings(figures, first=first)
     assert lines == ["the teacher's variables are not those that the training began with"]
     assert health.warnings(figures) == health.warnings(figures, first=figures) == []
+    # Neighbouring numbers are as different as any.
+    name = "teacher/fingerprint"
+    assert health.warnings({name: 2**24 - 1}, first={name: 2**24 - 2}) == lines
+    assert health.warnings({name: 0}, first={name: 1}) == lines
 
 
 # The fingerprint.

@@ -301,7 +301,7 @@ def test_a_call_that_is_not_finite_is_named_by_its_last_step(bad, named):
             step=in_calls_of(2, counting(bad)),
             log_every=4,
             steps_per_call=2,
-            hooks=[Hook(2, lambda n, s: seen.append(n))],
+            hooks=[Hook(4, lambda n, s: seen.append(n))],
         )
     assert all(n < bad for n in seen)
 

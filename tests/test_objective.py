@@ -219,6 +219,9 @@ def test_noise_task_draws_latents_and_labels():
     assert np.all(np.abs(counts - 500 / 7) < 5 * np.sqrt(500 / 7))
     assert given.condition[0] is labels is given.extra["label"]
     assert given.real is None
+    # Each from a key of its own, neither from the one given.
+    assert not np.array_equal(z, jax.random.normal(jax.random.key(0), (500, 3)))
+    assert not np.array_equal(labels, jax.random.randint(jax.random.key(0), (500,), 0, 7))
     again, other = task(jax.random.key(0), {}), task(jax.random.key(1), {})
     np.testing.assert_array_equal(again.generator[1], labels)
     assert not np.array_equal(other.generator[0], z)
@@ -375,7 +378,7 @@ def test_no_gradient_passes_through_a_weight_or_its_memory(every):
     terms = {"t": Term(lambda f: f.fake**2, Weight(following, lambda: jnp.asarray(1.0)), every)}
 
     def total(fake):
-        value, values, states = _run(terms, fake=fake)
+        value, _, states = _run(terms, fake=fake)
         return value + states["t"].weight + sum(jax.tree.leaves(states["t"].last), 0.0)
 
     x = np.asarray(FAKE, np.float64)

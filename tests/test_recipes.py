@@ -16,7 +16,7 @@ import pytest
 
 from kd_jax import health, losses, recipes
 from kd_jax.models import dcgan
-from kd_jax.network import Network, connect, connect_to
+from kd_jax.network import CONNECTORS, Network, connect, connect_to, disconnect
 from kd_jax.objective import Inputs, Term, Weight, init_terms, weighted_total
 from kd_jax.state import Networks, Pair, Player, Teacher, TrainState, init_state
 from kd_jax.step import d_step, forward_pass, g_step, make_train_step
@@ -509,7 +509,8 @@ def test_dcd_looks_through_the_teacher_s_discriminator(world, outputs, evaluated
         mix = np.linalg.lstsq(flat[1], theirs.reshape(-1), rcond=None)[0]
         np.testing.assert_allclose(flat[1] @ mix, theirs.reshape(-1), atol=1e-4)
         np.testing.assert_allclose(flat[0] @ mix, ours.reshape(-1), atol=1e-3)
-        assert 0.1 < np.sum(mix**2) < 4.0  # one output of variance about 1 / width
+        assert 0.1 < np.sum(mix**2) < 4.0  # each weight's variance is 1 / width, its mean is 0
+        assert min(mix) < 0.0 < max(mix)
     np.testing.assert_allclose(values["features"], total, rtol=1e-4)
 
     actual = evaluated[0]["dcd", "wasserstein"].generator
@@ -565,11 +566,10 @@ def _check_step(world, pair, state, metrics, reads):
     for player, terms in (("g", pair.generator), ("d", pair.discriminator)):
         assert {f"{player}/{name}" for name in terms} < set(metrics)
     assert all(np.isfinite(value) for value in metrics.values())
-    before = world.players.generator["params"]
-    after = state.generator.variables["params"]
-    assert all(_moved({**before, "connectors": 0}, {**after, "connectors": 0}))
+    before, after = world.players.generator, state.generator.variables
+    assert all(_moved(*(disconnect(variables)["params"] for variables in (before, after))))
     # Only what reads connected features trains the connectors.
-    moved = _moved(before["connectors"], after["connectors"])
+    moved = _moved(*(variables["params"][CONNECTORS] for variables in (before, after)))
     assert moved == [reads] * 2 * len(TAPS)
     discriminator = world.players.discriminator["params"]
     assert any(_moved(discriminator, state.discriminator.variables["params"]))
@@ -595,19 +595,22 @@ def test_every_recipe_trains(small_world):
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_every_recipe_trains_with_every_game(game, world):
-    """One compiled step of all recipes' terms together, as one recipe."""
-    merged = Pair({}, {})
+def test_every_recipe_trains_with_every_game(game, request):
+    """One compiled step of the game and of all recipes' own terms, as one recipe."""
+    # Convolutions are slow to compile: one game has them.
+    world = request.getfixturevalue("world" if game == "nonsaturating" else "small_world")
+    merged = Pair(*map(dict, getattr(recipes, game)()))
     for recipe in RECIPES:
         for terms, own in zip(merged, _made(recipe, game), strict=True):
-            terms.update({f"{recipe}/{name}": term for name, term in own.items()})
+            new = [name for name in own if name not in terms]
+            terms.update({f"{recipe}/{name}": own[name] for name in new})
     step = jax.jit(_step(world.nets, merged), compiler_options=FAST)
     state, metrics = step(_state(world, merged), world.teacher, world.batch)
     _check_step(world, merged, state, metrics, reads=True)
 
 
-def test_omgd_trains_without_a_discriminator(world):
-    pair = recipes.omgd(LAYERS, TAPS)
+def test_omgd_trains_without_a_discriminator(small_world):
+    world, pair = small_world, recipes.omgd(LAYERS, TAPS)
     nets = world.nets._replace(discriminator=None)
     state = _state(world, pair)._replace(discriminator=())
     step = jax.jit(_step(nets, pair), compiler_options=FAST)
@@ -697,6 +700,28 @@ def test_penalties_of_a_linear_critic():
     for game, names in (("nonsaturating", ["r1"]), ("relativistic", ["r1", "r2"])):
         terms = getattr(recipes, game)(gamma=7.0, every=4).discriminator
         assert [terms[name][1:3] for name in names] == [(7.0, 4)] * len(names)
+
+
+def test_the_gradient_penalty_is_between_real_and_generated_images():
+    """Of a critic whose gradient is the image: with black for real, it is a part of the fake."""
+
+    def apply(variables, x, train=False, rngs=None):
+        return variables["params"]["half"] * jnp.sum(x**2, axis=(1, 2, 3)), Taps(), variables
+
+    nets = SCALARS._replace(discriminator=Network(None, apply))
+    players = Pair({"params": {"w": jnp.float32(0.5)}}, {"params": {"half": jnp.float32(0.5)}})
+    teacher = Teacher({"params": {"w": jnp.float32(3.0)}})
+    batch = {"x": IMAGES, "image": np.zeros_like(IMAGES)}
+    fn = recipes.wasserstein().discriminator["gradient_penalty"].fn
+    norms = np.sqrt(np.sum((0.5 * _double(IMAGES)) ** 2, axis=(1, 2, 3)))
+    assert max(norms) < 1.0
+    parts = []
+    for seed in range(2):
+        key, step = jax.random.key(seed), jnp.asarray(0)
+        f, _ = forward_pass(nets, players, teacher, batch, _scalar_task, key, step)
+        parts += list((1 - np.sqrt(_double(fn(f)))) / norms)
+    assert 0.0 < min(parts) < max(parts) < 1.0
+    assert len(set(np.round(parts, 4))) == 2 * len(IMAGES)  # each pair has its own place
 
 
 def test_tinygan_s_five_layers():
@@ -971,7 +996,8 @@ def test_cat_is_at_its_floor_where_the_features_are_the_teacher_s():
     parts = {"nets": SCALARS, "g_terms": own, "d_terms": {}, "inputs": _scalar_task}
     state = init_state(jax.random.key(0), SCALAR_BATCH, optimizers=SGD, **parts)
     teacher = Teacher({"params": {"w": jnp.float32(3.0)}})
-    figures = health.probe(**parts)(state, teacher, SCALAR_BATCH)[1]
+    probe = jax.jit(health.probe(**parts), compiler_options=FAST)
+    figures = probe(state, teacher, SCALAR_BATCH)[1]
     assert abs(figures["above_floor/g/alignment"]) < 1e-5
     assert any("alignment is at its least value" in line for line in health.warnings(figures))
 
@@ -1176,10 +1202,11 @@ def test_no_discriminator(recipe, world):
 
 def test_no_real_images(world):
     only = {"z": world.batch["z"]}
-    terms = _made("paired").generator
-    assert _refusal(world, terms, batch=only) == (
-        "term 'reconstruction': the task gives no real images"
-    )
+    for make in (recipes.gan_compression, recipes.cat):
+        own = {"reconstruction": make(TAPS, paired=True).generator["reconstruction"]}
+        assert _refusal(world, own, batch=only) == (
+            "term 'reconstruction': the task gives no real images"
+        )
     penalty = {"penalty": recipes.wasserstein().discriminator["gradient_penalty"]}
     assert _refusal(world, penalty, batch=only, player="discriminator") == (
         "term 'penalty': the task gives no real images"

@@ -65,6 +65,12 @@ def test_norms_are_over_the_batch_and_see_images_of_any_shape():
     np.testing.assert_allclose(weight, expected, rtol=1e-4)
 
 
+def test_a_term_of_the_batch_is_balanced_with_one_of_each_example():
+    term = Term(lambda f: f.fake.mean(), balanced(lambda f: 3.0 * f.fake))
+    weights, _ = _run(term, [_forward()])
+    np.testing.assert_allclose(weights, [3.0], rtol=1e-5)
+
+
 def test_pull_of_the_discriminator_reaches_the_image_through_its_scores():
     def score(x):
         return -5.0 * x, Taps()

@@ -2,10 +2,12 @@
 
 import re
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import harness
+from experiments import digits, harness
+from kd_jax import recipes
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,36 @@ def test_unknown_settings(flag, message):
     else:
         with pytest.raises(harness.UsageError, match=re.escape(message)):
             harness.check_settings([flag], config)
+
+
+def test_a_term_that_does_not_fit_is_named_before_anything_is_written(tmp_path):
+    config = digits.get_config("tiny")
+    task = digits.build(config)
+    batch = digits.example_batch(config, task)
+    terms = recipes.cat(["4x4", "9x9"])
+    example = task.inputs(jax.random.key(0), batch).generator
+    teacher = task.teacher.generator.init(jax.random.key(0), *example)
+    bad = digits.recipe(
+        config,
+        task,
+        digits.Networks(*task.student, teacher=task.teacher.generator),
+        terms.generator,
+        terms.discriminator,
+        config.teacher,
+        4,
+        digits.Teacher(teacher),
+    )
+    message = r"term 'alignment': the student: no tap '9x9'; this network has '4x4', '8x8'"
+    with pytest.raises(harness.UsageError, match=message):
+        harness.train(
+            tmp_path / "run",
+            bad,
+            digits.kd_data.batches(task.source, config.batch_size, 0),
+            seed=0,
+            configuration={},
+            quality=lambda variables: {},
+            log_every=2,
+            evaluate_every=2,
+            checkpoint_every=2,
+        )
+    assert not (tmp_path / "run").exists()
