@@ -43,8 +43,8 @@ from kd_jax.network import Network
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.types import Batch, Variables
 
-FREE = ("rows", "timing")
-"""Settings that trainings do not depend on: rows can be added to a run."""
+FREE = ("rows", "seeds", "timing")
+"""Settings that no training depends on: rows and seeds can be added to a run."""
 
 
 def get_config(preset: str = "full") -> ConfigDict:

@@ -284,25 +284,45 @@ def _data_free(setting: Setting) -> tuple[harness.Recipe, Network]:
     )
 
 
+def _chosen(
+    setting: Setting, score: Callable[[Setting, Mapping[str, Any]], Mapping[str, Array]]
+) -> Mapping[str, Variables] | None:
+    """A start: those of the teacher's channels that `score(setting, axes)` ranks highest."""
+    variables = setting.teacher.generator
+    if _only_shapes(variables):
+        return None
+    task, axes = setting.task, dcgan.generator_axes(variables)
+    inputs = task.inputs(jax.random.key(0), digits.example_batch(setting.config, task))
+    like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs.generator)
+    small = students.from_teacher(variables, axes, score(setting, axes), like)
+    return {"generator": small}
+
+
 def _initial(
     score: Callable[[Setting, Mapping[str, Any]], Mapping[str, Array]],
 ) -> Callable[[Setting], tuple[harness.Recipe, Network]]:
-    """L1, from those of the teacher's channels that `score(setting, axes)` ranks highest."""
+    """L1, from the channels that `score` ranks highest."""
+    return lambda setting: _pixel_from(setting, _chosen(setting, score))
 
-    def make(setting: Setting) -> tuple[harness.Recipe, Network]:
-        variables = setting.teacher.generator
-        start = None
-        if not _only_shapes(variables):
-            task = setting.task
-            axes = dcgan.generator_axes(variables)
-            inputs = task.inputs(jax.random.key(0), digits.example_batch(setting.config, task))
-            like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs.generator)
-            start = {
-                "generator": students.from_teacher(variables, axes, score(setting, axes), like)
-            }
-        return _pixel_from(setting, start)
 
-    return make
+def _magnitude(setting: Setting, axes: Mapping[str, Any]) -> Mapping[str, Array]:
+    return students.magnitude(setting.teacher.generator, axes)
+
+
+def _magnitude_and_features(setting: Setting) -> tuple[harness.Recipe, Network]:
+    """GAN Compression whole: its first student too, with an L1 that suits this data."""
+    game = setting.game
+    pair = recipes.gan_compression(TAPS, reconstruction=3.0, distill=0.1, game=game)
+    terms = strengthened(pair.generator, game.generator, setting.strength)
+    start = _chosen(setting, _magnitude)
+    return train_with(setting, Pair(terms, pair.discriminator), connect=TAPS, start=start)
+
+
+def _magnitude_and_judge(setting: Setting) -> tuple[harness.Recipe, Network]:
+    start = _chosen(setting, _magnitude)
+    if start is not None:
+        start = {**start, "discriminator": setting.teacher.discriminator}
+    return _pixel_from(setting, start)
 
 
 def _judge_inherited(setting: Setting) -> tuple[harness.Recipe, Network]:
@@ -438,7 +458,7 @@ ROWS: dict[str, Row] = {
     ),
     "magnitude": Row(
         "first student",
-        _initial(lambda s, axes: students.magnitude(s.teacher.generator, axes)),
+        _initial(_magnitude),
         True,
         "L1; channels by summed magnitude",
     ),
@@ -453,6 +473,15 @@ ROWS: dict[str, Row] = {
         "first student", _initial(_sensitivity), True, "L1; channels by latent directions"
     ),
     "judge_inherited": Row("first student", _judge_inherited, True, "L1; the teacher's judge"),
+    "magnitude_features": Row(
+        "combined",
+        _magnitude_and_features,
+        True,
+        "channels by magnitude, 3 L1, 0.1 connected features",
+    ),
+    "magnitude_judge": Row(
+        "combined", _magnitude_and_judge, True, "channels by magnitude, L1, the teacher's judge"
+    ),
     "online": Row("modes", _online, True, "L1 towards a teacher that learns beside it"),
     "data_free": Row("modes", _data_free, True, "L1, no data set at all", dataless=True),
 }

@@ -119,7 +119,10 @@ def hinton(alpha: float = 0.5, temperature: float = 4.0) -> Pair:
 
     Hinton et al. 2015. For classifiers: the student's and the teacher's outputs are logits
     `[B, K]`, `label` of the task's `Inputs.extra` the classes `[B]`, and `nets` has no
-    discriminator.
+    discriminator:
+
+        nets = Networks(classifier(10, 8), teacher=classifier(10, 64))
+        inputs = lambda key, batch: Inputs((batch["image"],), extra=batch)
 
     Args:
       alpha: the labels' part, in [0, 1].
