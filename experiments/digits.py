@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax import health, losses, sharding
+from kd_jax import health, losses, sharding, students
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
 from kd_jax.models import dcgan, mlp
@@ -45,6 +45,9 @@ ARMS = ("alone", "distilled")
 """The two trainings of a student in each regime."""
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}
+
+STARTS = {"magnitude": students.magnitude, "norm_scale": students.norm_scale}
+"""How the distilled student's first channels are chosen from the teacher's."""
 
 
 def get_config(preset: str = "full") -> ConfigDict:
@@ -88,6 +91,7 @@ def get_config(preset: str = "full") -> ConfigDict:
                         "d_rate": 1e-3,
                         # The part of each batch of "real" images that the teacher makes.
                         "teacher_images": 1.0,
+                        "start": "magnitude",  # or norm_scale, or "" for random weights
                         "pixel": 10.0,  # weight of the L1 towards the teacher's image
                         "attention": 0.0,  # of attention transfer, at the features of 4x4 and 8x8
                         "soft_label": 0.0,  # of the teacher's probabilities of being real
@@ -100,6 +104,7 @@ def get_config(preset: str = "full") -> ConfigDict:
                         "g_rate": 1e-3,
                         "d_rate": 1e-3,
                         "teacher_images": 0.0,
+                        "start": "magnitude",
                         "pixel": 3.0,
                         "attention": 0.0,
                         "soft_label": 0.0,
@@ -160,6 +165,12 @@ def build(config: ConfigDict) -> Task:
                 f"config.{name}_every={every} is not a multiple of config.log_every="
                 f"{config.log_every}"
             )
+    for name, regime in config.regimes.items():
+        if regime.distilled.start not in ("", *STARTS):
+            raise ValueError(
+                f"config.regimes.{name}.distilled.start={regime.distilled.start!r} is not one of "
+                f"{', '.join(STARTS)}, or empty"
+            )
     source = kd_data.open_source(
         config.data.source,
         "train",
@@ -190,7 +201,18 @@ def build(config: ConfigDict) -> Task:
         return Pair(generators.generator, discriminators.discriminator)
 
     mesh = harness.mesh(config.mesh, config.batch_size)
-    return Task(source, pair(config.teacher), pair(config.student), latents(config.latent), mesh)
+    task = Task(source, pair(config.teacher), pair(config.student), latents(config.latent), mesh)
+    inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
+    shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
+    for name, regime in config.regimes.items():
+        if regime.distilled.start:  # with zeros for a teacher, which is not trained yet
+            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            try:
+                first_student(config, task, zeros, STARTS[regime.distilled.start])
+            except ValueError as error:
+                how = f"config.regimes.{name}.distilled.start={regime.distilled.start!r}"
+                raise ValueError(f"{how}: {error}") from error
+    return task
 
 
 def adversarial(config: ConfigDict) -> tuple[dict[str, Term], dict[str, Term]]:
@@ -245,7 +267,10 @@ def student_recipe(
         return recipe(config, task, nets, g_terms, d_terms, settings, steps)
     nets = nets._replace(teacher=task.teacher.generator)
     g_terms = {**g_terms, **distillation(settings)}
-    made = recipe(config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher))
+    start = None
+    if settings.start and not only_shapes(teacher):
+        start = {"generator": first_student(config, task, teacher, STARTS[settings.start])}
+    made = recipe(config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher), start)
     if not settings.teacher_images:
         return made
     return made.wrapped(
@@ -256,6 +281,28 @@ def student_recipe(
             share=settings.teacher_images,
         )
     )
+
+
+def first_student(
+    config: ConfigDict,
+    task: Task,
+    teacher: Variables,
+    score: Callable[[Variables, students.Axes], Mapping[str, Array]],
+) -> Variables:
+    """A student's variables: those of the teacher's channels with the highest scores.
+
+    Raises:
+      ValueError: when the architecture or the sizes do not allow it.
+    """
+    axes = MODELS[config.model].generator_axes(teacher)
+    inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
+    like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs)
+    return students.from_teacher(teacher, axes, score(teacher, axes), like)
+
+
+def only_shapes(variables: Variables) -> bool:
+    """Whether these are what `jax.eval_shape` gives, for a dry run."""
+    return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
 
 
 def recipe(

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from experiments import digits, harness
 from kd_jax import losses, modes, recipes, students, weights
 from kd_jax.latent import directions
-from kd_jax.models import dcgan
 from kd_jax.network import Network, connect_to
 from kd_jax.objective import Forward, Term, Terms, Weight, noise
 from kd_jax.state import Networks, Pair, Teacher, TrainState
@@ -194,7 +193,7 @@ def _rkd(student: Array, teacher: Array) -> Array:
 def _moments(setting: Setting) -> Pair:
     """The features, by the teacher's discriminator, of generated against those of real images."""
     network = _extractor(setting.task.teacher.discriminator)
-    if _only_shapes(setting.teacher.extractor):
+    if digits.only_shapes(setting.teacher.extractor):
         shapes = jax.eval_shape(network.apply, setting.teacher.extractor, setting.images())[1]
         mean = second = jnp.zeros(shapes["features"].shape[-1])
     else:
@@ -289,12 +288,11 @@ def _chosen(
 ) -> Mapping[str, Variables] | None:
     """A start: those of the teacher's channels that `score(setting, axes)` ranks highest."""
     variables = setting.teacher.generator
-    if _only_shapes(variables):
+    if digits.only_shapes(variables):
         return None
-    task, axes = setting.task, dcgan.generator_axes(variables)
-    inputs = task.inputs(jax.random.key(0), digits.example_batch(setting.config, task))
-    like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs.generator)
-    small = students.from_teacher(variables, axes, score(setting, axes), like)
+    small = digits.first_student(
+        setting.config, setting.task, variables, lambda _, axes: score(setting, axes)
+    )
     return {"generator": small}
 
 
@@ -327,7 +325,7 @@ def _magnitude_and_judge(setting: Setting) -> tuple[harness.Recipe, Network]:
 
 def _judge_inherited(setting: Setting) -> tuple[harness.Recipe, Network]:
     judge = setting.teacher.discriminator
-    return _pixel_from(setting, None if _only_shapes(judge) else {"discriminator": judge})
+    return _pixel_from(setting, None if digits.only_shapes(judge) else {"discriminator": judge})
 
 
 def _pixel_from(
@@ -337,10 +335,6 @@ def _pixel_from(
     pair = recipes.response(3.0, game)
     terms = strengthened(pair.generator, game.generator, setting.strength)
     return train_with(setting, Pair(terms, pair.discriminator), start=start)
-
-
-def _only_shapes(variables: Variables) -> bool:
-    return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
 
 
 def _examples(setting: Setting) -> tuple[Array, Array]:

@@ -173,6 +173,46 @@ def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("model", "start", "width", "message"),
+    [
+        ("dcgan", "size", 2, "start='size' is not one of magnitude, norm_scale, or empty"),
+        ("mlp", "norm_scale", 2, "start='norm_scale': group 'hidden0' has no normalisation layer"),
+        (
+            "dcgan",
+            "magnitude",
+            9,
+            "start='magnitude': group '4x4' cannot have 18 of its 16 channels",
+        ),
+    ],
+)
+def test_first_students_that_cannot_be_are_one_line(tmp_path, model, start, width, message):
+    config = digits.get_config("tiny")
+    del config.regimes.all
+    config.model, config.student.width = model, width
+    config.regimes.scarce.distilled.start = start
+    with pytest.raises(harness.UsageError, match=f"config.regimes.scarce.distilled.{message}"):
+        execute(config.lock(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_student_has_its_teachers_channels():
+    config = tiny()
+    task = digits.build(config)
+    inputs = task.inputs(jax.random.key(0), digits.example_batch(config, task))
+    teacher = jax.jit(task.teacher.generator.init)(jax.random.key(1), *inputs.generator)
+    made = digits.student_recipe(config, task, "scarce", "distilled", teacher)
+    state = jax.jit(made.init)(jax.random.key(0), digits.example_batch(config, task))
+    for begun in (state.generator.variables, state.ema):
+        kernel = begun["params"]["Dense_0"]["kernel"]
+        assert kernel.shape == (16, 64)
+        assert np.isin(kernel, teacher["params"]["Dense_0"]["kernel"]).all()
+    alone = digits.student_recipe(config, task, "scarce", "alone", teacher)
+    state = jax.jit(alone.init)(jax.random.key(0), digits.example_batch(config, task))
+    kernel = state.generator.variables["params"]["Dense_0"]["kernel"]
+    assert not np.isin(kernel, teacher["params"]["Dense_0"]["kernel"]).any()
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
         (
