@@ -316,13 +316,6 @@ def _magnitude_and_features(setting: Setting) -> tuple[harness.Recipe, Network]:
     return train_with(setting, Pair(terms, pair.discriminator), connect=TAPS, start=start)
 
 
-def _magnitude_and_judge(setting: Setting) -> tuple[harness.Recipe, Network]:
-    start = _chosen(setting, _magnitude)
-    if start is not None:
-        start = {**start, "discriminator": setting.teacher.discriminator}
-    return _pixel_from(setting, start)
-
-
 def _judge_inherited(setting: Setting) -> tuple[harness.Recipe, Network]:
     judge = setting.teacher.discriminator
     return _pixel_from(setting, None if digits.only_shapes(judge) else {"discriminator": judge})
@@ -472,9 +465,6 @@ ROWS: dict[str, Row] = {
         _magnitude_and_features,
         True,
         "channels by magnitude, 3 L1, 0.1 connected features",
-    ),
-    "magnitude_judge": Row(
-        "combined", _magnitude_and_judge, True, "channels by magnitude, L1, the teacher's judge"
     ),
     "online": Row("modes", _online, True, "L1 towards a teacher that learns beside it"),
     "data_free": Row("modes", _data_free, True, "L1, no data set at all", dataless=True),
