@@ -54,6 +54,8 @@ def get_config(preset: str = "full") -> ConfigDict:
     config.rows = ""  # all of them, or names with commas between
     config.tuning = ConfigDict({"seed": 100, "strengths": (0.1, 1.0, 10.0)})
     config.timing = ConfigDict({"calls": 40})
+    for regime in config.regimes.values():
+        regime.distilled.start = ""  # random, in every row that says nothing else
     if preset == "full":
         config.student.steps = 1000
         config.evaluate_every = config.checkpoint_every = 500
