@@ -366,7 +366,7 @@ ROWS: dict[str, Row] = {
     "self": Row("no teacher", _self_taught, True, "L1 towards its own average's image"),
     "images": _row(
         "response",
-        "the teacher's images for real ones",
+        "nothing; in scarce, the teacher's images for real ones",
         lambda s: s.game,
         False,
     ),
