@@ -50,6 +50,8 @@ def data_free(
         if count == 0:
             raise ValueError(f"share={share} of a batch of {images.shape[0]} is not one image")
         if count < images.shape[0]:
+            if "image" not in batch:
+                raise ValueError(f"share={share} keeps real images; the batch has {sorted(batch)}")
             images = jnp.concatenate([images[:count], batch["image"][count:]])
         # What the task has drawn (labels) belongs to these images.
         return step(state, teacher_variables, {**batch, **given.extra, "image": images})

@@ -144,6 +144,15 @@ def test_data_free_refusals():
         data_free(step, FAR, _task, 0.01)(state, FAR_VARIABLES, BATCH)
 
 
+def test_a_share_needs_images_to_keep():
+    parts = _parts(d_terms={"real": _real})
+    batch = {"label": np.zeros(B, np.int32)}
+    step = data_free(make_train_step(**parts), FAR, _task, share=0.5)
+    state = init_state(jax.random.key(0), batch, **parts)
+    with pytest.raises(ValueError, match=r"share=0.5 keeps real images; the batch has \['label'\]"):
+        jax.eval_shape(step, state, FAR_VARIABLES, batch)
+
+
 def test_real_labels_are_those_that_the_teacher_drew_for():
     """The teacher paints each image with its label; the discriminator must get the same one."""
 
