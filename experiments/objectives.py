@@ -178,9 +178,7 @@ class Runner:
         Raises:
           BusyError: another process is at it.
         """
-        row = ways.ROWS[name]
-        label = f"{name}@{strength:g}" if row.tuned else name
-        folder = self.workdir / f"seed{seed}" / regime / label
+        row, folder = ways.ROWS[name], self._folder(regime, name, seed, strength)
         found = folder / "outcome.json"
         if not found.exists():
             teacher = self.teacher(seed)
@@ -200,8 +198,11 @@ class Runner:
 
     def samples(self, regime: str, name: str, seed: int, strength: float, count: int) -> np.ndarray:
         """The first samples of a training that is done."""
+        return np.load(self._folder(regime, name, seed, strength) / "samples.npy")[:count]
+
+    def _folder(self, regime: str, name: str, seed: int, strength: float) -> Path:
         label = f"{name}@{strength:g}" if ways.ROWS[name].tuned else name
-        return np.load(self.workdir / f"seed{seed}" / regime / label / "samples.npy")[:count]
+        return self.workdir / f"seed{seed}" / regime / label
 
     def _source(self, regime: str, seed: int) -> kd_data.Source:
         fraction = self.config.regimes[regime].fraction if regime in self.config.regimes else 1.0

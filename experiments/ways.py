@@ -359,8 +359,6 @@ def _sensitivity(setting: Setting, axes: Mapping[str, Any]) -> Mapping[str, Arra
     )
 
 
-_FADING = optax.linear_schedule(3.0, 0.0, 1000)
-
 ROWS: dict[str, Row] = {
     "alone": Row("no teacher", _alone, False, "the game, with rates of its own"),
     "self": Row("no teacher", _self_taught, True, "L1 towards its own average's image"),
@@ -432,7 +430,11 @@ ROWS: dict[str, Row] = {
         "the teacher's judge teaches the student's",
         lambda s: recipes.discriminator_distillation(game=s.game),
     ),
-    "fading": _row("weights", "L1, 3 to 0", lambda s: recipes.response(_FADING, s.game)),
+    "fading": _row(
+        "weights",
+        "L1, 3 to 0",
+        lambda s: recipes.response(optax.linear_schedule(3.0, 0.0, s.config.student.steps), s.game),
+    ),
     "balanced": _row(
         "weights",
         "L1, as strong as the game at the image",

@@ -107,7 +107,7 @@ def group_widths(variables: Variables, axes: Axes) -> dict[str, int]:
                 known[group], seen[group] = length // len(flat), path
         if None in flat:
             raise ValueError(f"{path}: None stands inside the entry of axis {index}, not alone")
-        total = sum(known[part] if isinstance(part, str) else part for part in flat)  # type: ignore
+        total = sum(known[part] if isinstance(part, str) else int(part or 0) for part in flat)
         if total != length:
             groups = dict.fromkeys(part for part in flat if isinstance(part, str))
             because = [f"group {g!r} has {known[g]} channels in {seen[g]}" for g in groups]

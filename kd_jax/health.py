@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.objective import Forward, MakeInputs, Term, Terms, weighted_total
+from kd_jax.objective import Forward, MakeInputs, Terms, weighted_total
 from kd_jax.state import Networks, Pair, Teacher, TrainState
 from kd_jax.step import Metrics, Step, forward_pass, step_key
 from kd_jax.types import Array, Batch, Variables
@@ -67,17 +67,16 @@ def probe(
         image = jax.lax.stop_gradient(here.fake)
         figures: Metrics = {}
         for name, term in g_terms.items():
+            due, states = {name: term._replace(every=1)}, state.terms.generator
 
-            def total(forward: Forward, name: str = name, term: Term = term) -> Array:
-                terms, states = {name: term._replace(every=1)}, state.terms.generator
-                return weighted_total(terms, forward, states)[0]
+            def total(forward: Forward, due: Terms = due, states: Any = states) -> Array:
+                return weighted_total(due, forward, states)[0]
 
             at_image = jax.grad(lambda x, total=total: total(here.at(x)))(image)
             at_params = jax.grad(lambda p, total=total: total(run(p)))(variables["params"])
             figures[f"image_gradient/{name}"] = optax.tree.norm(at_image)
             figures[f"gradient/{name}"] = optax.tree.norm(at_params)
-            due = {name: term._replace(every=1)}
-            _, values, _ = weighted_total(due, here, state.terms.generator)
+            _, values, _ = weighted_total(due, here, states)
             figures |= {key: value for key, value in values.items() if key.endswith("/weight")}
         for player, terms in (("g", g_terms), ("d", d_terms)):
             states = getattr(state.terms, _PLAYERS[player])

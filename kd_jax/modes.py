@@ -233,21 +233,19 @@ def taught_by(name: str, terms: Terms) -> dict[str, Term]:
             raise ValueError(f"no teacher {name!r} taught here; there is {', '.join(there)}")
         return own.pop("output"), own
 
+    def of_one_or_all(answer: tuple[Array, Taps]) -> tuple[Array, Taps]:
+        return of_one(answer) if f"{mine}output" in answer[1] else answer
+
     def turned(forward: Forward) -> Forward:
         if forward.teacher is None or forward.teach is None:
             raise ValueError(f"teacher {name!r} is needed, but nets has no teacher")
         image, taps = of_one((forward.teacher, forward.teacher_taps or Taps()))
         teach, score = forward.teach, forward.teacher_score
-
-        def teacher_score(images: Array) -> tuple[Array, Taps]:
-            answer = score(images)  # type: ignore[misc]  # asked for only where there is one
-            return of_one(answer) if f"{mine}output" in answer[1] else answer
-
         return forward._replace(
             teacher=image,
             teacher_taps=taps,
             teach=lambda *inputs: of_one(teach(*inputs)),
-            teacher_score=None if score is None else teacher_score,
+            teacher_score=score and (lambda images: of_one_or_all(score(images))),
         )
 
     def weighing(weight: Weight) -> Weight:

@@ -162,14 +162,9 @@ def gan_compression(
         the teacher's is taken for it.
       game: the adversarial part.
     """
-
-    def rebuilt(f: Forward) -> Array:
-        return losses.response.l1(f.fake, _needs_real(f)) if paired else _pixel_l1(f)
-
-    generator, discriminator = game or nonsaturating()
     features = on_taps(losses.feature.l2, taps, connect=True)
-    terms = {"reconstruction": Term(rebuilt, reconstruction), "features": Term(features, distill)}
-    return Pair({**generator, **terms}, discriminator)
+    generator, discriminator = _rebuilding(reconstruction, paired, game)
+    return Pair({**generator, "features": Term(features, distill)}, discriminator)
 
 
 def cat(
@@ -191,11 +186,10 @@ def cat(
       paired: as for `gan_compression`.
       game: the adversarial part.
     """
-    pair = gan_compression(taps, reconstruction=reconstruction, paired=paired, game=game)
-    terms = {name: term for name, term in pair.generator.items() if name != "features"}
     kernels = on_taps(losses.relation.kernel_alignment, taps)
     floor = -float(len(tap_pairs(taps)))
-    return Pair({**terms, "alignment": Term(kernels, alignment, floor=floor)}, pair.discriminator)
+    generator, discriminator = _rebuilding(reconstruction, paired, game)
+    return Pair({**generator, "alignment": Term(kernels, alignment, floor=floor)}, discriminator)
 
 
 def omgd(
@@ -542,6 +536,16 @@ def _game(
             **penalties,
         },
     )
+
+
+def _rebuilding(reconstruction: Strength, paired: bool, game: Pair | None) -> Pair:
+    """The game, and L1 towards the right image, or towards the teacher's where there is none."""
+
+    def rebuilt(f: Forward) -> Array:
+        return losses.response.l1(f.fake, _needs_real(f)) if paired else _pixel_l1(f)
+
+    generator, discriminator = game or nonsaturating()
+    return Pair({**generator, "reconstruction": Term(rebuilt, reconstruction)}, discriminator)
 
 
 def _r1(gamma: float, every: int) -> Term:

@@ -299,7 +299,10 @@ def test_a_lazy_balanced_term_without_any_gradient_is_finite():
 @pytest.mark.parametrize("every", [1, 4])
 def test_weights_are_part_of_the_train_state(every):
     pair = mlp.gan(4, 8, depth=1)
-    pixel = lambda f: losses.response.l2(f.fake, f.teacher)  # noqa: E731
+
+    def pixel(forward):
+        return losses.response.l2(forward.fake, forward.teacher)
+
     adversarial = Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))
     against = {"balanced": balanced(adversarial.fn), "uncertainty": uncertainty(rate=0.5)}
     against["scaled"] = scaled(confidence(balanced(adversarial.fn)), lambda step: 0.5 + 0.1 * step)
