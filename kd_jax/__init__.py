@@ -22,7 +22,7 @@ from kd_jax.network import (
     from_linen,
     tap_shapes,
 )
-from kd_jax.objective import Forward, Inputs, Term, Weight, latents, noise
+from kd_jax.objective import Bound, Forward, Inputs, Term, Weight, latents, noise
 from kd_jax.sharding import (
     compile_step,
     fully_sharded,
@@ -37,6 +37,7 @@ from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.types import MissingTapError, Taps
 
 __all__ = [
+    "Bound",
     "Forward",
     "Inputs",
     "MissingTapError",

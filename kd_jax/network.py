@@ -24,36 +24,68 @@ class Network(NamedTuple):
       apply: `apply(variables, *inputs, train=False, rngs=None) -> (output, taps, variables)`. The
         returned variables are the given ones with the updates of this call (batch statistics) if
         `train`, and the given ones otherwise. `rngs` is a key for networks that draw noise. `taps`
-        are named intermediate features; under jit those that nobody reads cost nothing.
+        are named intermediate features; under jit those that nobody reads cost nothing. Networks
+        may have further options by keyword (`truncation`); their factories say which.
+      mapping: of a style network `mapping(variables, latents[, labels], **options) -> styles`, and
+        None of others. The styles w are `[B, layers, style]`, one for each layer that reads one.
+      synthesis: of a style network `synthesis(variables, styles, rngs=None, **options) ->
+        (images, taps)`, so that losses can work on w; None of others.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., Applied]
+    mapping: Callable[..., Array] | None = None
+    synthesis: Callable[..., tuple[Array, Taps]] | None = None
 
 
-def from_linen(module: nn.Module) -> Network:
+def from_linen(module: nn.Module, *, style: bool = False) -> Network:
     """A `Network` from a Flax Linen module.
 
     Args:
-      module: its `__call__(*inputs, train: bool)` returns `(output, {tap name: feature})`.
+      module: its `__call__(*inputs, train: bool, **options)` returns `(output, {tap name:
+        feature})`.
+      style: whether it has submodules `mapping`, which makes `styles` of the inputs, and
+        `synthesis`, which makes `(output, taps)` of the styles.
     """
 
     def init(key: Array, *inputs: Any) -> Variables:
         return module.init(key, *inputs, train=False)
 
     def apply(
-        variables: Variables, *inputs: Any, train: bool = False, rngs: Array | None = None
+        variables: Variables,
+        *inputs: Any,
+        train: bool = False,
+        rngs: Array | None = None,
+        **options: Any,
     ) -> Applied:
         if not train:
-            output, taps = module.apply(variables, *inputs, train=False, rngs=rngs)
+            output, taps = module.apply(variables, *inputs, train=False, rngs=rngs, **options)
             return output, Taps(taps), variables
         kept = [name for name in variables if name != "params"]
         (output, taps), updates = module.apply(
-            variables, *inputs, train=True, rngs=rngs, mutable=kept
+            variables, *inputs, train=True, rngs=rngs, mutable=kept, **options
         )
         return output, Taps(taps), {**variables, **updates}
 
-    return Network(init, apply)
+    if not style:
+        return Network(init, apply)
+
+    def mapping(variables: Variables, *inputs: Any, **options: Any) -> Array:
+        def part(module: Any, *inputs: Any) -> Array:
+            return module.mapping(*inputs, train=False, **options)
+
+        return module.apply(variables, *inputs, method=part)
+
+    def synthesis(
+        variables: Variables, styles: Array, rngs: Array | None = None, **options: Any
+    ) -> tuple[Array, Taps]:
+        def part(module: Any, styles: Array) -> tuple[Array, dict[str, Array]]:
+            return module.synthesis(styles, train=False, **options)
+
+        output, taps = module.apply(variables, styles, method=part, rngs=rngs)
+        return output, Taps(taps)
+
+    return Network(init, apply, mapping, synthesis)
 
 
 def tap_shapes(network: Network, *inputs: Any) -> dict[str, tuple[int, ...]]:
@@ -110,10 +142,16 @@ def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
         return {**variables, "params": {**variables["params"], CONNECTORS: projections}}
 
     def apply(
-        variables: Variables, *inputs: Any, train: bool = False, rngs: Array | None = None
+        variables: Variables,
+        *inputs: Any,
+        train: bool = False,
+        rngs: Array | None = None,
+        **options: Any,
     ) -> Applied:
         projections = variables["params"][CONNECTORS]
-        output, taps, after = network.apply(disconnect(variables), *inputs, train=train, rngs=rngs)
+        output, taps, after = network.apply(
+            disconnect(variables), *inputs, train=train, rngs=rngs, **options
+        )
         taps = Taps(taps)
         for name, shape in targets.items():
             feature, projection = taps[name], projections[name]
@@ -125,7 +163,7 @@ def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
             taps[connected(name)] = projected + _as_row(projection["bias"], projected)
         return output, taps, {**after, "params": variables["params"]}
 
-    return Network(init, apply)
+    return network._replace(init=init, apply=apply)
 
 
 def tap_pairs(taps: Sequence[str] | Mapping[str, str]) -> dict[str, str]:

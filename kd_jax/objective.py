@@ -83,6 +83,24 @@ def noise(size: int, batch_size: int, classes: int = 0) -> MakeInputs:
     return make
 
 
+class Bound(NamedTuple):
+    """A network with its variables, for further passes: `bound(*inputs) -> (output, taps)`.
+
+    Attributes:
+      apply: what a call calls.
+      mapping: of a style network `mapping(*inputs, **options) -> styles`; None of others.
+      synthesis: of a style network `synthesis(styles, **options) -> (images, taps)`.
+    """
+
+    apply: Callable[..., tuple[Array, Taps]]
+    mapping: Callable[..., Array] | None = None
+    synthesis: Callable[..., tuple[Array, Taps]] | None = None
+
+    def __call__(self, *inputs: Any) -> tuple[Array, Taps]:
+        """The output and the taps for these inputs."""
+        return self.apply(*inputs)
+
+
 class Forward(NamedTuple):
     """All that a term may read. `[B, ...]` everywhere; what no term reads is not computed.
 
@@ -98,7 +116,8 @@ class Forward(NamedTuple):
       real_scores, real_taps: the student discriminator's on the real images; None without those.
       fake_scores, fake_taps: the student discriminator's on the generated images; these, the former
         and `score` are None where there is no discriminator.
-      generate: `generate(*inputs) -> (images, taps)`, the student generator in further passes.
+      generate: `generate(*inputs) -> (images, taps)`, the student generator in further passes; of
+        a style network also `generate.mapping` and `generate.synthesis`.
       teach: `teach(*inputs) -> (images, taps)`, the teacher likewise; None without a teacher.
       score: `score(images) -> (scores, taps)`, the student discriminator, same condition.
       teacher_score: `teacher_score(images) -> (scores, taps)`, the teacher's discriminator; None
@@ -118,8 +137,8 @@ class Forward(NamedTuple):
     real_taps: Taps | None
     fake_scores: Any
     fake_taps: Any
-    generate: Callable[..., tuple[Array, Taps]]
-    teach: Callable[..., tuple[Array, Taps]] | None
+    generate: Bound
+    teach: Bound | None
     score: Any
     teacher_score: Callable[[Array], tuple[Array, Taps]] | None
     extract: Callable[[Array], Taps]

@@ -8,6 +8,7 @@ scores. What steps are put together to is in `kd_jax.modes`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from kd_jax.network import Network
 from kd_jax.objective import (
+    Bound,
     Forward,
     Inputs,
     MakeInputs,
@@ -237,9 +239,7 @@ def forward_pass(
     input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
     given = split_over_mesh(inputs(input_key, batch))
 
-    def generate(*args: Any) -> tuple[Array, Taps]:
-        return nets.generator.apply(players.generator, *args, train=True, rngs=g_key)[:2]
-
+    generate = _bound(nets.generator, players.generator, train=True, rngs=g_key)
     fake, taps, generator = nets.generator.apply(
         players.generator, *given.generator, train=True, rngs=g_key
     )
@@ -299,9 +299,30 @@ def forward_pass(
     return forward, Pair(generator, discriminator)
 
 
+def _bound(
+    network: Network,
+    variables: Variables,
+    *condition: Any,
+    train: bool = False,
+    rngs: Array | None = None,
+) -> Bound:
+    def apply(*inputs: Any) -> tuple[Array, Taps]:
+        return network.apply(variables, *inputs, *condition, train=train, rngs=rngs)[:2]
+
+    if network.mapping is None or network.synthesis is None:
+        return Bound(apply)
+    synthesis = partial(network.synthesis, variables)
+    return Bound(
+        apply,
+        partial(network.mapping, variables),
+        # Without a key noise is not drawn, so that the teacher's is the same in every pass.
+        synthesis if rngs is None else partial(synthesis, rngs=rngs),
+    )
+
+
 def _frozen(
     network: Network | None, variables: Variables | None, name: str, condition: tuple[Any, ...]
-) -> Callable[..., tuple[Array, Taps]] | None:
+) -> Bound | None:
     if network is None:
         return None
     if variables is None:
@@ -309,11 +330,7 @@ def _frozen(
         raise ValueError(
             f"nets has {article} {name}, but teacher_variables holds no variables for it"
         )
-
-    def apply(*args: Any) -> tuple[Array, Taps]:
-        return network.apply(variables, *args, *condition)[:2]
-
-    return apply
+    return _bound(network, variables, *condition)
 
 
 def _same_images(real: Array, fake: Array) -> None:
