@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.network import Network
-from kd_jax.objective import Forward, MakeInputs, Term, Terms, Weight
+from kd_jax.objective import Bound, Forward, MakeInputs, Term, Terms, Weight
 from kd_jax.state import Teacher, TrainState
 from kd_jax.step import Metrics, Step, split_over_mesh, step_key
 from kd_jax.types import Array, Batch, Taps, Variables
@@ -244,8 +244,8 @@ def taught_by(name: str, terms: Terms) -> dict[str, Term]:
         return forward._replace(
             teacher=image,
             teacher_taps=taps,
-            teach=lambda *inputs: of_one(teach(*inputs)),
-            teacher_score=score and (lambda images: of_one_or_all(score(images))),
+            teach=Bound(lambda *inputs: of_one(teach(*inputs))),
+            teacher_score=score and Bound(lambda images: of_one_or_all(score(images))),
         )
 
     def weighing(weight: Weight) -> Weight:

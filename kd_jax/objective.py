@@ -140,7 +140,7 @@ class Forward(NamedTuple):
     generate: Bound
     teach: Bound | None
     score: Any
-    teacher_score: Callable[[Array], tuple[Array, Taps]] | None
+    teacher_score: Bound | None
     extract: Callable[[Array], Taps]
 
     def at(self, image: Array) -> "Forward":

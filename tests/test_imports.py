@@ -32,6 +32,7 @@ ALLOWED = {
     "loop": {"types"},
     "checkpoint": {"types", "state"},
     "evaluate": {"types", "network", "models"},
+    "pretrained": {"types", "network", "models", "ops"},
     "students": {"types", "checks", "network", "channels", "evaluate"},
 }
 
