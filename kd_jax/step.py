@@ -382,7 +382,7 @@ def _averaged(ema: Variables, new: Variables, decay: Any) -> Variables:
     def average(old: Array, new: Array) -> Array:
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
-        return (decay * old + (1.0 - decay) * new).astype(old.dtype)
+        return (new + decay * (old - new)).astype(old.dtype)  # exactly `new` where both agree
 
     return jax.tree.map(average, ema, new)
 

@@ -1,6 +1,31 @@
 """Array operations that the networks share, written so that every platform runs them fast."""
 
+from kd_jax.ops.activation import ACTIVATIONS, Activation, bias_act, filtered_lrelu, leaky_relu
 from kd_jax.ops.batch import minibatch_stddev
 from kd_jax.ops.convolution import conv, conv_transpose
+from kd_jax.ops.modulated import conv_resample, modulated_conv
+from kd_jax.ops.resample import (
+    downsample2d,
+    filter2d,
+    resampling_filter,
+    upfirdn2d,
+    upsample2d,
+)
 
-__all__ = ["conv", "conv_transpose", "minibatch_stddev"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "bias_act",
+    "conv",
+    "conv_resample",
+    "conv_transpose",
+    "downsample2d",
+    "filter2d",
+    "filtered_lrelu",
+    "leaky_relu",
+    "minibatch_stddev",
+    "modulated_conv",
+    "resampling_filter",
+    "upfirdn2d",
+    "upsample2d",
+]

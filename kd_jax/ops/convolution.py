@@ -63,8 +63,8 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") ->
     return _conv(_Geometry(stride, pads, sides, window), x, kernel)
 
 
-def conv_transpose(x: Array, kernel: Array, stride: int = 2) -> Array:
-    """Images upsampled by a kernel, as in `jax.lax.conv_transpose` with "SAME" padding.
+def conv_transpose(x: Array, kernel: Array, stride: int = 2, padding: str = "SAME") -> Array:
+    """Images upsampled by a kernel, as in `jax.lax.conv_transpose`.
 
     The kernel is not turned: between zeros, `stride - 1` of them after each pixel, this is `conv`.
 
@@ -72,15 +72,26 @@ def conv_transpose(x: Array, kernel: Array, stride: int = 2) -> Array:
       x: `[B, H, W, Cin]`.
       kernel: `[kh, kw, Cin, Cout]`, of x's dtype.
       stride: of both axes, at least 1.
+      padding: "SAME", or "VALID" for every pixel that the kernel reaches.
 
     Returns:
-      `[B, stride * H, stride * W, Cout]`.
+      `[B, stride * H, stride * W, Cout]` with "SAME"; with "VALID" `stride * (H - 1)` and the
+      kernel's height, or `stride * H` if that is more, and so on.
 
     Raises:
-      ValueError: when the ranks, the channels or the stride do not fit.
+      ValueError: when the ranks, the channels, the stride or the padding do not fit.
       TypeError: when the dtypes differ.
     """
     _check(x, kernel, stride)
+    if padding not in ("SAME", "VALID"):
+        raise ValueError(f"padding={padding!r} is neither 'SAME' nor 'VALID'")
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    if padding == "VALID":
+        sides = tuple(
+            stride * (n - 1) + max(k, stride)
+            for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+        )
+        return _input_grad(_Geometry(stride, ((0, 0),) * 2, sides, kernel.shape[:2]), x, turned)
     # The input gradient of the convolution with the turned kernel. Of the k - stride rows by which
     # the windows overlap, the first half, rounded down, is cut off before the image.
     padding = []
@@ -89,7 +100,7 @@ def conv_transpose(x: Array, kernel: Array, stride: int = 2) -> Array:
         padding.append((before, size - stride - before))
     sides = (stride * x.shape[1], stride * x.shape[2])
     geometry = _Geometry(stride, tuple(padding), sides, kernel.shape[:2])
-    return _input_grad(geometry, x, kernel[::-1, ::-1].swapaxes(2, 3))
+    return _input_grad(geometry, x, turned)
 
 
 def _check(x: Array, kernel: Array, stride: int) -> None:
