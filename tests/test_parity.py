@@ -6,10 +6,10 @@ file has, from nothing but the file; an output that is not computed is a failure
 
 import numpy as np
 import pytest
-from parity import losses
+from parity import losses, ops, stylegan2
 from parity.golden import FILES, FOLDER, File
 
-FAMILIES = {**losses.FAMILIES}
+FAMILIES = {**losses.FAMILIES, **ops.FAMILIES, **stylegan2.FAMILIES}
 
 
 def family_of(stem: str) -> str | None:

@@ -8,6 +8,7 @@ the sum is what StyleGAN2 differentiates, too. The images are constants, and the
 can be differentiated with respect to whatever `score` closes over.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -19,6 +20,9 @@ from kd_jax.types import Array
 
 Score: TypeAlias = Callable[[Array], tuple[Array, Any]]
 """`images [B, H, W, C] -> (scores [B, ...], taps)`."""
+
+Synthesis: TypeAlias = Callable[[Array], tuple[Array, Any]]
+"""`styles [B, layers, style] -> (images [B, H, W, C], taps)`."""
 
 
 def r1(score: Score, real: Array) -> Array:
@@ -89,6 +93,38 @@ def gradient_penalty(
     positive = squares > 0
     norms = jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
     return (norms - norm) ** 2
+
+
+def path_lengths(synthesis: Synthesis, styles: Array, noise: Array) -> Array:
+    """How far an image moves with its styles, `||J^T y||` of random images y.
+
+    Karras et al. 2020 (StyleGAN2), eq. 4: the penalty is the squared distance of these lengths from
+    their running mean, with weight 2. Squares are summed over a style and averaged over the layers,
+    as in the authors' program.
+
+    Args:
+      synthesis: `[B, layers, style] -> (images [B, H, W, C], taps)`.
+      styles: `[B, layers, style]`; gradients pass through them, to the mapping.
+      noise: `[B, H, W, C]` standard normal numbers; it is divided by the root of H W here.
+
+    Returns:
+      `[B]`, >= 0, in pixel values per unit of style.
+
+    Raises:
+      ValueError: the noise has not the images' shape, or the styles are no `[B, layers, style]`.
+    """
+    if styles.ndim != 3:
+        raise ValueError(f"styles [B, layers, style] are needed, not {styles.shape}")
+
+    def projected(styles: Array) -> Array:
+        image, _ = synthesis(styles)
+        image, direction = same_shape(image=image, noise=noise)
+        return (image * direction).sum() / math.sqrt(image.shape[1] * image.shape[2])
+
+    gradient = jax.grad(projected)(styles)
+    squares = (gradient**2).sum(axis=2).mean(axis=1)
+    positive = squares > 0  # the root has no gradient at 0, of a generator that is constant
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
 def orthogonal(params: Any) -> Array:

@@ -16,7 +16,7 @@ from kd_jax.types import Array, Variables
 AVERAGES = "averages"
 """The collection of what training averages: `w_avg`, magnitudes."""
 
-LINEAR, LRELU = ACTIVATIONS["linear"], ACTIVATIONS["lrelu"]
+LINEAR = ACTIVATIONS["linear"]
 
 
 class Dense(nn.Module):
@@ -63,6 +63,7 @@ class Mapping(nn.Module):
       hidden: their width, the last one's aside; the style's length by default.
       embedding: the embedded condition's length; the style's length by default.
       lr_multiplier: of these layers.
+      activation: theirs, a name in `kd_jax.ops.ACTIVATIONS`.
       average_decay: of `w_avg`, in training.
     """
 
@@ -74,6 +75,7 @@ class Mapping(nn.Module):
     hidden: int | None = None
     embedding: int | None = None
     lr_multiplier: float = 0.01
+    activation: str = "lrelu"
     average_decay: float = 0.998
 
     @nn.compact
@@ -113,10 +115,11 @@ class Mapping(nn.Module):
                 f"the network is not conditional, but got a condition {condition.shape}"
             )
         w = jnp.concatenate(parts, axis=-1)
+        activation = ACTIVATIONS[self.activation]
         for index in range(self.depth):
             last = index == self.depth - 1
             width = self.style if last else self.hidden or self.style
-            w = Dense(width, LRELU, self.lr_multiplier, name=f"fc{index}")(w)
+            w = Dense(width, activation, self.lr_multiplier, name=f"fc{index}")(w)
         if self.layers is None:
             return w
         average = self.variable(AVERAGES, "w_avg", jnp.zeros, (self.style,))

@@ -119,7 +119,9 @@ def modulated_conv(
         itself and all styles together: Karras et al. 2021 (StyleGAN3), which changes nothing but
         the range of what is computed. Only where demodulated.
       input_gain: what x is to be multiplied by, after the norm was taken. A scalar or `[Cin]`.
-      up, down, padding: as in `conv_resample`.
+      up: as in `conv_resample`.
+      down: likewise.
+      padding: likewise.
       fused: whether to scale kernels, one convolution for each example.
 
     Returns:

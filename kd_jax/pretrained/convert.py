@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -77,9 +78,10 @@ class Tensors:
         """A linear layer's weight `[out, in]`, as `[in, out]`."""
         return jnp.asarray(self._of_rank(name, 2).T)
 
-    def kernel(self, name: str) -> Array:
-        """A convolution's weight `[out, in, h, w]`, as `[h, w, in, out]`."""
-        return jnp.asarray(self._of_rank(name, 4).transpose(2, 3, 1, 0))
+    def kernel(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
+        """A convolution's weight `[out, in, h, w]`, as `[h, w, in, out]`; `shape` is the latter."""
+        theirs = None if shape is None else (shape[3], shape[2], shape[0], shape[1])
+        return jnp.asarray(self._of_rank(name, 4, theirs).transpose(2, 3, 1, 0))
 
     def image(self, name: str) -> Array:
         """Features `[..., channels, height, width]`, as `[..., height, width, channels]`."""
@@ -97,8 +99,39 @@ class Tensors:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"not {self.what}: unknown tensors {', '.join(names[:3])}{more}")
 
-    def _of_rank(self, name: str, rank: int) -> np.ndarray:
-        value = self.take(name)
+    def _of_rank(self, name: str, rank: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        value = self.take(name, shape)
         if value.ndim != rank:
             raise ValueError(f"{self.what}: {name} has shape {value.shape}, not {rank} axes")
         return value
+
+
+def checked(what: str, converted: Converted, *inputs: Any) -> Converted:
+    """A conversion, once its variables are known to be those that the network makes for itself.
+
+    Args:
+      what: what it should be, for errors.
+      converted: the conversion.
+      *inputs: of the network, `jax.ShapeDtypeStruct`s. Nothing is computed.
+
+    Raises:
+      ValueError: a variable is missing, is one too many or has another shape; it is named.
+    """
+    wanted = _shapes(jax.eval_shape(converted.network.init, jax.random.key(0), *inputs))
+    found = _shapes(converted.variables)
+    for path in wanted | found:
+        if path not in found or path not in wanted:
+            state = "missing" if path not in found else "one too many"
+            raise ValueError(f"not {what}: {path} is {state}")
+        if wanted[path] != found[path]:
+            raise ValueError(
+                f"not {what}: {path} has shape {found[path]}; the others ask for {wanted[path]}"
+            )
+    return converted
+
+
+def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
+    }
