@@ -28,11 +28,9 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import harness, report
+from experiments import comparison, harness
 from kd_jax import data as kd_data
-from kd_jax import health, losses, sharding, students
-from kd_jax.evaluate import extractor, frechet, pictures
-from kd_jax.logs import read_jsonl
+from kd_jax import health, losses, students
 from kd_jax.models import dcgan, mlp
 from kd_jax.modes import data_free
 from kd_jax.network import Network
@@ -40,9 +38,6 @@ from kd_jax.objective import MakeInputs, Term, Terms, latents
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import make_train_step
 from kd_jax.types import Array, Batch, Variables
-
-ARMS = ("alone", "distilled")
-"""The two trainings of a student in each regime."""
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}
 
@@ -154,17 +149,8 @@ def build(config: ConfigDict) -> Task:
         raise ValueError(f"config.model={config.model!r} is not one of {', '.join(MODELS)}")
     if config.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"config.dtype={config.dtype!r} is neither float32 nor bfloat16")
-    if not config.seeds or not config.regimes:
-        raise ValueError("config.seeds and config.regimes need at least one entry each")
-    for name, every in (
-        ("evaluate", config.evaluate_every),
-        ("checkpoint", config.checkpoint_every),
-    ):
-        if config.log_every < 1 or every < 1 or every % config.log_every:
-            raise ValueError(
-                f"config.{name}_every={every} is not a multiple of config.log_every="
-                f"{config.log_every}"
-            )
+    if not config.regimes:
+        raise ValueError("config.regimes needs at least one entry")
     for name, regime in config.regimes.items():
         if regime.distilled.start not in ("", *STARTS):
             raise ValueError(
@@ -179,13 +165,7 @@ def build(config: ConfigDict) -> Task:
         harness.cache_dir() / "tfds",
         resize=config.data.resize,
     )
-    if source.num_classes < 2:
-        raise ValueError(
-            f"{source.name} has one class; the distance here is measured in the features of a "
-            "classifier, so at least two are needed (one sub-folder per class)"
-        )
-    if config.evaluate.samples < 2:
-        raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
+    comparison.check(config, source)
 
     def pair(sizes: ConfigDict) -> Pair:
         generators, discriminators = (
@@ -341,93 +321,19 @@ def recipe(
     )
 
 
-class Judge(NamedTuple):
-    """How generators are measured.
-
-    Attributes:
-      sample: `(network, variables) -> images` on the fixed latents and labels.
-      distance: of images to the real ones.
-      right: the share of images that the classifier gives the class asked for.
-      extractor: the name of the features.
-      samples, reference: N of generated and of real images.
-    """
-
-    sample: Callable[[Network, Variables], np.ndarray]
-    distance: Callable[[np.ndarray], float]
-    right: Callable[[np.ndarray], float]
-    extractor: str
-    samples: int
-    reference: int
-
-    def quality(self, network: Network) -> Callable[[Variables], Mapping[str, float]]:
-        """What is logged during training."""
-        return lambda variables: {"frechet": self.distance(self.sample(network, variables))}
-
-
-def make_judge(config: ConfigDict, source: kd_data.Source) -> Judge:
-    """Trains the classifier or finds it in the cache, and the moments of the real images."""
-    real = kd_data.arrays(source)
-    features = extractor.classifier_extractor(
-        real["image"],
-        real["label"],
-        name=config.data.source.partition(":")[0],
-        classes=source.num_classes,
-        cache=harness.cache_dir(),
-    )
-    reference = frechet.moments(features.features(real["image"]))
-    count = config.evaluate.samples
-    labels = np.arange(count, dtype=np.int32) % source.num_classes
-    z = jax.random.normal(jax.random.key(config.evaluate.seed), (count, config.latent))
-    apply = jax.jit(lambda network, v, *inputs: network.apply(v, *inputs)[0], static_argnums=0)
-
-    def sample(network: Network, variables: Variables) -> np.ndarray:
-        part = min(count, 256)
-        padded = np.arange(-(-count // part) * part) % count
-        images = [
-            np.asarray(apply(network, variables, z[chosen], labels[chosen]))
-            for chosen in np.split(padded, len(padded) // part)
-        ]
-        return np.concatenate(images)[:count]
-
-    return Judge(
-        sample=sample,
-        distance=lambda x: frechet.frechet_distance(
-            frechet.moments(features.features(x)), reference
-        ),
-        right=lambda x: float((features.logits(x).argmax(axis=1) == labels).mean()),
-        extractor=features.name,
-        samples=count,
-        reference=reference.examples,
-    )
-
-
 def main(config: ConfigDict, task: Task, workdir: Path) -> None:
     """Trains everything that is not trained yet, measures it, and writes the report."""
-    judge = make_judge(config, task.source)
+    judge = comparison.make_judge(config, task.source)
+    networks: dict[str, Network] = {}
     trained: dict[str, list[Variables]] = {}
     images: dict[str, int] = {}
 
     def run(name: str, seed: int, made: harness.Recipe, source: kd_data.Source) -> Variables:
-        batches = kd_data.batches(
-            source,
-            config.batch_size,
-            seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        network = (task.teacher if name == "teacher" else task.student).generator
-        variables = harness.train(
-            workdir / f"seed{seed}" / name,
-            made,
-            batches,
-            seed=seed,
-            configuration=config.to_dict(),
-            quality=judge.quality(network),
-            log_every=config.log_every,
-            evaluate_every=config.evaluate_every,
-            checkpoint_every=config.checkpoint_every,
-            mesh=task.mesh,
-            rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
+        networks[name] = (task.teacher if name == "teacher" else task.student).generator
+        quality = judge.quality(networks[name])
+        directory = workdir / f"seed{seed}" / name
+        variables = comparison.train(
+            config, directory, made, source, quality, seed, task.mesh
         ).generator
         trained.setdefault(name, []).append(variables)
         return variables
@@ -437,12 +343,22 @@ def main(config: ConfigDict, task: Task, workdir: Path) -> None:
         for regime, settings in config.regimes.items():
             few = kd_data.subset(task.source, fraction=settings.fraction, seed=seed)
             images[regime] = len(few)
-            for arm in ARMS:
+            for arm in comparison.ARMS:
                 run(
                     f"{regime}/{arm}", seed, student_recipe(config, task, regime, arm, teacher), few
                 )
 
-    _report(config, workdir, task, judge, trained, images)
+    comparison.write_report(
+        config,
+        workdir,
+        title="Distilling a generator of digits",
+        judge=judge,
+        source=task.source,
+        networks=networks,
+        trained=trained,
+        images=images,
+        inputs=task.inputs(jax.random.key(0), example_batch(config, task)).generator,
+    )
 
 
 def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Batch]:
@@ -452,7 +368,7 @@ def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Bat
     teacher = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *example.generator)
     recipes = {"teacher": teacher_recipe(config, task)}
     for regime in config.regimes:
-        for arm in ARMS:
+        for arm in comparison.ARMS:
             recipes[f"{regime}/{arm}"] = student_recipe(config, task, regime, arm, teacher)
     return recipes, batch
 
@@ -464,110 +380,6 @@ def example_batch(config: ConfigDict, task: Task) -> Batch:
         "image": np.zeros(shape, np.float32),
         "label": np.zeros(config.batch_size, np.int32),
     }
-
-
-def _report(
-    config: ConfigDict,
-    workdir: Path,
-    task: Task,
-    judge: Judge,
-    trained: Mapping[str, list[Variables]],
-    images: Mapping[str, int],
-) -> None:
-    networks = {
-        name: (task.teacher if name == "teacher" else task.student).generator for name in trained
-    }
-    samples = {
-        name: [judge.sample(networks[name], variables) for variables in versions]
-        for name, versions in trained.items()
-    }
-    distances = {name: [judge.distance(x) for x in xs] for name, xs in samples.items()}
-    inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
-    teacher_cost, student_cost = (
-        report.measure_cost(networks[name], trained[name][0], inputs)
-        for name in ("teacher", f"{next(iter(config.regimes))}/alone")
-    )
-    figures = {
-        "Samples": "samples.png",
-        "Quality during training": "quality.png",
-        "Losses": "losses.png",
-    }
-    text = report.write(
-        report.Report(
-            title="Distilling a generator of digits",
-            command=harness.command_line(),
-            extractor=judge.extractor,
-            samples=judge.samples,
-            reference=judge.reference,
-            classes_right={name: [judge.right(x) for x in xs] for name, xs in samples.items()},
-            teacher=teacher_cost,
-            student=student_cost,
-            regimes={
-                regime: report.Regime(
-                    images[regime],
-                    distances["teacher"],
-                    distances[f"{regime}/alone"],
-                    distances[f"{regime}/distilled"],
-                )
-                for regime in config.regimes
-            },
-            pictures=figures,
-            configuration=config.to_dict(),
-            environment=harness.environment(),
-        ),
-        workdir,
-    )
-    columns = min(20, judge.samples)
-    pictures.save_grid(
-        workdir / figures["Samples"],
-        {
-            "real": _real_examples(task.source, columns),
-            **{name: xs[0][:columns] for name, xs in samples.items()},
-        },
-    )
-    histories = {
-        name: [
-            read_jsonl(workdir / f"seed{seed}" / name / "metrics.jsonl") for seed in config.seeds
-        ]
-        for name in trained
-    }
-    pictures.save_curves(
-        workdir / figures["Quality during training"],
-        {"Frechet distance": _curves(histories, "quality/frechet")},
-    )
-    pictures.save_curves(
-        workdir / figures["Losses"],
-        {
-            "generator, adversarial": _curves(histories, "g/adversarial"),
-            "discriminator, adversarial": _curves(histories, "d/adversarial"),
-            "generator, towards the teacher's image": _curves(histories, "g/pixel"),
-        },
-    )
-    print(f"\n{text}")
-    print(f"report:   {workdir / 'report.md'}\nfigures:  {workdir / 'report.json'}")
-    for file in figures.values():
-        print(f"picture:  {workdir / file}")
-
-
-def _real_examples(source: kd_data.Source, count: int) -> np.ndarray:
-    """Real images of the classes that the samples' columns have."""
-    labels = source.read_labels()
-    chosen = [
-        np.flatnonzero(labels == column % source.num_classes)[column // source.num_classes]
-        for column in range(count)
-    ]
-    return np.stack([source[int(i)]["image"] for i in chosen])
-
-
-def _curves(histories: Mapping[str, Any], name: str) -> dict[str, tuple[list[float], list[float]]]:
-    """The mean over the seeds of one metric, for each training that has it."""
-    curves = {}
-    for training, runs in histories.items():
-        rows = [[row for row in run if name in row] for run in runs]
-        if rows[0]:
-            values = np.mean([[row[name] for row in run] for run in rows], axis=0)
-            curves[training] = ([row["step"] for row in rows[0]], values.tolist())
-    return curves
 
 
 EXPERIMENT = harness.Experiment(get_config, ("full", "demo", "tiny"), build, plan, main)

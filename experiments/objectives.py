@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import digits, harness, ways
+from experiments import comparison, digits, harness, ways
 from experiments.benchmarks import timing
 from kd_jax import data as kd_data
 from kd_jax import sharding
@@ -155,7 +155,7 @@ class Runner:
 
     def __init__(self, config: ConfigDict, task: digits.Task, workdir: Path):
         self.config, self.task, self.workdir = config, task, workdir
-        self.judge = digits.make_judge(config, task.source)
+        self.judge = comparison.make_judge(config, task.source)
         self._settings = {k: v for k, v in config.to_dict().items() if k not in FREE}
         self._teachers: dict[int, Teacher] = {}
 

@@ -71,7 +71,8 @@ class Report(NamedTuple):
       command: what reproduces it.
       extractor: whose features the distances are measured in, with its hash.
       samples, reference: N of generated and of real images.
-      classes_right: the share of samples the classifier gives the class asked for, per network.
+      classes_right: the share of samples the classifier gives the class asked for, per network;
+        empty where none is asked for.
       teacher, student: what they cost.
       regimes: the outcomes.
       pictures: file names, by caption.
@@ -160,12 +161,15 @@ def markdown(report: Report) -> str:
         "",
         f"Latency: median of {small.single.runs} calls after warming up (quartiles), on "
         f"{report.environment['device']}. Multiply-accumulates: of one image, half of XLA's FLOPs.",
-        "",
-        "## Is it the class that was asked for?",
-        "",
-        "| network | samples of the right class, by the same classifier |",
-        "|---|---:|",
     ]
+    if report.classes_right:
+        lines += [
+            "",
+            "## Is it the class that was asked for?",
+            "",
+            "| network | samples of the right class, by the same classifier |",
+            "|---|---:|",
+        ]
     for name, shares in report.classes_right.items():
         lines.append(f"| {name} | {100 * summarize(shares).mean:.1f}% |")
     for caption, file in report.pictures.items():

@@ -29,9 +29,16 @@ class Repeat(NamedTuple):
 
 
 class Reads(NamedTuple):
-    """An axis along which a kernel reads the channels: without these weights nothing uses them."""
+    """An axis along which a kernel reads the channels: without these weights nothing uses them.
+
+    Attributes:
+      axis: the entry.
+      equalized: whether the weights are used divided by the root of how many there are (Karras et
+        al. 2018); where some are dropped the others are made smaller, so that they count the same.
+    """
 
     axis: "Axis"
+    equalized: bool = False
 
 
 class Scales(NamedTuple):

@@ -134,6 +134,32 @@ class Checkpoints:
         self._manager.close()
 
 
+def save_generator(
+    directory: str | os.PathLike[str], variables: Variables, configuration: Mapping[str, Any]
+) -> None:
+    """A checkpoint of a generator alone, for `load_generator`: one that was not trained here.
+
+    Args:
+      directory: a new or an empty folder.
+      variables: the generator's.
+      configuration: what it is, as JSON values.
+
+    Raises:
+      CheckpointError: the folder is not empty.
+    """
+    folder = Path(directory).absolute()
+    if folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{directory} is not an empty folder")
+    with _quiet_orbax(), ocp.CheckpointManager(folder) as manager:
+        items = {
+            "generator": ocp.args.StandardSave(dict(variables)),
+            "meta": ocp.args.JsonSave({"step": 0, "configuration": dict(configuration)}),
+        }
+        manager.save(0, args=ocp.args.Composite(**items))
+        manager.wait_until_finished()
+        _write_manifest(folder / "0")
+
+
 def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
     """The averaged generator of the latest checkpoint, and the configuration it was trained with.
 

@@ -12,6 +12,7 @@ new architecture needs a description only.
 """
 
 import bisect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -226,8 +227,8 @@ def top_channels(scores: Scores, widths: Mapping[str, int]) -> dict[str, np.ndar
 def shrink(variables: Variables, axes: Axes, kept: Kept) -> Variables:
     """The variables with only the kept channels, in the order given, in every tensor they touch.
 
-    Values are not changed; keeping all is the identity. The arrays are new ones, so that donating
-    the student's does not delete the teacher's.
+    Values are not changed, but for those of equalized layers (`Reads`); keeping all is the
+    identity. The arrays are new ones, so that donating the student's does not delete the teacher's.
 
     Args:
       variables: the teacher's.
@@ -247,7 +248,10 @@ def shrink(variables: Variables, axes: Axes, kept: Kept) -> Variables:
         for index, axis in enumerate(axes[path_name(path)]):
             places = _places(axis, chosen, sizes)
             if places is not None:
+                before = leaf.shape[index]
                 leaf = jnp.take(leaf, places, axis=index)
+                if isinstance(axis, Reads) and axis.equalized:
+                    leaf = leaf * math.sqrt(len(places) / before)
         return leaf
 
     return jax.tree_util.tree_map_with_path(take, variables)

@@ -21,6 +21,7 @@ ALLOWED = {
     "state": {"types", "network", "objective"},
     "step": {"types", "network", "objective", "state"},
     "modes": {"types", "network", "objective", "state", "step"},
+    "augment": {"types", "checks", "ops", "network", "objective", "state", "step"},
     "weights": {"types", "objective"},
     "recipes": {"types", "losses", "network", "objective", "state", "weights"},
     "health": {"types", "objective", "state", "step"},
@@ -32,7 +33,7 @@ ALLOWED = {
     "loop": {"types"},
     "checkpoint": {"types", "state"},
     "evaluate": {"types", "network", "models"},
-    "pretrained": {"types", "network", "models", "ops"},
+    "pretrained": {"types", "network", "models", "ops", "evaluate", "checkpoint"},
     "students": {"types", "checks", "network", "channels", "evaluate"},
 }
 

@@ -31,6 +31,8 @@ def open_source(
       spec: which one:
         `digits`: scikit-learn's 1,797 handwritten digits of 8x8, 10 classes, enlarged to `size`
           (bicubic); written to `cache` as a TFDS dataset the first time.
+        `photos`: 64x64 patches of nine photographs of scikit-image and scikit-learn, made smaller
+          to `size`; `train` has six of them and `test` three others, labels are photographs.
         `folder:PATH`: the png, jpg, webp and bmp files of a folder, one class; or of its
           sub-folders, one class each, in the order of their names. All headers are read.
         `tfds:NAME`: a TFDS dataset, already prepared as array_record, with a feature `image` and
@@ -59,6 +61,10 @@ def open_source(
         from kd_jax.data.digits import open_digits
 
         source = open_digits(split, size, channels, cache)
+    elif spec == "photos":
+        from kd_jax.data.photos import open_photos
+
+        source = open_photos(split, size, channels, cache)
     elif kind == "folder" and argument:
         from kd_jax.data.folder import open_folder
 
@@ -68,5 +74,7 @@ def open_source(
 
         source = open_prepared(argument, split, size, channels, cache, resize)
     else:
-        raise ValueError(f"unknown data {spec!r}: did you mean digits, folder:PATH or tfds:NAME?")
+        raise ValueError(
+            f"unknown data {spec!r}: did you mean digits, photos, folder:PATH or tfds:NAME?"
+        )
     return remember(source)

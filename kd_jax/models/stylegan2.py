@@ -230,7 +230,7 @@ def generator_axes(variables: Variables) -> Axes:
             if name not in block:
                 continue
             layer = f"params/synthesis/b{side}/{name}"
-            axes[f"{layer}/weight"] = (None, None, Reads(reads), writes)
+            axes[f"{layer}/weight"] = (None, None, Reads(reads, equalized=True), writes)
             axes[f"{layer}/bias"] = (writes,)
             axes[f"{layer}/affine/weight"] = (None, reads)
             axes[f"{layer}/affine/bias"] = (Scales(reads),)
@@ -238,7 +238,12 @@ def generator_axes(variables: Variables) -> Axes:
                 axes[f"{layer}/noise_strength"] = ()
             reads = writes or reads
         if "skip" in block:
-            axes[f"params/synthesis/b{side}/skip/weight"] = (None, None, Reads(before), group)
+            axes[f"params/synthesis/b{side}/skip/weight"] = (
+                None,
+                None,
+                Reads(before, equalized=True),
+                group,
+            )
         before = group
     group_widths(variables, axes)
     return axes
@@ -274,20 +279,23 @@ def discriminator_axes(variables: Variables) -> Axes:
         if side == SMALLEST:
             extra = block["conv"]["weight"].shape[2] - _width_before(params)
             reads: Axis = (group, extra) if extra else group
-            axes[f"{layer}/conv/weight"] = (None, None, Reads(reads), "conv")
+            axes[f"{layer}/conv/weight"] = (None, None, Reads(reads, equalized=True), "conv")
             axes[f"{layer}/conv/bias"] = ("conv",)
-            axes[f"{layer}/fc/weight"] = (Reads(Repeat("conv", SMALLEST**2)), "features")
+            axes[f"{layer}/fc/weight"] = (
+                Reads(Repeat("conv", SMALLEST**2), equalized=True),
+                "features",
+            )
             axes[f"{layer}/fc/bias"] = ("features",)
-            axes[f"{layer}/out/weight"] = (Reads("features"), None)
+            axes[f"{layer}/out/weight"] = (Reads("features", equalized=True), None)
             axes[f"{layer}/out/bias"] = (None,)
             continue
         inner = f"{side}x{side}/conv0"
-        axes[f"{layer}/conv0/weight"] = (None, None, Reads(group), inner)
+        axes[f"{layer}/conv0/weight"] = (None, None, Reads(group, equalized=True), inner)
         axes[f"{layer}/conv0/bias"] = (inner,)
-        axes[f"{layer}/conv1/weight"] = (None, None, Reads(inner), after)
+        axes[f"{layer}/conv1/weight"] = (None, None, Reads(inner, equalized=True), after)
         axes[f"{layer}/conv1/bias"] = (after,)
         if "skip" in block:
-            axes[f"{layer}/skip/weight"] = (None, None, Reads(group), after)
+            axes[f"{layer}/skip/weight"] = (None, None, Reads(group, equalized=True), after)
     group_widths(variables, axes)
     return axes
 

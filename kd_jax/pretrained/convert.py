@@ -21,11 +21,13 @@ class Converted(NamedTuple):
       network: made for the configuration.
       variables: float32 arrays.
       config: what was read from the file: the keyword arguments of the network's factory.
+      inputs: the shapes of the network's inputs for one example.
     """
 
     network: Network
     variables: Variables
     config: Mapping[str, Any]
+    inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
 
 
 class Tensors:
@@ -68,7 +70,7 @@ class Tensors:
             raise ValueError(f"{self.what}: {name} has shape {found} instead of {tuple(shape)}")
         self.left.pop(name, None)
         value = self.found[name]
-        return value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
+        return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def vector(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
         """A bias, a scale, a buffer: in the layout it has."""
@@ -106,13 +108,16 @@ class Tensors:
         return value
 
 
-def checked(what: str, converted: Converted, *inputs: Any) -> Converted:
+def checked(what: str, converted: Converted, *inputs: jax.ShapeDtypeStruct) -> Converted:
     """A conversion, once its variables are known to be those that the network makes for itself.
 
     Args:
       what: what it should be, for errors.
       converted: the conversion.
-      *inputs: of the network, `jax.ShapeDtypeStruct`s. Nothing is computed.
+      *inputs: of the network for one example. Nothing is computed.
+
+    Returns:
+      The conversion with its inputs.
 
     Raises:
       ValueError: a variable is missing, is one too many or has another shape; it is named.
@@ -127,7 +132,7 @@ def checked(what: str, converted: Converted, *inputs: Any) -> Converted:
             raise ValueError(
                 f"not {what}: {path} has shape {found[path]}; the others ask for {wanted[path]}"
             )
-    return converted
+    return converted._replace(inputs=inputs)
 
 
 def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:

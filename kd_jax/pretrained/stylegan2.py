@@ -107,7 +107,8 @@ def generator(found: StateDict, **overrides: Any) -> Converted:
     filters = []
     before = widths[SMALLEST]
     for side in sides:
-        block, name = {}, f"synthesis.b{side}"
+        name = f"synthesis.b{side}"
+        block: dict[str, Any] = {}
         if side == SMALLEST:
             block["const"] = given.image(f"{name}.const")
         for part in ("conv0", "conv1"):
@@ -121,21 +122,21 @@ def generator(found: StateDict, **overrides: Any) -> Converted:
                 "bias": given.vector(f"{layer}.bias", (before,)),
                 "affine": _dense(given, f"{layer}.affine"),
             }
-            filters.append(given.take(f"{layer}.resample_filter"))
+            filters += _filters(given, layer)
             if noise:
                 block[part]["noise_strength"] = given.vector(f"{layer}.noise_strength", ())
                 constant = given.vector(f"{layer}.noise_const", (side, side))
                 constants.setdefault(f"b{side}", {})[part] = {"noise_const": constant}
         if f"{name}.skip.weight" in given:
             block["skip"] = {"weight": given.kernel(f"{name}.skip.weight")}
-            filters.append(given.take(f"{name}.skip.resample_filter"))
+            filters += _filters(given, f"{name}.skip")
         if f"{name}.torgb.weight" in given:
             block["torgb"] = {
                 "weight": given.kernel(f"{name}.torgb.weight"),
                 "bias": given.vector(f"{name}.torgb.bias"),
                 "affine": _dense(given, f"{name}.torgb.affine"),
             }
-        filters.append(given.take(f"{name}.resample_filter"))
+        filters += _filters(given, name)
         params[f"b{side}"] = block
     average = given.vector("mapping.w_avg", (style,))
     config = {
@@ -200,12 +201,11 @@ def discriminator(found: StateDict, **overrides: Any) -> Converted:
             block[part] = {"weight": given.kernel(f"{name}.weight")}
             if part != "skip":
                 block[part]["bias"] = given.vector(f"{name}.bias")
-            filters.append(given.take(f"{name}.resample_filter"))
+            filters += _filters(given, name)
         if side == SMALLEST:
             block["fc"] = _dense_of_image(given, "b4.fc", widths[SMALLEST])
             block["out"] = _dense(given, "b4.out")
-        if f"b{side}.resample_filter" in given:
-            filters.append(given.take(f"b{side}.resample_filter"))
+        filters += _filters(given, f"b{side}")
         params[f"b{side}"] = block
     config = {
         "size": size,
@@ -384,7 +384,7 @@ def _made(
     what: str, network: Network, variables: Any, config: dict[str, Any], inputs: list[Any]
 ) -> Converted:
     if config.get("classes"):
-        inputs.append(jax.ShapeDtypeStruct((1, config["classes"]), jnp.float32))
+        inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
     return checked(what, Converted(network, variables, config), *inputs)
 
 
@@ -424,10 +424,16 @@ def _mapping(
     return {**found, **options}, params
 
 
+def _filters(given: Tensors, name: str) -> list[np.ndarray]:
+    """A layer's filter, if the file has it."""
+    name = f"{name}.resample_filter"
+    return [given.take(name)] if name in given else []
+
+
 def _one_filter(what: str, filters: list[np.ndarray]) -> tuple:
     """The filter that all layers have, whatever its gain."""
     if not filters:
-        return (1.0,)
+        return (1, 3, 3, 1)  # the authors' default
     normal = [np.asarray(taps, np.float64) / np.sum(taps, dtype=np.float64) for taps in filters]
     for taps in normal:
         if taps.shape != normal[0].shape or np.abs(taps - normal[0]).max() > 1e-6:

@@ -172,23 +172,23 @@ def test_losing_the_race_for_the_cache_is_no_error(tmp_path, monkeypatch):
 
 
 def test_a_write_cut_short_leaves_nothing_behind(tmp_path, monkeypatch):
-    from kd_jax.data import digits
+    from kd_jax.data import digits, embedded
 
     with monkeypatch.context() as patch:
         patch.setattr(Image.Image, "save", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            digits.prepare(tmp_path)
+            embedded.prepare(digits.Digits, tmp_path)
     assert [f for f in tmp_path.rglob("*") if f.is_file() or f.name.startswith(".")] == []
     assert len(open_source("digits", "train", 8, 1, tmp_path)) == 1797
 
 
 def test_preparing_leaves_nothing_in_the_temporary_folder(tmp_path, monkeypatch):
-    from kd_jax.data import digits
+    from kd_jax.data import digits, embedded
 
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    digits.prepare(tmp_path / "cache")
+    embedded.prepare(digits.Digits, tmp_path / "cache")
     assert list(temporary.iterdir()) == []
 
 
@@ -559,7 +559,7 @@ def test_a_folders_fingerprint_is_of_its_content(tmp_path):
 
 @pytest.mark.parametrize("spec", ["digit", "tfds", "folder:", "mnist", "data/photos"])
 def test_an_unknown_kind_is_refused(spec):
-    expected = f"unknown data '{spec}': did you mean digits, folder:PATH or tfds:NAME?"
+    expected = f"unknown data '{spec}': did you mean digits, photos, folder:PATH or tfds:NAME?"
     with pytest.raises(ValueError, match=expected.replace("?", r"\?")):
         open_source(spec, "train", 8, 1)
 

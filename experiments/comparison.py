@@ -1,0 +1,274 @@
+"""One teacher, a student alone and the same student distilled, in one or more regimes.
+
+What experiments of this shape share: how generators are measured, how one of them is trained, and
+the report. A configuration has the sections `seeds`, `latent`, `batch_size`, `data`, `evaluate`,
+`mesh`, `log_every`, `evaluate_every` and `checkpoint_every`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from experiments import harness, report
+from kd_jax import data as kd_data
+from kd_jax import sharding
+from kd_jax.evaluate import extractor, frechet, pictures
+from kd_jax.logs import read_jsonl
+from kd_jax.network import Network
+from kd_jax.state import Teacher
+from kd_jax.types import Variables
+
+ARMS = ("alone", "distilled")
+"""The two trainings of a student in each regime."""
+
+
+def check(config: ConfigDict, source: kd_data.Source) -> None:
+    """Refuses settings that every such experiment refuses.
+
+    Raises:
+      ValueError: one line.
+    """
+    if not config.seeds:
+        raise ValueError("config.seeds needs at least one entry")
+    for name, every in (
+        ("evaluate", config.evaluate_every),
+        ("checkpoint", config.checkpoint_every),
+    ):
+        if config.log_every < 1 or every < 1 or every % config.log_every:
+            raise ValueError(
+                f"config.{name}_every={every} is not a multiple of config.log_every="
+                f"{config.log_every}"
+            )
+    if source.num_classes < 2:
+        raise ValueError(
+            f"{source.name} has one class; the distance here is measured in the features of a "
+            "classifier, so at least two are needed (one sub-folder per class)"
+        )
+    if config.evaluate.samples < 2:
+        raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
+
+
+class Judge(NamedTuple):
+    """How generators are measured.
+
+    Attributes:
+      sample: `(network, variables) -> images` on the fixed latents and labels.
+      distance: of images to the real ones.
+      right: the share of images that the classifier gives the class asked for.
+      extractor: the name of the features.
+      samples, reference: N of generated and of real images.
+    """
+
+    sample: Callable[[Network, Variables], np.ndarray]
+    distance: Callable[[np.ndarray], float]
+    right: Callable[[np.ndarray], float]
+    extractor: str
+    samples: int
+    reference: int
+
+    def quality(self, network: Network) -> Callable[[Variables], Mapping[str, float]]:
+        """What is logged during training."""
+        return lambda variables: {"frechet": self.distance(self.sample(network, variables))}
+
+
+def make_judge(config: ConfigDict, source: kd_data.Source, conditional: bool = True) -> Judge:
+    """Trains the classifier or finds it in the cache, and the moments of the real images.
+
+    Args:
+      config: the configuration.
+      source: the real images.
+      conditional: whether the generators take labels beside the latents.
+    """
+    real = kd_data.arrays(source)
+    features = extractor.classifier_extractor(
+        real["image"],
+        real["label"],
+        name=config.data.source.partition(":")[0],
+        classes=source.num_classes,
+        cache=harness.cache_dir(),
+    )
+    reference = frechet.moments(features.features(real["image"]))
+    count = config.evaluate.samples
+    labels = np.arange(count, dtype=np.int32) % source.num_classes
+    z = jax.random.normal(jax.random.key(config.evaluate.seed), (count, config.latent))
+    condition = (labels,) if conditional else ()
+    apply = jax.jit(lambda network, v, *inputs: network.apply(v, *inputs)[0], static_argnums=0)
+
+    def sample(network: Network, variables: Variables) -> np.ndarray:
+        part = min(count, 256)
+        padded = np.arange(-(-count // part) * part) % count
+        images = [
+            np.asarray(apply(network, variables, z[chosen], *(x[chosen] for x in condition)))
+            for chosen in np.split(padded, len(padded) // part)
+        ]
+        return np.concatenate(images)[:count]
+
+    return Judge(
+        sample=sample,
+        distance=lambda x: frechet.frechet_distance(
+            frechet.moments(features.features(x)), reference
+        ),
+        right=lambda x: float((features.logits(x).argmax(axis=1) == labels).mean()),
+        extractor=features.name,
+        samples=count,
+        reference=reference.examples,
+    )
+
+
+def train(
+    config: ConfigDict,
+    directory: Path,
+    made: harness.Recipe,
+    source: kd_data.Source,
+    quality: Callable[[Variables], Mapping[str, float]],
+    seed: int,
+    mesh: Mesh,
+) -> Teacher:
+    """Trains one generator, or finds it trained; what it can teach."""
+    batches = kd_data.batches(
+        source,
+        config.batch_size,
+        seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return harness.train(
+        directory,
+        made,
+        batches,
+        seed=seed,
+        configuration=config.to_dict(),
+        quality=quality,
+        log_every=config.log_every,
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        mesh=mesh,
+        rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
+    )
+
+
+def write_report(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    title: str,
+    judge: Judge,
+    source: kd_data.Source,
+    networks: Mapping[str, Network],
+    trained: Mapping[str, list[Variables]],
+    images: Mapping[str, int],
+    inputs: Sequence[Any],
+    conditional: bool = True,
+) -> None:
+    """Measures everything that was trained, writes `report.md` and its pictures, and prints it.
+
+    Args:
+      config: the configuration.
+      workdir: the run's folder.
+      title: of the page.
+      judge: how generators are measured.
+      source: the real images.
+      networks: by the trainings' names: `teacher`, `REGIME/alone`, `REGIME/distilled`.
+      trained: the variables, one for each seed.
+      images: how many images each regime has.
+      inputs: a batch of the generators' inputs.
+      conditional: whether they are made for classes that were asked for.
+    """
+    samples = {
+        name: [judge.sample(networks[name], variables) for variables in versions]
+        for name, versions in trained.items()
+    }
+    distances = {name: [judge.distance(x) for x in xs] for name, xs in samples.items()}
+    teacher_cost, student_cost = (
+        report.measure_cost(networks[name], trained[name][0], inputs)
+        for name in ("teacher", f"{next(iter(images))}/{ARMS[0]}")
+    )
+    figures = {
+        "Samples": "samples.png",
+        "Quality during training": "quality.png",
+        "Losses": "losses.png",
+    }
+    text = report.write(
+        report.Report(
+            title=title,
+            command=harness.command_line(),
+            extractor=judge.extractor,
+            samples=judge.samples,
+            reference=judge.reference,
+            classes_right={
+                name: [judge.right(x) for x in xs] for name, xs in samples.items() if conditional
+            },
+            teacher=teacher_cost,
+            student=student_cost,
+            regimes={
+                regime: report.Regime(
+                    images[regime],
+                    distances["teacher"],
+                    distances[f"{regime}/alone"],
+                    distances[f"{regime}/distilled"],
+                )
+                for regime in images
+            },
+            pictures=figures,
+            configuration=config.to_dict(),
+            environment=harness.environment(),
+        ),
+        workdir,
+    )
+    columns = min(20, judge.samples)
+    pictures.save_grid(
+        workdir / figures["Samples"],
+        {
+            "real": _real_examples(source, columns),
+            **{name: xs[0][:columns] for name, xs in samples.items()},
+        },
+    )
+    histories = {
+        name: [
+            read_jsonl(workdir / f"seed{seed}" / name / "metrics.jsonl") for seed in config.seeds
+        ]
+        for name in trained
+    }
+    pictures.save_curves(
+        workdir / figures["Quality during training"],
+        {"Frechet distance": _curves(histories, "quality/frechet")},
+    )
+    pictures.save_curves(
+        workdir / figures["Losses"],
+        {
+            "generator, adversarial": _curves(histories, "g/adversarial"),
+            "discriminator, adversarial": _curves(histories, "d/adversarial"),
+            "generator, towards the teacher's image": _curves(histories, "g/pixel"),
+        },
+    )
+    print(f"\n{text}")
+    print(f"report:   {workdir / 'report.md'}\nfigures:  {workdir / 'report.json'}")
+    for file in figures.values():
+        print(f"picture:  {workdir / file}")
+
+
+def _real_examples(source: kd_data.Source, count: int) -> np.ndarray:
+    """Real images of the classes that the samples' columns have."""
+    labels = source.read_labels()
+    classes = np.unique(labels)  # a part of the data may lack some
+    chosen = [
+        np.flatnonzero(labels == classes[column % len(classes)])[column // len(classes)]
+        for column in range(count)
+    ]
+    return np.stack([source[int(i)]["image"] for i in chosen])
+
+
+def _curves(histories: Mapping[str, Any], name: str) -> dict[str, tuple[list[float], list[float]]]:
+    """The mean over the seeds of one metric, for each training that has it."""
+    curves = {}
+    for training, runs in histories.items():
+        rows = [[row for row in run if name in row] for run in runs]
+        if rows[0]:
+            values = np.mean([[row[name] for row in run] for run in rows], axis=0)
+            curves[training] = ([row["step"] for row in rows[0]], values.tolist())
+    return curves

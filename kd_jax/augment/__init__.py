@@ -1,0 +1,49 @@
+"""What a discriminator is shown in the place of the images, so that few of them last longer.
+
+Both players see augmented images, and the augmentation is differentiated through:
+
+    discriminator = augmented(discriminator, diff_augment)      # DiffAugment, Zhao et al. 2020
+
+    discriminator = adaptive(discriminator)                     # ADA, Karras et al. 2020
+    d_terms["overfitting"] = overfitting()
+    step = adapt(make_train_step(...))
+"""
+
+from kd_jax.augment.ada import (
+    BG,
+    BGC,
+    BGCF,
+    BGCFN,
+    BGCFNC,
+    BLIT,
+    COLOR,
+    CUTOUT,
+    FILTER,
+    GEOM,
+    NOISE,
+    Settings,
+    augment_pipe,
+)
+from kd_jax.augment.adaptive import adapt, adaptive, augmented, overfitting
+from kd_jax.augment.diff import diff_augment
+
+__all__ = [
+    "BG",
+    "BGC",
+    "BGCF",
+    "BGCFN",
+    "BGCFNC",
+    "BLIT",
+    "COLOR",
+    "CUTOUT",
+    "FILTER",
+    "GEOM",
+    "NOISE",
+    "Settings",
+    "adapt",
+    "adaptive",
+    "augment_pipe",
+    "augmented",
+    "diff_augment",
+    "overfitting",
+]

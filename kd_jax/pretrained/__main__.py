@@ -1,0 +1,106 @@
+"""What a published weight file is, eight of its images, and a checkpoint of its network.
+
+    python -m kd_jax.pretrained FILE --out DIR
+
+Prints the networks in the file, and of the chosen one the configuration and the parameters' count.
+Writes `DIR/samples.png` (of a generator) and `DIR/checkpoint`, an Orbax checkpoint of the variables
+that `kd_jax.checkpoint.load_generator` reads. Exits with 2 where the file is refused.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax import checkpoint
+from kd_jax.evaluate import cost, pictures
+from kd_jax.pretrained.convert import Converted
+from kd_jax.pretrained.published import choose, convert, parts
+
+SAMPLES = 8
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Reads, prints and writes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kd_jax.pretrained", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument("file", help="a .pkl, .pt, .pth or .safetensors file")
+    parser.add_argument("--out", help="a new folder for samples and a checkpoint")
+    parser.add_argument(
+        "--part", help="which network of the file; the averaged generator if absent"
+    )
+    parser.add_argument("--truncation", type=float, help="psi, of networks that truncate")
+    parser.add_argument("--seed", type=int, default=0, help="of the latents")
+    args = parser.parse_args(arguments)
+    try:
+        out = None if args.out is None else _new_folder(Path(args.out))
+        found = parts(args.file)
+        name = choose(args.file, found, args.part)
+        converted = convert(args.file, found[name])
+        images = None
+        if found[name].generates and out is not None:
+            images = _samples(converted, args.seed, args.truncation)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    for other, part in found.items():
+        print(f"{'*' if other == name else ' '} {other}: {part.kind}")
+    for key, value in converted.config.items():
+        print(f"    {key}: {value}")
+    print(f"    parameters: {cost.parameter_count(converted.variables):,}")
+    if out is None:
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    if images is not None:
+        pictures.save_grid(out / "samples.png", {name: images}, scale=1)
+        print(f"wrote {out / 'samples.png'}")
+    settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
+    checkpoint.save_generator(out / "checkpoint", converted.variables, settings)
+    print(f"wrote {out / 'checkpoint'}")
+
+
+def _new_folder(out: Path) -> Path:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} is not a new or an empty folder")
+    return out
+
+
+def _samples(converted: Converted, seed: int, truncation: float | None) -> np.ndarray:
+    """`[SAMPLES, H, W, C]`, one at a time: the networks may be large."""
+    options: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
+    apply = jax.jit(
+        lambda variables, *inputs: converted.network.apply(variables, *inputs, **options)[0]
+    )
+    images = []
+    for index in range(SAMPLES):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        inputs = []
+        for number, like in enumerate(converted.inputs):
+            one = jax.random.fold_in(key, number)
+            if jnp.issubdtype(like.dtype, jnp.integer):
+                classes = int(converted.config["classes"])
+                inputs.append(jax.random.randint(one, like.shape, 0, classes, like.dtype))
+            else:
+                inputs.append(jax.random.normal(one, like.shape, like.dtype))
+        images.append(np.asarray(apply(converted.variables, *inputs)))
+    return np.concatenate(images)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+if __name__ == "__main__":
+    main()
