@@ -6,22 +6,26 @@ the report. A configuration has the sections `seeds`, `latent`, `batch_size`, `d
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax import sharding
+from kd_jax import health, sharding
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
-from kd_jax.network import Network
-from kd_jax.state import Teacher
-from kd_jax.types import Variables
+from kd_jax.network import Network, disconnect
+from kd_jax.objective import MakeInputs
+from kd_jax.state import Networks, Pair, Teacher, init_state
+from kd_jax.step import make_train_step
+from kd_jax.types import Array, Batch, Variables
 
 ARMS = ("alone", "distilled")
 """The two trainings of a student in each regime."""
@@ -150,6 +154,145 @@ def train(
         mesh=mesh,
         rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
     )
+
+
+def recipe(
+    config: ConfigDict,
+    nets: Networks,
+    terms: Pair,
+    optimizers: Pair,
+    inputs: MakeInputs,
+    steps: int,
+    teacher: Teacher | None = None,
+    start: Mapping[str, Variables] | None = None,
+) -> harness.Recipe:
+    """The alternating step of these networks and terms, with an average that warms up.
+
+    Args:
+      config: the configuration; `ema` and `health` of it.
+      nets: the networks.
+      terms: a `Pair` of dicts of terms.
+      optimizers: a `Pair` of optax transformations.
+      inputs: the task.
+      steps: how many to take.
+      teacher: the frozen variables.
+      start: what the players begin with.
+    """
+
+    def average(step: Array) -> Array:
+        return jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
+
+    parts: dict[str, Any] = {
+        "nets": nets,
+        "optimizers": optimizers,
+        "g_terms": terms.generator,
+        "d_terms": terms.discriminator,
+        "inputs": inputs,
+    }
+    return harness.Recipe(
+        init=partial(init_state, **parts, start=start),
+        step=make_train_step(**parts, ema=average),
+        teacher=teacher,
+        steps=steps,
+        probe=health.probe(**parts) if config.health else None,
+    )
+
+
+def example_batch(config: ConfigDict, source: kd_data.Source) -> Batch:
+    """A batch of zeros, for its shapes."""
+    shape = (config.batch_size, *source.image_shape)
+    return {
+        "image": np.zeros(shape, np.float32),
+        "label": np.zeros(config.batch_size, np.int32),
+    }
+
+
+class Lesson(NamedTuple):
+    """One teacher and one student, with all images.
+
+    Attributes:
+      source: the images.
+      teacher, student: the generators.
+      given: the teacher's variables, where they come from a file.
+      teacher_recipe: how it is trained otherwise.
+      student_recipe: `(arm, teacher) -> recipe` of each of `ARMS`.
+      inputs: the task.
+      mesh: where to train.
+      conditional: whether the generators take labels beside the latents.
+    """
+
+    source: kd_data.Source
+    teacher: Network
+    student: Network
+    given: Teacher | None
+    teacher_recipe: Callable[[], harness.Recipe]
+    student_recipe: Callable[[str, Teacher], harness.Recipe]
+    inputs: MakeInputs
+    mesh: Mesh
+    conditional: bool
+
+
+REGIME = "all"
+"""What a lesson's only regime is called."""
+
+
+def teach(config: ConfigDict, lesson: Lesson, workdir: Path, title: str) -> None:
+    """Trains everything that is not trained yet, measures it, and writes the report.
+
+    Args:
+      config: the configuration.
+      lesson: what to do.
+      workdir: the run's folder.
+      title: the report's.
+    """
+    judge = make_judge(config, lesson.source, lesson.conditional)
+    trained: dict[str, list[Variables]] = {}
+    networks = {"teacher": lesson.teacher}
+
+    def run(name: str, seed: int, made: harness.Recipe) -> Teacher:
+        def quality(variables: Variables) -> Mapping[str, float]:
+            return judge.quality(networks[name])(disconnect(variables))
+
+        directory = workdir / f"seed{seed}" / name
+        source, mesh = lesson.source, lesson.mesh
+        return train(config, directory, made, source, quality, seed, mesh)
+
+    for seed in config.seeds:
+        teacher = lesson.given or run("teacher", seed, lesson.teacher_recipe())
+        trained.setdefault("teacher", []).append(teacher.generator)
+        for arm in ARMS:
+            name = f"{REGIME}/{arm}"
+            networks[name] = lesson.student
+            learnt = run(name, seed, lesson.student_recipe(arm, teacher)).generator
+            trained.setdefault(name, []).append(disconnect(learnt))
+    write_report(
+        config,
+        workdir,
+        title=title,
+        judge=judge,
+        source=lesson.source,
+        networks=networks,
+        trained=trained,
+        images={REGIME: len(lesson.source)},
+        inputs=lesson.inputs(jax.random.key(0), example_batch(config, lesson.source)).generator,
+        conditional=lesson.conditional,
+    )
+
+
+def plan(
+    config: ConfigDict, lesson: Lesson, teacher: Teacher
+) -> tuple[dict[str, harness.Recipe], Batch]:
+    """Every training of a lesson, for the dry run.
+
+    Args:
+      config: the configuration.
+      lesson: what would be done.
+      teacher: zeros in the place of its variables.
+    """
+    found = {} if lesson.given else {"teacher": lesson.teacher_recipe()}
+    for arm in ARMS:
+        found[f"{REGIME}/{arm}"] = lesson.student_recipe(arm, teacher)
+    return found, example_batch(config, lesson.source)
 
 
 def write_report(

@@ -19,24 +19,22 @@ Hardware and results: two CPU cores; the table in README.md.
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import comparison, harness
 from kd_jax import data as kd_data
-from kd_jax import health, losses, students
+from kd_jax import losses, students
 from kd_jax.models import dcgan, mlp
 from kd_jax.modes import data_free
 from kd_jax.network import Network
 from kd_jax.objective import MakeInputs, Term, Terms, latents
-from kd_jax.state import Networks, Pair, Teacher, init_state
-from kd_jax.step import make_train_step
+from kd_jax.state import Networks, Pair, Teacher
 from kd_jax.types import Array, Batch, Variables
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}
@@ -296,29 +294,15 @@ def recipe(
     teacher: Teacher | None = None,
     start: Mapping[str, Variables] | None = None,
 ) -> harness.Recipe:
-    """The alternating step of these networks and terms, with Adam and an average that warms up."""
+    """The alternating step of these networks and terms, with Adam of a decaying rate."""
 
     def adam(rate: float) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(rate, steps, config.final_rate)
         return optax.adam(schedule, b1=0.0, b2=0.99)  # no momentum: Karras et al. 2018, appendix A
 
-    def average(step: Array) -> Array:
-        return jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
-
-    parts: dict[str, Any] = {
-        "nets": nets,
-        "optimizers": Pair(adam(rates.g_rate), adam(rates.d_rate)),
-        "g_terms": g_terms,
-        "d_terms": d_terms,
-        "inputs": task.inputs,
-    }
-    return harness.Recipe(
-        init=partial(init_state, **parts, start=start),
-        step=make_train_step(**parts, ema=average),
-        teacher=teacher,
-        steps=steps,
-        probe=health.probe(**parts) if config.health else None,
-    )
+    optimizers = Pair(adam(rates.g_rate), adam(rates.d_rate))
+    terms = Pair(g_terms, d_terms)
+    return comparison.recipe(config, nets, terms, optimizers, task.inputs, steps, teacher, start)
 
 
 def main(config: ConfigDict, task: Task, workdir: Path) -> None:
@@ -375,11 +359,7 @@ def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Bat
 
 def example_batch(config: ConfigDict, task: Task) -> Batch:
     """A batch of zeros, for its shapes."""
-    shape = (config.batch_size, *task.source.image_shape)
-    return {
-        "image": np.zeros(shape, np.float32),
-        "label": np.zeros(config.batch_size, np.int32),
-    }
+    return comparison.example_batch(config, task.source)
 
 
 EXPERIMENT = harness.Experiment(get_config, ("full", "demo", "tiny"), build, plan, main)

@@ -29,25 +29,21 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import comparison, harness
 from kd_jax import data as kd_data
-from kd_jax import health, latent, pretrained, recipes, students
+from kd_jax import latent, pretrained, recipes, students
 from kd_jax.models import stylegan1, stylegan2
 from kd_jax.modes import data_free
-from kd_jax.network import Network, connect_to, disconnect
+from kd_jax.network import Network, connect_to
 from kd_jax.objective import MakeInputs, latents
-from kd_jax.state import Networks, Pair, Teacher, init_state
-from kd_jax.step import make_train_step
+from kd_jax.state import Networks, Pair, Teacher
 from kd_jax.types import Array, Batch, Variables
 
 STUDENTS = {"stylegan2": stylegan2, "stylegan1": stylegan1}
-
-REGIME = "all"
 
 
 def get_config(preset: str = "small") -> ConfigDict:
@@ -189,8 +185,6 @@ def build(config: ConfigDict) -> Task:
         config.data.size, **style, **_widths(config.student_network), **options
     )
     inputs = latents(config.latent, conditional=False)
-    z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
-    shapes = jax.eval_shape(teacher.init, jax.random.key(0), z) if given is None else given
     task = Task(
         source,
         Pair(teacher, judge()),
@@ -199,7 +193,7 @@ def build(config: ConfigDict) -> Task:
         inputs,
         harness.mesh(config.mesh, config.batch_size),
     )
-    start(config, task, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+    start(config, task, zeros(config, task))
     return task
 
 
@@ -266,13 +260,11 @@ def teacher_recipe(config: ConfigDict, task: Task) -> harness.Recipe:
     return recipe(config, task, nets, adversarial(config), config.teacher_network.steps)
 
 
-def student_recipe(
-    config: ConfigDict, task: Task, arm: str, teacher: Variables | None
-) -> harness.Recipe:
+def student_recipe(config: ConfigDict, task: Task, arm: str, teacher: Variables) -> harness.Recipe:
     """The student learns from the images, alone or from the teacher too."""
     steps, game = config.student_network.steps, adversarial(config)
     nets = Networks(*task.student)
-    if arm == "alone" or teacher is None:
+    if arm == "alone":
         return recipe(config, task, nets, game, steps)
     settings = config.distilled
     nets = nets._replace(generator=distilled_student(config, task), teacher=task.teacher.generator)
@@ -336,85 +328,42 @@ def recipe(
         adam = recipes.lazy_adam(config.rate, every)
         return optax.chain(adam, optax.scale_by_schedule(decay))
 
-    def average(step: Array) -> Array:
-        return jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
-
     path_every = config.path_length.every if config.path_length.weight else 1
-    parts: dict[str, Any] = {
-        "nets": nets,
-        "optimizers": Pair(optimizer(path_every), optimizer(config.r1.every)),
-        "g_terms": terms.generator,
-        "d_terms": terms.discriminator,
-        "inputs": task.inputs,
-    }
-    return harness.Recipe(
-        init=partial(init_state, **parts, start=begin),
-        step=make_train_step(**parts, ema=average),
-        teacher=teacher,
-        steps=steps,
-        probe=health.probe(**parts) if config.health else None,
+    optimizers = Pair(optimizer(path_every), optimizer(config.r1.every))
+    return comparison.recipe(config, nets, terms, optimizers, task.inputs, steps, teacher, begin)
+
+
+def lesson(config: ConfigDict, task: Task) -> comparison.Lesson:
+    """What is trained."""
+    return comparison.Lesson(
+        source=task.source,
+        teacher=task.teacher.generator,
+        student=task.student.generator,
+        given=None if task.given is None else Teacher(task.given),
+        teacher_recipe=partial(teacher_recipe, config, task),
+        student_recipe=lambda arm, teacher: student_recipe(config, task, arm, teacher.generator),
+        inputs=task.inputs,
+        mesh=task.mesh,
+        conditional=False,
     )
 
 
 def main(config: ConfigDict, task: Task, workdir: Path) -> None:
     """Trains everything that is not trained yet, measures it, and writes the report."""
-    judge = comparison.make_judge(config, task.source, conditional=False)
-    trained: dict[str, list[Variables]] = {}
-    networks = {"teacher": task.teacher.generator}
-
-    def run(name: str, seed: int, made: harness.Recipe) -> Variables:
-        def quality(variables: Variables) -> Mapping[str, float]:
-            return judge.quality(networks[name])(disconnect(variables))
-
-        directory = workdir / f"seed{seed}" / name
-        return disconnect(
-            comparison.train(
-                config, directory, made, task.source, quality, seed, task.mesh
-            ).generator
-        )
-
-    for seed in config.seeds:
-        teacher = task.given
-        if teacher is None:
-            teacher = run("teacher", seed, teacher_recipe(config, task))
-        trained.setdefault("teacher", []).append(teacher)
-        for arm in comparison.ARMS:
-            name = f"{REGIME}/{arm}"
-            networks[name] = task.student.generator
-            made = student_recipe(config, task, arm, teacher)
-            trained.setdefault(name, []).append(run(name, seed, made))
-    comparison.write_report(
-        config,
-        workdir,
-        title=f"Distilling a StyleGAN2 into a {'Style' + config.student[5:].upper()}",
-        judge=judge,
-        source=task.source,
-        networks=networks,
-        trained=trained,
-        images={REGIME: len(task.source)},
-        inputs=task.inputs(jax.random.key(0), example_batch(config, task)).generator,
-        conditional=False,
-    )
+    title = f"Distilling a StyleGAN2 into a {'Style' + config.student[5:].upper()}"
+    comparison.teach(config, lesson(config, task), workdir, title)
 
 
 def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Batch]:
     """Every kind of training, with zeros in the place of the teacher's variables, and a batch."""
+    return comparison.plan(config, lesson(config, task), Teacher(zeros(config, task)))
+
+
+def zeros(config: ConfigDict, task: Task) -> Variables:
+    """In the place of the teacher's variables, which are not known yet."""
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
-    shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), z)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    found = {} if task.given is not None else {"teacher": teacher_recipe(config, task)}
-    for arm in comparison.ARMS:
-        found[f"{REGIME}/{arm}"] = student_recipe(config, task, arm, zeros)
-    return found, example_batch(config, task)
-
-
-def example_batch(config: ConfigDict, task: Task) -> Batch:
-    """A batch of zeros, for its shapes."""
-    shape = (config.batch_size, *task.source.image_shape)
-    return {
-        "image": np.zeros(shape, np.float32),
-        "label": np.zeros(config.batch_size, np.int32),
-    }
+    shapes = task.given or jax.eval_shape(task.teacher.generator.init, jax.random.key(0), z)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 EXPERIMENT = harness.Experiment(get_config, ("small", "ffhq256", "tiny"), build, plan, main)

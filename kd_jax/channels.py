@@ -105,13 +105,14 @@ def group_widths(variables: Variables, axes: Axes) -> dict[str, int]:
 
     known: dict[str, int] = {}
     seen: dict[str, str] = {}
-    # Where a group stands alone its width can be read; elsewhere it must add up.
+    # Where one group is unknown its width can be read; elsewhere they must add up.
     for path, index, length, flat in sorted(entries, key=lambda entry: len(entry[-1])):
-        for group in dict.fromkeys(part for part in flat if isinstance(part, str)):
-            if group not in known:
-                if len(flat) != flat.count(group):
-                    raise ValueError(f"group {group!r} stands alone on no axis of any tensor")
-                known[group], seen[group] = length // len(flat), path
+        unknown = list(dict.fromkeys(p for p in flat if isinstance(p, str) and p not in known))
+        if len(unknown) > 1:
+            raise ValueError(f"group {unknown[0]!r} stands alone on no axis of any tensor")
+        for group in unknown:
+            others = sum(known.get(p, 0) if isinstance(p, str) else int(p or 0) for p in flat)
+            known[group], seen[group] = max(length - others, 0) // flat.count(group), path
         if None in flat:
             raise ValueError(f"{path}: None stands inside the entry of axis {index}, not alone")
         total = sum(known[part] if isinstance(part, str) else int(part or 0) for part in flat)

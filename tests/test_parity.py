@@ -6,10 +6,10 @@ file has, from nothing but the file; an output that is not computed is a failure
 
 import numpy as np
 import pytest
-from parity import augment, losses, ops, snapshots, stylegan1, stylegan2, stylegan3
+from parity import augment, biggan, dcgan, losses, ops, snapshots, stylegan1, stylegan2, stylegan3
 from parity.golden import FILES, FOLDER, File
 
-PARTS = (augment, losses, ops, snapshots, stylegan1, stylegan2, stylegan3)
+PARTS = (augment, biggan, dcgan, losses, ops, snapshots, stylegan1, stylegan2, stylegan3)
 FAMILIES = {name: family for part in PARTS for name, family in part.FAMILIES.items()}
 
 

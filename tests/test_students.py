@@ -189,7 +189,7 @@ SMALL_AXES = {
             {"params/last/kernel": (None, 3)},
             "kernel: axis 1 has length 2 and should have 3; it is of a fixed length",
         ),
-        ({"params/last/kernel": (("h", "g"), None)}, "group 'g' stands alone on no axis"),
+        ({"params/last/kernel": (("g", "f"), None)}, "group 'g' stands alone on no axis"),
         ({"params/last/kernel": (("h", None), None)}, "kernel: None stands inside the entry of ax"),
     ],
 )

@@ -1,5 +1,29 @@
 """Architectures, one a file; each makes `Network`s with taps."""
 
-from kd_jax.models import classifier, dcgan, mlp
+from kd_jax.models import (
+    biggan,
+    biggan_deep,
+    classifier,
+    dcgan,
+    mlp,
+    resnet,
+    style,
+    stylegan1,
+    stylegan2,
+    stylegan3,
+    tinygan,
+)
 
-__all__ = ["classifier", "dcgan", "mlp"]
+__all__ = [
+    "biggan",
+    "biggan_deep",
+    "classifier",
+    "dcgan",
+    "mlp",
+    "resnet",
+    "style",
+    "stylegan1",
+    "stylegan2",
+    "stylegan3",
+    "tinygan",
+]

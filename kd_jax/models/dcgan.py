@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths, tensors
 from kd_jax.models.conditioning import check_labels
+from kd_jax.models.norm import BatchNorm, norm_axes
 from kd_jax.network import Network, from_linen
 from kd_jax.state import Pair
 from kd_jax.types import Array, Variables
@@ -118,6 +119,25 @@ def discriminator(
     return from_linen(Discriminator(widths, classes, depth, minibatch_stddev, dtype))
 
 
+def original_discriminator(
+    size: int,
+    width: int | Sequence[int] = 64,
+    *,
+    max_width: int | None = None,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`images -> scores [B]`: the paper's own discriminator, which has batch norm.
+
+    A 4x4 convolution scores the last feature, and there is nothing else than what halves the side.
+    Taps are those of `discriminator`, but for `features`. In training the examples of a batch meet
+    in its statistics: real and generated ones belong in batches of their own, and gradient
+    penalties mean little.
+
+    Args and errors are those of `gan`.
+    """
+    return from_linen(OriginalDiscriminator(_widths(size, width, 0, max_width), dtype))
+
+
 def generator_axes(variables: Variables) -> Axes:
     """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
 
@@ -188,6 +208,34 @@ def discriminator_axes(variables: Variables) -> Axes:
     axes["params/score/bias"] = (None,)
     if "label" in variables["params"]:
         axes["params/label/embedding"] = (None, Reads("features"))
+    group_widths(variables, axes)
+    return axes
+
+
+def original_discriminator_axes(variables: Variables) -> Axes:
+    """Which axes of an `original_discriminator`'s variables hold which channels.
+
+    The groups are named like the taps, ..., `8x8`, `4x4`.
+
+    Args:
+      variables: of any `original_discriminator`, arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: they are not those of one, or are a connected network's.
+    """
+    found = tensors(variables)
+    count = sum(name.startswith("conv_") for name in variables["params"])
+    side = SMALLEST * 2**count
+    reads: Axis = None
+    axes: dict[str, tuple[Axis, ...]] = {}
+    for index in range(count):
+        side //= 2
+        group = f"{side}x{side}"
+        axes[f"params/conv_{index}/kernel"] = (None, None, reads, group)
+        if index:
+            axes |= norm_axes(found, f"norm_{index}", group)
+        reads = Reads(group)
+    axes["params/score/kernel"] = (None, None, reads, None)
     group_widths(variables, axes)
     return axes
 
@@ -263,7 +311,7 @@ class Generator(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         check_labels(self.classes, labels)
         conv = partial(Conv, use_bias=False, dtype=self.dtype)  # batch norm has the bias
-        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        norm = partial(BatchNorm, train=train, dtype=self.dtype)
         x = latents
         if labels is not None:
             embedding = nn.Embed(self.classes, latents.shape[-1], name="label")(labels)
@@ -317,6 +365,26 @@ class Discriminator(nn.Module):
             embedding = nn.Embed(self.classes, x.shape[-1], name="label")(labels)
             scores = scores + (embedding * x).sum(axis=-1)
         return scores, taps
+
+
+class OriginalDiscriminator(nn.Module):
+    """See `original_discriminator`."""
+
+    widths: tuple[int, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
+        conv = partial(Conv, kernel=RESAMPLING, use_bias=False, dtype=self.dtype)
+        x, taps = images, {}
+        for index, features in enumerate(reversed(self.widths)):
+            x = conv(features, op=ops.conv, stride=2, name=f"conv_{index}")(x)
+            if index:
+                x = BatchNorm(train=train, dtype=self.dtype, name=f"norm_{index}")(x)
+            x = _leaky_relu(x)
+            taps[_side(x)] = x
+        scores = conv(1, op=partial(ops.conv, padding="VALID"), name="score")(x)
+        return scores.astype(jnp.float32)[:, 0, 0, 0], taps
 
 
 _leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)

@@ -1,10 +1,14 @@
 """DCGAN: shapes and parameter counts by hand for every size, and what its options promise."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax import students
+from kd_jax.channels import group_widths
 from kd_jax.models import dcgan
 from kd_jax.network import tap_shapes
 
@@ -203,3 +207,41 @@ def test_projection_head():
     difference = ((embedding[one] - embedding[two]) * np.asarray(taps["features"])).sum(axis=1)
     np.testing.assert_allclose(scores - apply(variables, images, two)[0], difference, atol=1e-5)
     assert abs(difference[0]) > 1e-3
+
+
+@pytest.mark.parametrize("size", dcgan.SIZES)
+def test_the_papers_own_discriminator(size):
+    widths = WIDTHS[size][::-1]
+    scores, taps, variables = _abstract(dcgan.original_discriminator(size, 4), _inputs(size)[1])
+    assert scores.shape == (B,)
+    sides = [size // 2 ** (level + 1) for level in range(len(widths))]
+    expected = {f"{s}x{s}": (B, s, s, w) for s, w in zip(sides, widths, strict=True)}
+    assert {name: tap.shape for name, tap in taps.items()} == expected
+    count = sum(16 * a * b for a, b in itertools.pairwise((3, *widths, 1)))
+    assert _count(variables) == count + 2 * sum(widths[1:])  # no biases, norms after the first
+    assert set(variables["batch_stats"]) == {f"norm_{i}" for i in range(1, len(widths))}
+
+
+def test_the_papers_own_discriminator_can_be_shrunk():
+    images = RNG.uniform(-1, 1, size=(B, 32, 32, 3)).astype(np.float32)
+    network = dcgan.original_discriminator(32, (9, 7, 5))
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    axes = dcgan.original_discriminator_axes(variables)
+    assert group_widths(variables, axes) == {"16x16": 5, "8x8": 7, "4x4": 9}
+    like = jax.eval_shape(
+        dcgan.original_discriminator(32, (6, 4, 3)).init, jax.random.key(0), images
+    )
+    scores = students.magnitude(variables, axes)
+    small = students.from_teacher(variables, axes, scores, like)
+    assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, like)
+    # Channels that nothing reads may go.
+    kept = {"8x8": np.array([0, 3, 4])}
+    small = students.shrink(variables, axes, kept)
+    deaf = variables["params"]["conv_2"]["kernel"].at[:, :, np.array([1, 2, 5, 6])].set(0.0)
+    variables["params"]["conv_2"]["kernel"] = deaf
+    other, _, _ = dcgan.original_discriminator(32, (9, 3, 5)).apply(small, images)
+    np.testing.assert_allclose(other, network.apply(variables, images)[0], rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"is not described|but is not in the variables"):
+        dcgan.original_discriminator_axes(
+            jax.eval_shape(dcgan.discriminator(16, 2).init, jax.random.key(0), images)
+        )

@@ -51,7 +51,7 @@ def generator(file: File) -> Outputs:
 
 def discriminator(file: File) -> Outputs:
     overrides = stylegan2.discriminator_settings(file.config["kwargs"])
-    network, variables, _ = stylegan2.discriminator(weights(file), **overrides)
+    network, variables, *_ = stylegan2.discriminator(weights(file), **overrides)
     scores, taps, _ = network.apply(variables, file["in/img"], *labels(file["in/c"]))
     outputs: dict[str, object] = {"out/logits": scores[:, None], "out/act_b4": scores[:, None]}
     for name in file:
@@ -63,7 +63,7 @@ def discriminator(file: File) -> Outputs:
 
 def rosinality_generator(file: File) -> Outputs:
     average = file["in/truncation_latent"]
-    network, variables, _ = stylegan2.rosinality_generator(weights(file), average)
+    network, variables, *_ = stylegan2.rosinality_generator(weights(file), average)
     styles = network.mapping(variables, file["in/z"])
     outputs: dict[str, object] = {"out/latent": styles}
     for name in file:
@@ -86,7 +86,7 @@ def rosinality_discriminator(file: File) -> Outputs:
         if "kwargs" in file.config
         else {}
     )
-    network, variables, _ = stylegan2.rosinality_discriminator(weights(file), **group)
+    network, variables, *_ = stylegan2.rosinality_discriminator(weights(file), **group)
     return {"out/logits": network.apply(variables, file["in/img"])[0][:, None]}
 
 
@@ -125,7 +125,7 @@ def training(file: File) -> Outputs:
         "G": stylegan2.generator,
         "D": lambda found: stylegan2.discriminator(found, **group),
     }
-    (g, g_variables, _), (d, d_variables, _) = (
+    (g, g_variables, *_), (d, d_variables, *_) = (
         making[name](weights(file, f"sd/{name}.")) for name in "GD"
     )
     z, real, noise = file["in/z"], file["in/real"], file["in/pl_noise"]

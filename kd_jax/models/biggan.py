@@ -1,0 +1,291 @@
+"""BigGAN (Brock et al. 2019), for any power-of-two size from 32 to 512.
+
+SNGAN's residual blocks (`kd_jax.models.resnet`) with spectral normalisation in both networks,
+self-attention, an embedding of the class that all layers share, and latents that reach every block.
+
+Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`. The
+deeper and narrower successor of the same paper is `kd_jax.models.biggan_deep`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.models import resnet
+from kd_jax.models.attention import SelfAttention
+from kd_jax.models.conditioning import check_labels
+from kd_jax.models.norm import BatchNorm, ConditionalNorm
+from kd_jax.models.spectral import ONE_STEP, Conv, Dense, Embed, SpectralNorm
+from kd_jax.network import Network, from_linen
+from kd_jax.state import Pair
+from kd_jax.types import Array
+
+# Channels at 4x4, 8x8, ... of the generator, and of the discriminator's blocks, in widths
+# (the paper's tables 4 to 6; those for 32 and 64 pixels are of the authors' program).
+GENERATOR = {
+    32: (4, 4, 4, 4),
+    64: (16, 16, 8, 4, 2),
+    128: (16, 16, 8, 4, 2, 1),
+    256: (16, 16, 8, 8, 4, 2, 1),
+    512: (16, 16, 8, 8, 4, 2, 1, 1),
+}
+DISCRIMINATOR = {
+    32: (4, 4, 4, 4),
+    64: (1, 2, 4, 8, 16),
+    128: (1, 2, 4, 8, 16, 16),
+    256: (1, 2, 4, 8, 8, 16, 16),
+    512: (1, 1, 2, 4, 8, 8, 16, 16),
+}
+
+generator_axes = resnet.generator_axes
+discriminator_axes = resnet.discriminator_axes
+
+
+def gan(
+    size: int,
+    width: int = 96,
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    shared: int = 128,
+    hierarchical: bool = True,
+    attention: Sequence[int] = (64,),
+    wide: bool = True,
+    spectral: SpectralNorm | None = ONE_STEP,
+    dtype: Any = jnp.float32,
+) -> Pair:
+    """A generator and its discriminator, as a `Pair` of networks.
+
+    Args:
+      size: the image's side, 32, 64, 128, 256 or 512.
+      width: channels of the generator at full size (from 128 pixels on); they double as the side
+        halves, up to 16 times as many. 96 is the paper's.
+      channels: the image's channels.
+      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
+      shared: the length of the class embedding that the generator's layers share; with 0 each
+        normalisation has scales and biases for every class of its own.
+      hierarchical: whether every block gets a part of the latents; their length must be a multiple
+        of the number of blocks and one.
+      attention: the sides after whose blocks there is self-attention.
+      wide: whether the discriminator's blocks are as wide within as at their output; otherwise as
+        at their input.
+      spectral: the spectral normalisation of both networks' weights, if any.
+      dtype: what is computed in; parameters are float32 always, images and scores too.
+
+    Raises:
+      ValueError: the size is another, a number is not positive, or the latents are hierarchical and
+        the classes have no shared embedding.
+    """
+    return Pair(
+        generator(
+            size,
+            width,
+            channels=channels,
+            classes=classes,
+            shared=shared,
+            hierarchical=hierarchical,
+            attention=attention,
+            spectral=spectral,
+            dtype=dtype,
+        ),
+        discriminator(
+            size,
+            width,
+            classes=classes,
+            attention=attention,
+            wide=wide,
+            spectral=spectral,
+            dtype=dtype,
+        ),
+    )
+
+
+def generator(
+    size: int,
+    width: int | Sequence[int] = 96,
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    shared: int = 128,
+    hierarchical: bool = True,
+    attention: Sequence[int] = (64,),
+    spectral: SpectralNorm | None = ONE_STEP,
+    epsilon: float = 1e-5,
+    unbiased: bool = True,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(latents[, labels]) -> images`.
+
+    Taps are `4x4`, what the blocks make of it, `block_N`, and `attention_N` after block N; `8x8`,
+    ... are the last features of their side.
+
+    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size.
+    `epsilon` is that of the batch normalisations, whose running variance is the unbiased estimate
+    if `unbiased`, and otherwise the batch's own.
+    """
+    widths = resnet.block_widths("a BigGAN generator", GENERATOR, size, width)
+    if hierarchical and classes and not shared:
+        raise ValueError("hierarchical latents need a shared class embedding; shared is 0")
+    return from_linen(
+        Generator(
+            widths,
+            channels,
+            classes,
+            shared if classes else 0,
+            hierarchical,
+            tuple(attention),
+            spectral,
+            epsilon,
+            unbiased,
+            dtype,
+        )
+    )
+
+
+def discriminator(
+    size: int,
+    width: int | Sequence[int] = 96,
+    *,
+    classes: int = 0,
+    attention: Sequence[int] = (64,),
+    wide: bool = True,
+    spectral: SpectralNorm | None = ONE_STEP,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(images[, labels]) -> scores [B]` (logits).
+
+    Taps are `block_N`, and `attention_N` after block N; `8x8`, ... are the last features of their
+    side, and `features` their sum over the positions.
+
+    Args and errors are those of `gan`; `width` may be the channels of each block.
+    """
+    widths = resnet.block_widths("a BigGAN discriminator", DISCRIMINATOR, size, width)
+    return from_linen(
+        Discriminator(
+            widths, resnet.halvings(size), classes, tuple(attention), wide, spectral, dtype
+        )
+    )
+
+
+def split_conditions(
+    latents: Array, condition: Array | None, blocks: int, hierarchical: bool
+) -> tuple[Array, list[Array | None]]:
+    """What the first layer gets, and each block.
+
+    Args:
+      latents: `[B, latent]`.
+      condition: the class, as `[B, shared]` or `[B]`, or None.
+      blocks: how many there are.
+      hierarchical: whether the latents are split into a part for each of them.
+
+    Raises:
+      ValueError: the latents are to be split, and their length is not a multiple.
+    """
+    if not hierarchical:
+        return latents, [condition] * blocks
+    if latents.shape[-1] % (blocks + 1):
+        raise ValueError(
+            f"hierarchical latents of length {latents.shape[-1]} cannot be split into "
+            f"{blocks + 1} equal parts, one for the first layer and one for each block"
+        )
+    first, *parts = jnp.split(latents, blocks + 1, axis=-1)
+    if condition is None:
+        return first, list(parts)
+    return first, [jnp.concatenate([condition, part], axis=-1) for part in parts]
+
+
+class Generator(nn.Module):
+    """See `generator`."""
+
+    widths: tuple[int, ...]
+    channels: int
+    classes: int
+    shared: int
+    hierarchical: bool
+    attention: tuple[int, ...]
+    spectral: SpectralNorm | None
+    epsilon: float
+    unbiased: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, latents: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        layer: dict[str, Any] = {"norm": self.spectral, "train": train, "dtype": self.dtype}
+        conv = partial(Conv, **layer)
+        normalise = partial(
+            BatchNorm,
+            train=train,
+            epsilon=self.epsilon,
+            unbiased=self.unbiased,
+            dtype=self.dtype,
+        )
+        linear = partial(Dense, use_bias=False, **layer)
+        condition = labels
+        if self.shared:
+            condition = Embed(self.shared, self.classes, dtype=self.dtype, name="shared")(labels)
+        elif self.classes:  # without spectral normalisation, as in the authors' program
+            linear = partial(Embed, classes=self.classes, dtype=self.dtype)
+        norm = partial(ConditionalNorm, normalise, linear)
+
+        blocks = self.widths[1:]
+        latents, conditions = split_conditions(latents, condition, len(blocks), self.hierarchical)
+        x = Dense(resnet.BOTTOM**2 * self.widths[0], name="dense", **layer)(latents)
+        x = x.reshape(-1, resnet.BOTTOM, resnet.BOTTOM, self.widths[0])
+        taps = {resnet.side(x): x}
+        for index, features in enumerate(blocks):
+            name = f"block_{index}"
+            x = resnet.GeneratorBlock(features, norm, conv, name=name)(x, conditions[index])
+            taps[name] = x
+            if x.shape[1] in self.attention:
+                name = f"attention_{index}"
+                x = taps[name] = SelfAttention(conv, name=name)(x)
+            taps[resnet.side(x)] = x
+        x = jax.nn.relu(normalise(name="norm")(x))
+        image = conv(self.channels, name="image")(x)
+        return jnp.tanh(image.astype(jnp.float32)), taps
+
+
+class Discriminator(nn.Module):
+    """See `discriminator`."""
+
+    widths: tuple[int, ...]
+    halvings: int
+    classes: int
+    attention: tuple[int, ...]
+    wide: bool
+    spectral: SpectralNorm | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        layer: dict[str, Any] = {"norm": self.spectral, "train": train}
+        conv = partial(Conv, dtype=self.dtype, **layer)
+        x, taps = images, {}
+        for index, features in enumerate(self.widths):
+            name = f"block_{index}"
+            x = resnet.DiscriminatorBlock(
+                features,
+                hidden=features if self.wide else x.shape[-1],
+                downsample=index < self.halvings,
+                activate=index > 0,
+                conv=conv,
+                name=name,
+            )(x)
+            taps[name] = x
+            if x.shape[1] in self.attention:
+                name = f"attention_{index}"
+                x = taps[name] = SelfAttention(conv, name=name)(x)
+            taps[resnet.side(x)] = x
+        summed = taps["features"] = jax.nn.relu(x).astype(jnp.float32).sum(axis=(1, 2))
+        dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
+        return resnet.projection_scores(summed, labels, dense, embed), taps

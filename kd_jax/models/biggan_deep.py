@@ -1,0 +1,492 @@
+"""BigGAN-deep (Brock et al. 2019, appendix B), for any power-of-two size from 32 to 512.
+
+Four times as deep as BigGAN (`kd_jax.models.biggan`) and cheaper: bottlenecks of 1x1, 3x3, 3x3 and
+1x1 convolutions, beside which nothing is learnt: the generator drops the channels that the next
+block does without, the discriminator adds the channels that it lacks. The whole latent and the
+class embedding reach every block.
+
+Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, parts, tensors
+from kd_jax.models import biggan, resnet
+from kd_jax.models.attention import SelfAttention, attention_axes
+from kd_jax.models.conditioning import check_labels
+from kd_jax.models.norm import BatchNorm, ConditionalNorm, TruncationNorm, norm_axes
+from kd_jax.models.spectral import (
+    ONE_STEP,
+    Conv,
+    Dense,
+    Embed,
+    SpectralNorm,
+    embedding_axes,
+    layer_axes,
+)
+from kd_jax.network import Network, from_linen
+from kd_jax.state import Pair
+from kd_jax.types import Array, Variables
+
+# Channels at 4x4, 8x8, ... of the generator, and after the discriminator's first convolution and
+# each of its stages, in widths (the paper's tables 7 to 9, and the authors' program).
+GENERATOR = biggan.GENERATOR
+DISCRIMINATOR = {
+    32: (4, 4, 4, 4),
+    64: (1, 2, 4, 8, 16),
+    128: (1, 2, 4, 8, 16, 16),
+    256: (1, 2, 4, 8, 8, 16, 16),
+    512: (1, 1, 2, 4, 8, 8, 16, 16),
+}
+
+BOTTLENECK = 4  # a block's channels over those within
+
+
+def gan(
+    size: int,
+    width: int = 128,
+    *,
+    depth: int = 2,
+    channels: int = 3,
+    classes: int = 0,
+    shared: int = 128,
+    attention: Sequence[int] = (64,),
+    spectral: SpectralNorm | None = ONE_STEP,
+    dtype: Any = jnp.float32,
+) -> Pair:
+    """A generator and its discriminator, as a `Pair` of networks.
+
+    Args:
+      size: the image's side, 32, 64, 128, 256 or 512.
+      width: channels of the generator at full size (from 128 pixels on); they double as the side
+        halves, up to 16 times as many. 128 is the paper's.
+      depth: blocks for each side; 2 is the paper's.
+      channels: the image's channels.
+      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
+      shared: the length of the class embedding.
+      attention: the sides at which there is self-attention.
+      spectral: the spectral normalisation of both networks' weights, if any.
+      dtype: what is computed in; parameters are float32 always, images and scores too.
+
+    Raises:
+      ValueError: the size is another, or a number is not positive.
+    """
+    return Pair(
+        generator(
+            size,
+            width,
+            depth=depth,
+            channels=channels,
+            classes=classes,
+            shared=shared,
+            attention=attention,
+            spectral=spectral,
+            dtype=dtype,
+        ),
+        discriminator(
+            size,
+            width,
+            depth=depth,
+            classes=classes,
+            attention=attention,
+            spectral=spectral,
+            dtype=dtype,
+        ),
+    )
+
+
+def generator(
+    size: int,
+    width: int | Sequence[int] = 128,
+    *,
+    depth: int = 2,
+    channels: int = 3,
+    classes: int = 0,
+    shared: int = 128,
+    attention: Sequence[int] = (64,),
+    spectral: SpectralNorm | None = ONE_STEP,
+    epsilon: float = 1e-5,
+    unbiased: bool = True,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(latents[, labels]) -> images`: `generator_of_blocks`, as the paper arranges them.
+
+    Of the blocks of a side the last doubles the side and drops channels; attention follows it.
+
+    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size,
+    which never grow. `epsilon` is that of the batch normalisations, whose running variance is the
+    unbiased estimate if `unbiased`, and otherwise the batch's own.
+    """
+    sides = resnet.block_widths("a BigGAN-deep generator", GENERATOR, size, width)
+    _check_depth(depth)
+    widths, doublings, after = [sides[0]], [], []
+    side = resnet.BOTTOM
+    for before, features in itertools.pairwise(sides):
+        widths += [before] * (depth - 1) + [features]
+        doublings += [False] * (depth - 1) + [True]
+        side *= 2
+        if side in attention:
+            after.append(len(doublings) - 1)
+    return generator_of_blocks(
+        widths,
+        doublings,
+        channels=channels,
+        classes=classes,
+        shared=shared,
+        attention=after,
+        spectral=spectral,
+        epsilon=epsilon,
+        unbiased=unbiased,
+        dtype=dtype,
+    )
+
+
+def generator_of_blocks(
+    widths: Sequence[int],
+    doublings: Sequence[bool],
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    shared: int = 128,
+    attention: Sequence[int] = (),
+    spectral: SpectralNorm | None = ONE_STEP,
+    epsilon: float = 1e-5,
+    unbiased: bool = True,
+    statistics: int | None = None,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(latents[, labels]) -> images`, of blocks that are given one by one.
+
+    Taps are `4x4`, what the blocks make of it, `block_N`, and `attention_N` after block N; `8x8`,
+    ... are the last features of their side.
+
+    Args:
+      widths: the channels at 4x4 and after each block; they never grow.
+      doublings: of each block, whether it doubles the side.
+      attention: after which blocks, counted from 0, there is self-attention.
+      channels: the image's channels.
+      classes: the number of classes; 0 for a generator that takes no labels.
+      shared: the length of the class embedding.
+      spectral: the weights' spectral normalisation, if any.
+      epsilon: of the batch normalisations.
+      unbiased: whether their running variance is the unbiased estimate.
+      statistics: how many sets of fixed statistics the batch normalisations have, as in the
+        published generators (`kd_jax.models.norm.TruncationNorm`); such a generator has an option
+        `truncation` in (0, 1], by default 1, of the same value as the latents'. None for ordinary
+        batch normalisation.
+      dtype: what is computed in; parameters are float32 always, images too.
+
+    Raises:
+      ValueError: there is not one width more than doublings, a width is not positive, they grow,
+        attention follows no block, or `statistics` is less than 2.
+    """
+    if len(widths) != len(doublings) + 1:
+        raise ValueError(
+            f"{len(doublings)} blocks have {len(doublings) + 1} widths from input to output, "
+            f"not {len(widths)}"
+        )
+    if min(widths) < 1 or list(widths) != sorted(widths, reverse=True):
+        raise ValueError(f"widths={tuple(widths)} must be positive and never grow")
+    unknown = [index for index in attention if not 0 <= index < len(doublings)]
+    if unknown:
+        raise ValueError(f"attention after block {unknown[0]} of {len(doublings)} blocks")
+    if statistics is not None and statistics < 2:
+        raise ValueError(f"statistics={statistics} must be at least 2, or None")
+    return from_linen(
+        Generator(
+            tuple(widths),
+            tuple(bool(double) for double in doublings),
+            channels,
+            classes,
+            shared,
+            tuple(attention),
+            spectral,
+            epsilon,
+            unbiased,
+            statistics,
+            dtype,
+        )
+    )
+
+
+def discriminator(
+    size: int,
+    width: int | Sequence[int] = 128,
+    *,
+    depth: int = 2,
+    classes: int = 0,
+    attention: Sequence[int] = (64,),
+    spectral: SpectralNorm | None = ONE_STEP,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(images[, labels]) -> scores [B]` (logits).
+
+    Taps are `stem`, `block_N`, and `attention_N` after block N; `8x8`, ... are the last features of
+    their side, and `features` their sum over the positions.
+
+    Args and errors are those of `gan`; `width` may be the channels of the first convolution and of
+    each stage, which never shrink.
+    """
+    widths = resnet.block_widths("a BigGAN-deep discriminator", DISCRIMINATOR, size, width)
+    _check_depth(depth)
+    if list(widths) != sorted(widths):
+        raise ValueError(f"widths={widths} must never shrink")
+    return from_linen(
+        Discriminator(
+            widths, resnet.halvings(size), depth, classes, tuple(attention), spectral, dtype
+        )
+    )
+
+
+def generator_axes(variables: Variables) -> Axes:
+    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are `image`, the channels that the last block writes; for each block that drops
+    channels `block_N/dropped`; and for all `block_N/hidden1`, `2` and `3`, after its first three
+    convolutions. Attention has groups of its own. A student's blocks can only drop as many
+    channels as the teacher's.
+
+    Args:
+      variables: of any generator of this file.
+
+    Raises:
+      ValueError: they are not, or are a connected network's.
+    """
+    found = tensors(variables)
+    count = resnet.count_blocks(variables)
+    last = found.get(f"params/block_{count - 1}/conv4/kernel")
+    if last is None or "params/dense/kernel" not in found:
+        raise ValueError("the variables are not those of a BigGAN-deep generator")
+    axes: dict[str, tuple[Axis, ...]] = {}
+    channels, width = cast(Axis, "image"), last.shape[3]
+    axes |= norm_axes(found, "norm", channels)
+    axes |= layer_axes(found, "image", channels, None)
+    for index in reversed(range(count)):
+        path = f"block_{index}"
+        if f"params/attention_{index}/gamma" in found:
+            axes |= attention_axes(found, f"attention_{index}", channels)
+        written, before = channels, found[f"params/{path}/conv1/kernel"].shape[2]
+        if before > width:
+            channels, width = (*_flat(channels), f"{path}/dropped"), before
+        axes |= _bottleneck_axes(found, path, channels, written)
+    positions = found["params/dense/kernel"].shape[1] // width
+    axes |= layer_axes(found, "dense", None, Repeat(channels, positions))
+    if "params/shared/embedding" in found:
+        axes |= embedding_axes(found, "shared", None)
+    group_widths(variables, axes)
+    return axes
+
+
+def discriminator_axes(variables: Variables) -> Axes:
+    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are `stem`, the first convolution's; for each block that adds channels
+    `block_N/added`; and for all `block_N/hidden1`, `2` and `3`, after its first three convolutions.
+    Attention has groups of its own.
+
+    Args:
+      variables: of any `discriminator` of this file.
+
+    Raises:
+      ValueError: they are not, or are a connected network's.
+    """
+    found = tensors(variables)
+    channels: Axis = "stem"
+    axes: dict[str, tuple[Axis, ...]] = {**layer_axes(found, "stem", None, channels)}
+    for index in range(resnet.count_blocks(variables)):
+        path = f"block_{index}"
+        read = channels
+        if f"params/{path}/added/kernel" in found:
+            added = f"{path}/added"
+            axes |= layer_axes(found, added, channels, added)
+            channels = (*_flat(channels), added)
+        axes |= _bottleneck_axes(found, path, read, channels)
+        if f"params/attention_{index}/gamma" in found:
+            axes |= attention_axes(found, f"attention_{index}", channels)
+    axes |= layer_axes(found, "score", channels, None)
+    if "params/label/embedding" in found:
+        axes |= embedding_axes(found, "label", Reads(channels))
+    group_widths(variables, axes)
+    return axes
+
+
+def _flat(channels: Axis) -> tuple[Axis, ...]:
+    return tuple(parts(channels))
+
+
+def _bottleneck_axes(
+    found: dict[str, Any], path: str, reads: Axis, writes: Axis
+) -> dict[str, tuple[Axis, ...]]:
+    steps = (reads, *(f"{path}/hidden{number}" for number in (1, 2, 3)), writes)
+    axes: dict[str, tuple[Axis, ...]] = {}
+    for number, (before, after) in enumerate(itertools.pairwise(steps), start=1):
+        axes |= layer_axes(found, f"{path}/conv{number}", before, after)
+        if f"batch_stats/{path}/norm{number}/norm/mean" in found:
+            axes |= norm_axes(found, f"{path}/norm{number}", before)
+    return axes
+
+
+def _check_depth(depth: int) -> None:
+    if depth < 1:
+        raise ValueError(f"depth={depth} must be at least 1")
+
+
+class GeneratorBlock(nn.Module):
+    """`(x, condition) -> features`, of which x has at least as many channels.
+
+    Attributes:
+      features: of the output.
+      double: whether the side is doubled.
+      norm: makes a normalisation of `name=`, called with the condition.
+      conv: makes a convolution of `features`, `kernel=` and `name=`.
+    """
+
+    features: int
+    double: bool
+    norm: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None) -> Array:
+        hidden = max(x.shape[-1] // BOTTLENECK, 1)
+
+        def activated(x: Array, name: str) -> Array:
+            return jax.nn.relu(self.norm(name=name)(x, condition))
+
+        h = self.conv(hidden, kernel=1, name="conv1")(activated(x, "norm1"))
+        h = activated(h, "norm2")
+        x = x[..., : self.features]
+        if self.double:
+            h, x = resnet.upsample(h), resnet.upsample(x)
+        h = self.conv(hidden, name="conv2")(h)
+        h = self.conv(hidden, name="conv3")(activated(h, "norm3"))
+        return x + self.conv(self.features, kernel=1, name="conv4")(activated(h, "norm4"))
+
+
+class DiscriminatorBlock(nn.Module):
+    """A block whose output has at least as many channels as its input.
+
+    Attributes:
+      features: of the output.
+      halve: whether the side is halved.
+      conv: makes a convolution of `features`, `kernel=` and `name=`.
+    """
+
+    features: int
+    halve: bool
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        hidden = max(self.features // BOTTLENECK, 1)
+        h = self.conv(hidden, kernel=1, name="conv1")(jax.nn.relu(x))
+        h = self.conv(hidden, name="conv2")(jax.nn.relu(h))
+        h = jax.nn.relu(self.conv(hidden, name="conv3")(jax.nn.relu(h)))
+        if self.halve:
+            h, x = resnet.average_pool(h), resnet.average_pool(x)
+        if added := self.features - x.shape[-1]:
+            more = self.conv(added, kernel=1, name="added")(x)
+            x = jnp.concatenate([x, more], axis=-1)
+        return x + self.conv(self.features, kernel=1, name="conv4")(h)
+
+
+class Generator(nn.Module):
+    """See `generator_of_blocks`."""
+
+    widths: tuple[int, ...]
+    doublings: tuple[bool, ...]
+    channels: int
+    classes: int
+    shared: int
+    attention: tuple[int, ...]
+    spectral: SpectralNorm | None
+    epsilon: float
+    unbiased: bool
+    statistics: int | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        latents: Array,
+        labels: Array | None = None,
+        *,
+        train: bool,
+        truncation: float | None = None,
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        normalise = self._normalisation(train, truncation)
+        layer: dict[str, Any] = {"norm": self.spectral, "train": train, "dtype": self.dtype}
+        conv, linear = partial(Conv, **layer), partial(Dense, use_bias=False, **layer)
+        norm = partial(ConditionalNorm, normalise, linear)
+
+        condition = latents.astype(self.dtype)
+        if labels is not None:
+            shared = Embed(self.shared, self.classes, dtype=self.dtype, name="shared")(labels)
+            condition = jnp.concatenate([shared, condition], axis=-1)
+        x = Dense(resnet.BOTTOM**2 * self.widths[0], name="dense", **layer)(condition)
+        x = x.reshape(-1, resnet.BOTTOM, resnet.BOTTOM, self.widths[0])
+        taps = {resnet.side(x): x}
+        for index, (features, double) in enumerate(
+            zip(self.widths[1:], self.doublings, strict=True)
+        ):
+            name = f"block_{index}"
+            x = taps[name] = GeneratorBlock(features, double, norm, conv, name=name)(x, condition)
+            if index in self.attention:
+                name = f"attention_{index}"
+                x = taps[name] = SelfAttention(conv, name=name)(x)
+            taps[resnet.side(x)] = x
+        x = jax.nn.relu(normalise(name="norm")(x))
+        image = conv(self.channels, name="image")(x)
+        return jnp.tanh(image.astype(jnp.float32)), taps
+
+    def _normalisation(self, train: bool, truncation: float | None) -> Callable[..., nn.Module]:
+        fixed: dict[str, Any] = {"epsilon": self.epsilon, "dtype": self.dtype}
+        if self.statistics is not None:
+            chosen = 1.0 if truncation is None else truncation
+            return partial(TruncationNorm, self.statistics, chosen, **fixed)
+        if truncation is not None:
+            raise ValueError("the generator has one set of statistics and no option truncation")
+        return partial(BatchNorm, train=train, unbiased=self.unbiased, **fixed)
+
+
+class Discriminator(nn.Module):
+    """See `discriminator`."""
+
+    widths: tuple[int, ...]
+    halvings: int
+    depth: int
+    classes: int
+    attention: tuple[int, ...]
+    spectral: SpectralNorm | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        layer: dict[str, Any] = {"norm": self.spectral, "train": train}
+        conv = partial(Conv, dtype=self.dtype, **layer)
+        x = conv(self.widths[0], name="stem")(images)
+        taps = {"stem": x}
+        for stage, features in enumerate(self.widths[1:]):
+            for number in range(self.depth):
+                index = stage * self.depth + number
+                name = f"block_{index}"
+                halve = number == 0 and stage < self.halvings
+                x = taps[name] = DiscriminatorBlock(features, halve, conv, name=name)(x)
+            if x.shape[1] in self.attention:
+                name = f"attention_{index}"
+                x = taps[name] = SelfAttention(conv, name=name)(x)
+            taps[resnet.side(x)] = x
+        summed = taps["features"] = jax.nn.relu(x).astype(jnp.float32).sum(axis=(1, 2))
+        dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
+        return resnet.projection_scores(summed, labels, dense, embed), taps

@@ -1,0 +1,386 @@
+"""The residual generator and discriminator of SNGAN (Miyato et al. 2018), for 32, 64 or 128 pixels.
+
+The generator doubles the size in blocks of two 3x3 convolutions with batch normalisation, which is
+conditional where there are classes; the discriminator mirrors it with spectral normalisation, and a
+projection head for the label (Miyato & Koyama 2018).
+
+Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`. BigGAN
+(`kd_jax.models.biggan`) is made of the same blocks.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
+from kd_jax.models.attention import attention_axes
+from kd_jax.models.conditioning import check_labels
+from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
+from kd_jax.models.spectral import (
+    ONE_STEP,
+    Conv,
+    Dense,
+    Embed,
+    SpectralNorm,
+    embedding_axes,
+    layer_axes,
+)
+from kd_jax.network import Network, from_linen
+from kd_jax.state import Pair
+from kd_jax.types import Array, Variables
+
+# Channels at 4x4, 8x8, ... of the generator, and of the discriminator's blocks, in widths; tables 3
+# to 5 of the paper, whose 32x32 networks have 256 and 128 channels everywhere.
+GENERATOR = {32: (1, 1, 1, 1), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1)}
+DISCRIMINATOR = {32: (1, 1, 1, 1), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16)}
+
+BOTTOM = 4  # the side at which the generator starts
+
+_glorot = nn.initializers.glorot_uniform()
+# Block convolutions begin larger, by the root of two: a ReLU stands before each.
+_block = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
+
+
+def gan(
+    size: int,
+    width: int = 64,
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    dtype: Any = jnp.float32,
+) -> Pair:
+    """A generator and its discriminator, as a `Pair` of networks.
+
+    Args:
+      size: the image's side, 32, 64 or 128.
+      width: channels of the generator at full size; they double as the side halves, up to 16 times
+        as many. At 32 pixels all layers have `width` channels: 256 in the paper's generator, 128 in
+        its discriminator.
+      channels: the image's channels.
+      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
+      dtype: what is computed in; parameters are float32 always, images and scores too.
+
+    Raises:
+      ValueError: the size is another, or the width is not positive.
+    """
+    return Pair(
+        generator(size, width, channels=channels, classes=classes, dtype=dtype),
+        discriminator(size, width, classes=classes, dtype=dtype),
+    )
+
+
+def generator(
+    size: int,
+    width: int | Sequence[int] = 64,
+    *,
+    channels: int = 3,
+    classes: int = 0,
+    spectral: SpectralNorm | None = None,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... before activation, and by block.
+
+    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size.
+    The paper's generator has no spectral normalisation.
+    """
+    widths = block_widths("an SNGAN generator", GENERATOR, size, width)
+    return from_linen(Generator(widths, channels, classes, spectral, dtype))
+
+
+def discriminator(
+    size: int,
+    width: int | Sequence[int] = 64,
+    *,
+    classes: int = 0,
+    spectral: SpectralNorm | None = ONE_STEP,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`(images[, labels]) -> scores [B]` (logits); taps by block, by side, and `features`.
+
+    Args and errors are those of `gan`; `width` may be the channels of each block, 4, 5 or 6 of them
+    for the three sizes.
+    """
+    widths = block_widths("an SNGAN discriminator", DISCRIMINATOR, size, width)
+    return from_linen(Discriminator(widths, halvings(size), classes, spectral, dtype))
+
+
+def block_widths(
+    what: str, tables: dict[int, tuple[int, ...]], size: int, width: int | Sequence[int]
+) -> tuple[int, ...]:
+    """The channels of a network, by a table of multiples for each size.
+
+    Args:
+      what: the network, for errors.
+      tables: `{size: multiples}`.
+      size: one of them.
+      width: what is multiplied, or the channels themselves.
+
+    Raises:
+      ValueError: there is no table for the size, the numbers are too many or too few, or one is not
+        positive.
+    """
+    if size not in tables:
+        raise ValueError(f"{what}'s size is one of {', '.join(map(str, tables))}, not {size}")
+    table = tables[size]
+    if isinstance(width, Sequence):
+        widths = tuple(int(count) for count in width)
+        if len(widths) != len(table):
+            raise ValueError(
+                f"{what} of size {size} has {len(table)} widths from input to output, "
+                f"not {len(widths)}"
+            )
+    else:
+        widths = tuple(multiple * width for multiple in table)
+    if min(widths) < 1:
+        raise ValueError(f"width={width} must be at least 1")
+    return widths
+
+
+def halvings(size: int) -> int:
+    """How many times a discriminator halves the side: down to 4, but images of 32 pixels to 8."""
+    return 2 if size == 32 else (size // BOTTOM).bit_length() - 1
+
+
+def generator_axes(variables: Variables) -> Axes:
+    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are `dense`, and for each block its tap `block_N` and `block_N/hidden`, what lies
+    between its convolutions. BigGAN's generators have attention's groups too.
+
+    Args:
+      variables: of any `generator` of this file or of `kd_jax.models.biggan`.
+
+    Raises:
+      ValueError: they are not, or are a connected network's.
+    """
+    found = tensors(variables)
+    shortcut = found.get("params/block_0/shortcut/kernel")
+    if shortcut is None or "params/dense/kernel" not in found:
+        raise ValueError("the variables are not those of a residual generator")
+    positions = found["params/dense/kernel"].shape[1] // shortcut.shape[2]
+    group = "dense"
+    axes: dict[str, tuple[Axis, ...]] = {
+        **layer_axes(found, "dense", None, Repeat(group, positions))
+    }
+    if "params/shared/embedding" in found:
+        axes |= embedding_axes(found, "shared", None)
+    for index in range(count_blocks(variables)):
+        path = f"block_{index}"
+        hidden = f"{path}/hidden"
+        axes |= norm_axes(found, f"{path}/norm1", group)
+        axes |= layer_axes(found, f"{path}/conv1", group, hidden)
+        axes |= norm_axes(found, f"{path}/norm2", hidden)
+        axes |= layer_axes(found, f"{path}/conv2", hidden, path)
+        axes |= layer_axes(found, f"{path}/shortcut", group, path)
+        group = path
+        if f"params/attention_{index}/gamma" in found:
+            axes |= attention_axes(found, f"attention_{index}", group)
+    axes |= norm_axes(found, "norm", group)
+    axes |= layer_axes(found, "image", group, None)
+    group_widths(variables, axes)
+    return axes
+
+
+def discriminator_axes(variables: Variables) -> Axes:
+    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are called like the taps `block_N`, and `block_N/hidden` lies between a block's
+    convolutions; a block with the identity beside it shares the group of the one before. BigGAN's
+    discriminators have attention's groups too.
+
+    Args:
+      variables: of any `discriminator` of this file or of `kd_jax.models.biggan`.
+
+    Raises:
+      ValueError: they are not, or are a connected network's.
+    """
+    found = tensors(variables)
+    group: str | None = None
+    axes: dict[str, tuple[Axis, ...]] = {}
+    for index in range(count_blocks(variables)):
+        path = f"block_{index}"
+        hidden = f"{path}/hidden"
+        before = group
+        if f"params/{path}/shortcut/kernel" in found:
+            group = path
+            axes |= layer_axes(found, f"{path}/shortcut", before, group)
+        axes |= layer_axes(found, f"{path}/conv1", before, hidden)
+        axes |= layer_axes(found, f"{path}/conv2", hidden, group)
+        if f"params/attention_{index}/gamma" in found:
+            axes |= attention_axes(found, f"attention_{index}", group)
+    axes |= layer_axes(found, "score", group, None)
+    if "params/label/embedding" in found:
+        axes |= embedding_axes(found, "label", Reads(group))
+    group_widths(variables, axes)
+    return axes
+
+
+def count_blocks(variables: Variables) -> int:
+    """How many `block_N` there are, without gaps from 0 on."""
+    count = 0
+    while f"block_{count}" in variables["params"]:
+        count += 1
+    return count
+
+
+def upsample(x: Array) -> Array:
+    """`[B, H, W, C] -> [B, 2H, 2W, C]`, each pixel four times."""
+    batch, height, width, features = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, features))
+    return x.reshape(batch, 2 * height, 2 * width, features)
+
+
+def average_pool(x: Array) -> Array:
+    """`[B, H, W, C] -> [B, H / 2, W / 2, C]`, the means of four pixels each."""
+    batch, height, width, features = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, features).mean(axis=(2, 4))
+
+
+class GeneratorBlock(nn.Module):
+    """A residual block that doubles the side: `(x, condition) -> features`.
+
+    Attributes:
+      features: of the output.
+      norm: makes a normalisation of `name=`, called with the condition.
+      conv: makes a convolution of `features`, `kernel=` and `name=`.
+    """
+
+    features: int
+    norm: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, condition: Array | None) -> Array:
+        h = jax.nn.relu(self.norm(name="norm1")(x, condition))
+        h = self.conv(self.features, name="conv1")(upsample(h))
+        h = jax.nn.relu(self.norm(name="norm2")(h, condition))
+        h = self.conv(self.features, name="conv2")(h)
+        # A 1x1 convolution may as well come before the pixels are repeated: a quarter of the work.
+        return h + upsample(self.conv(self.features, kernel=1, name="shortcut")(x))
+
+
+class DiscriminatorBlock(nn.Module):
+    """A residual block that may halve the side.
+
+    Attributes:
+      features: of the output.
+      hidden: between the convolutions.
+      downsample: whether the side is halved.
+      activate: whether a ReLU stands before the first convolution; none before the image's.
+      conv: makes a convolution of `features`, `kernel=` and `name=`.
+    """
+
+    features: int
+    hidden: int
+    downsample: bool
+    activate: bool
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = jax.nn.relu(x) if self.activate else x
+        h = self.conv(self.hidden, name="conv1")(h)
+        h = self.conv(self.features, name="conv2")(jax.nn.relu(h))
+        if not self.downsample and x.shape[-1] == self.features:
+            return h + x
+        if self.downsample:
+            h, x = average_pool(h), average_pool(x)
+        return h + self.conv(self.features, kernel=1, name="shortcut")(x)
+
+
+class Generator(nn.Module):
+    """See `generator`."""
+
+    widths: tuple[int, ...]
+    channels: int
+    classes: int
+    spectral: SpectralNorm | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, latents: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        layer: dict[str, Any] = {"norm": self.spectral, "train": train, "dtype": self.dtype}
+        zeros = nn.initializers.zeros  # each class begins with a scale of 1 and a bias of 0
+        norm = partial(
+            ConditionalNorm,
+            partial(BatchNorm, train=train, dtype=self.dtype),
+            partial(Embed, classes=self.classes, embedding_init=zeros, dtype=self.dtype),
+        )
+        first = self.widths[0]
+        x = Dense(BOTTOM**2 * first, kernel_init=_glorot, name="dense", **layer)(latents)
+        x = x.reshape(-1, BOTTOM, BOTTOM, first)
+        taps = {side(x): x}
+        conv = partial(Conv, kernel_init=_block, **layer)
+        for index, features in enumerate(self.widths[1:]):
+            name = f"block_{index}"
+            x = GeneratorBlock(features, norm, conv, name=name)(x, labels)
+            taps[name] = taps[side(x)] = x
+        x = jax.nn.relu(BatchNorm(train=train, dtype=self.dtype, name="norm")(x))
+        image = Conv(self.channels, kernel_init=_glorot, name="image", **layer)(x)
+        return jnp.tanh(image.astype(jnp.float32)), taps
+
+
+class Discriminator(nn.Module):
+    """See `discriminator`."""
+
+    widths: tuple[int, ...]
+    halvings: int
+    classes: int
+    spectral: SpectralNorm | None
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, images: Array, labels: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        check_labels(self.classes, labels)
+        layer: dict[str, Any] = {"norm": self.spectral, "train": train}
+        conv = partial(Conv, kernel_init=_block, dtype=self.dtype, **layer)
+        x, taps = images, {}
+        for index, features in enumerate(self.widths):
+            name = f"block_{index}"
+            x = DiscriminatorBlock(
+                features,
+                hidden=features if index == 0 else x.shape[-1],
+                downsample=index < self.halvings,
+                activate=index > 0,
+                conv=conv,
+                name=name,
+            )(x)
+            taps[name] = taps[side(x)] = x
+        summed = taps["features"] = jax.nn.relu(x).astype(jnp.float32).sum(axis=(1, 2))
+        dense = partial(Dense, kernel_init=_glorot, **layer)
+        embed = partial(Embed, classes=self.classes, embedding_init=_glorot, **layer)
+        return projection_scores(summed, labels, dense, embed), taps
+
+
+def projection_scores(
+    features: Array,
+    labels: Array | None,
+    dense: Callable[..., nn.Module],
+    embed: Callable[..., nn.Module],
+) -> Array:
+    """Scores `[B]` of features `[B, C]` and labels (Miyato & Koyama 2018, eq. 4).
+
+    Args:
+      features: `[B, C]`, float32.
+      labels: int `[B]`, or None.
+      dense: makes a linear layer, of a number of features and `name=`.
+      embed: makes an embedding of the labels, in the same way.
+    """
+    scores = dense(1, name="score")(features)[:, 0]
+    if labels is None:
+        return scores
+    return scores + (embed(features.shape[-1], name="label")(labels) * features).sum(axis=-1)
+
+
+def side(x: Array) -> str:
+    """The tap's name for a feature `[B, H, W, C]`: `8x8`."""
+    return f"{x.shape[1]}x{x.shape[2]}"

@@ -1,0 +1,167 @@
+"""The experiments with style and class-conditional teachers: traced in all variants, run once."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import biggan, harness, stylegan2
+from kd_jax.checkpoint import load_generator
+from kd_jax.models import stylegan2 as models
+
+ROOT = Path(__file__).parents[2]
+MODULES = {"stylegan2": stylegan2, "biggan": biggan}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
+
+
+def tiny(name, settings=()):
+    config = MODULES[name].get_config("tiny")
+    with config.unlocked():
+        config.update_from_flattened_dict(dict(settings))
+    return config.lock()
+
+
+def trace(name, config):
+    """Every training's step, traced; the metrics' names by training."""
+    experiment = MODULES[name].EXPERIMENT
+    task = experiment.build(config)
+    recipes, batch = experiment.plan(config, task)
+    names = {}
+    for training, recipe in recipes.items():
+        state = jax.eval_shape(recipe.init, jax.random.key(0), batch)
+        after, metrics = jax.eval_shape(recipe.step, state, recipe.teacher, batch)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        names[training] = set(metrics)
+    return names
+
+
+VARIANTS = [
+    ("stylegan2", {}, {"g/pixel", "g/relation"}),
+    ("stylegan2", {"distilled.start": "magnitude"}, {"g/pixel", "g/relation"}),
+    ("stylegan2", {"student": "stylegan1"}, {"g/reconstruction", "g/features"}),
+    ("stylegan2", {"path_length.weight": 2.0, "r1.every": 4}, {"g/path_length", "g/relation"}),
+    ("stylegan2", {"distilled.teacher_images": 1.0}, {"g/pixel"}),
+    ("biggan", {}, {"g/features", "g/pixel"}),
+    ("biggan", {"recipe": "dgl", "student": "biggan"}, {"g/teacher"}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "terms"), VARIANTS, ids=str)
+def test_every_variant_has_its_terms(name, settings, terms):
+    names = trace(name, tiny(name, settings))
+    assert set(names) == {"teacher", "all/alone", "all/distilled"}
+    assert terms <= names["all/distilled"]
+    assert not {"g/pixel", "g/relation", "g/features", "g/teacher"} & names["all/alone"]
+    assert "g/adversarial" in names["teacher"]
+
+
+def test_the_full_size_teacher_and_student_are_those_of_the_paper():
+    """Xu et al. 2022, table 1: 30.0M and 5.6M parameters; nothing of that size is made here."""
+    config = stylegan2.get_config("ffhq256")
+    z = jax.ShapeDtypeStruct((1, config.latent), np.float32)
+    counts = []
+    for sizes in (config.teacher_network, config.student_network):
+        network = models.generator(
+            config.data.size, channel_base=sizes.channel_base, channel_max=sizes.channel_max
+        )
+        shapes = jax.eval_shape(network.init, jax.random.key(0), z)["params"]
+        counts.append(sum(int(np.prod(x.shape)) for x in jax.tree.leaves(shapes)) / 1e6)
+    assert counts[0] == pytest.approx(30.0, abs=0.1)
+    assert counts[1] == pytest.approx(5.6, abs=0.1)
+
+
+BAD = [
+    ("stylegan2", {"student": "stylegan4"}, "config.student='stylegan4' is not one of stylegan2"),
+    ("stylegan2", {"distilled.start": "luck"}, "config.distilled.start='luck' is neither"),
+    (
+        "stylegan2",
+        {"student": "stylegan1", "distilled.start": "magnitude"},
+        "start=magnitude needs config.student=stylegan2",
+    ),
+    ("stylegan2", {"data.size": 20}, "a power of two from 4 to 1024, not 20"),
+    ("stylegan2", {"teacher": "nowhere.pkl"}, "nowhere.pkl"),
+    ("stylegan2", {"seeds": ()}, "config.seeds needs at least one entry"),
+    ("biggan", {"student": "stylegan2"}, "config.student='stylegan2' is not one of tinygan"),
+    ("biggan", {"recipe": "omgd"}, "config.recipe='omgd' is not one of tinygan, dgl"),
+    ("biggan", {"recipe": "dgl", "teacher": "x.pth"}, "dgl needs the teacher's discriminator"),
+    ("biggan", {"latent": 7}, "7"),
+    ("biggan", {"data.size": 16}, "16"),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "message"), BAD, ids=str)
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, settings, message, tmp_path):
+    with pytest.raises(harness.UsageError, match=re.escape(message)) as error:
+        harness.execute(MODULES[name].EXPERIMENT, tiny(name, settings), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_style_student_begins_with_its_teachers_mapping():
+    config = tiny("stylegan2")
+    task = stylegan2.build(config)
+    z = np.zeros((1, config.latent), np.float32)
+    teacher = task.teacher.generator.init(jax.random.key(1), z)
+    begin = stylegan2.start(config, task, teacher)
+    assert set(begin) == {"params", "averages"}
+    made = stylegan2.student_recipe(config, task, "distilled", teacher)
+    state = made.init(jax.random.key(0), stylegan2.comparison.example_batch(config, task.source))
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        state.generator.variables["params"]["mapping"],
+        teacher["params"]["mapping"],
+    )
+
+
+def test_directions_are_those_of_all_that_reads_a_style():
+    config = tiny("stylegan2")
+    task = stylegan2.build(config)
+    teacher = task.teacher.generator.init(jax.random.key(1), np.zeros((1, 8), np.float32))
+    found = stylegan2.directions(teacher)
+    np.testing.assert_allclose(found @ found.T, np.eye(8), atol=1e-5)
+    affine = teacher["params"]["synthesis"]["b4"]["conv1"]["affine"]["weight"]
+    other = jax.tree.map(lambda x: x, teacher)
+    other["params"]["synthesis"]["b4"]["conv1"]["affine"]["weight"] = affine.at[0].set(100.0)
+    assert abs(float(stylegan2.directions(other)[0, 0])) > abs(float(found[0, 0]))
+
+
+def test_from_a_published_teacher_to_a_report(golden, tmp_path, capsys):
+    """NVIDIA's snapshot teaches: nothing is trained but the students."""
+    file = golden / "pkl" / "sg2_tiny.pkl"
+    if not file.exists():
+        pytest.skip(f"no {file}")
+    config = tiny("stylegan2", {"teacher": str(file), "latent": 16})
+    harness.execute(stylegan2.EXPERIMENT, config, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["regimes"]) == {"all"}
+    assert report["teacher"]["parameters"] == 11_542
+    assert report["student"]["parameters"] < 5_000
+    for part in ("teacher", "student"):
+        assert report[part]["multiply_accumulates"] > 0 < report[part]["single"]["median"]
+    for arm in ("teacher", "alone", "distilled"):
+        assert np.isfinite(report["regimes"]["all"][arm]).all()
+    assert not (tmp_path / "seed0" / "teacher").exists()
+    variables, _ = load_generator(tmp_path / "seed0" / "all" / "distilled" / "checkpoints")
+    assert "mapping" in variables["params"]
+    text = (tmp_path / "report.md").read_text()
+    assert "right class" not in text  # nobody asked for one
+    assert str(tmp_path / "report.md") in capsys.readouterr().out
+    wrong = tiny("stylegan2", {"teacher": str(file), "latent": 16, "data.size": 32})
+    with pytest.raises(harness.UsageError, match=r"makes images \(16, 16, 3\)"):
+        harness.execute(stylegan2.EXPERIMENT, wrong, tmp_path / "other")
+
+
+def test_a_class_conditional_lesson_from_data_to_report(tmp_path):
+    harness.execute(biggan.EXPERIMENT, tiny("biggan"), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["teacher"]["parameters"] > report["student"]["parameters"]
+    assert set(report["classes_right"]) == {"teacher", "all/alone", "all/distilled"}
+    assert (tmp_path / "samples.png").exists()
