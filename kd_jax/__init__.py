@@ -4,7 +4,17 @@ The core is a handful of pure functions: a `Network` is `init` and `apply`; a re
 named `Term`s; `make_train_step` makes of them `step(state, teacher_variables, batch)`.
 """
 
-from kd_jax import health, losses, models, ops, recipes, students, weights
+from kd_jax import (
+    augment,
+    health,
+    losses,
+    models,
+    ops,
+    pretrained,
+    recipes,
+    students,
+    weights,
+)
 from kd_jax.modes import (
     data_free,
     online,
@@ -50,6 +60,7 @@ __all__ = [
     "Term",
     "TrainState",
     "Weight",
+    "augment",
     "compile_step",
     "connect",
     "connect_to",
@@ -74,6 +85,7 @@ __all__ = [
     "ops",
     "place",
     "place_batch",
+    "pretrained",
     "recipes",
     "replicated",
     "scanned",

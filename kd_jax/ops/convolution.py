@@ -10,11 +10,11 @@ stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.
 61 ms here.
 
 Each of the three is left to the compiler, but for what these networks are made of: on CPU the 4x4
-kernels of stride 2 of a DCGAN are computed with 9/16 of the multiplications (`winograd4`), and the
-3x3 kernels of StyleGAN with 4/9 (`winograd3`); of its 3x3 kernels of stride 2, convolution and
-kernel gradient are a product for each tap. A 1x1 convolution is a matrix product everywhere. The
-price of the three is forward mode (`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes;
-reverse mode nests at will.
+kernels of stride 2 of a DCGAN are computed with 9/16 of the multiplications (`winograd4`), and
+StyleGAN's large 3x3 layers with 4/9 or 1/4 of them (`winograd3`); where those have stride 2,
+convolution and kernel gradient are a product for each tap. A 1x1 convolution is a matrix product
+everywhere. The price of the three is forward mode (`jax.jvp`, `jax.hessian`), which
+`jax.custom_vjp` excludes; reverse mode nests at will.
 """
 
 import functools
@@ -32,7 +32,7 @@ from kd_jax.types import Array
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 
-_WORTH_IT = 2**25  # pixels times channels times features
+_WORTH_IT = 2**28  # pixels times channels times features
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -151,7 +151,7 @@ def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps
     """What is faster than XLA's convolutions on CPU.
 
     Measured on two cores. With fewer multiplications the maps take 0.5 to 0.8 of the time in a
-    DCGAN's layers (64 and 128 channels), and 0.3 to 0.6 in StyleGAN2's; one product per tap takes
+    DCGAN's layers (64 and 128 channels), and 0.3 to 0.8 in StyleGAN2's; one product per tap takes
     0.5 of the time of a convolution of stride 2, and 0.3 of its kernel gradient.
     """
     channels, features = widths

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.ops import conv, conv_transpose
+from kd_jax.ops import conv, conv_transpose, winograd3
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -297,3 +297,55 @@ def test_other_platforms_get_the_compilers_convolution():
         assert text.count("stablehlo.convolution") == count
     # What chose the platform is gone before the program runs.
     assert "conditional" not in traced.lower().compile().as_text()
+
+
+def wide(batch, side, channels, kernel=3, seed=0):
+    """Just large enough that it is computed in another way than XLA would."""
+    return draw(
+        (side, side), (kernel, kernel), batch=batch, channels=(channels, channels), seed=seed
+    )
+
+
+LARGE = {
+    "two outputs at once": (4, 16, 512, 1, ((1, 1), (1, 1))),
+    "four outputs at once": (8, 32, 192, 1, ((1, 1), (1, 1))),
+    "by tap": (8, 33, 192, 2, ((0, 0), (0, 0))),
+}
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_large_layers_are_those_of_lax(x64, case):
+    batch, side, channels, stride, padding = LARGE[case]
+    x, weights = wide(batch, side, channels)
+    y = lax_conv(x, weights, stride, padding)
+    close(conv(x, weights, stride, padding), y)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape))
+    gradients = [
+        jax.vjp(lambda x, w, op=op: op(x, w, stride, padding), x, weights)[1](cotangent)
+        for op in (conv, lax_conv)
+    ]
+    close(*gradients)
+
+
+@pytest.mark.parametrize(("m", "products"), [(2, 16), (4, 36)])
+def test_large_layers_take_fewer_products(m, products):
+    sides = {2: (4, 16), 4: (8, 32)}[m]
+    x, weights = (a.astype(jnp.float32) for a in wide(*sides, 256))
+    assert winograd3._outputs(x) == m
+    direct = 2 * 9 * x.size * 256
+    part = products / (9 * m**2)
+    count = flops(winograd3.conv, x, weights)
+    assert part * direct < count < (part + 0.06) * direct
+
+
+@pytest.mark.parametrize(("sides", "digits"), [((4, 16), 2), ((8, 32), 50)])
+def test_single_precision_of_large_layers(x64, sides, digits):
+    """What the module promises: with four outputs at once it is more than a digit worse."""
+    x, weights = wide(*sides, 64)
+    exact = lax_conv(x, weights, 1)
+    errors = [
+        float(jnp.abs(op(x.astype(jnp.float32), weights.astype(jnp.float32)) - exact).max())
+        for op in (winograd3.conv, partial(lax_conv, stride=1))
+    ]
+    assert errors[0] < digits * errors[1]
+    assert errors[0] < 3e-5 * float(jnp.abs(exact).max())
