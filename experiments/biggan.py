@@ -65,7 +65,7 @@ def get_config(preset: str = "small") -> ConfigDict:
                 "resize": False,
             },
             "teacher_network": {"width": 8, "steps": 1000},
-            "student_network": {"width": 4, "steps": 1000},
+            "student_network": {"width": 4, "steps": 1500},
             "discriminator_width": 6,
             "shared": 32,  # the class embedding's length
             "attention": (16,),
@@ -73,8 +73,8 @@ def get_config(preset: str = "small") -> ConfigDict:
             "final_rate": 0.1,  # the cosine schedule's end, as a part of the learning rate
             "ema": 0.999,
             "distilled": {
-                "feature": 1.0,  # of TinyGAN
-                "pixel": 1.0,  # of TinyGAN, at the start
+                "feature": 20.0,  # of TinyGAN; the paper has 1, for other features
+                "pixel": 10.0,  # of TinyGAN, at the start; the paper has 0.2
                 "adversarial": 1.0,  # of TinyGAN; small where its images are not to be left
                 "teacher": 0.1,  # of DGL-GAN
                 # The part of each batch of "real" images that the teacher makes.
@@ -97,14 +97,15 @@ def get_config(preset: str = "small") -> ConfigDict:
         config.discriminator_width = 64
         config.shared, config.attention = 128, (64,)
         config.rates.update({"generator": 5e-5, "discriminator": 2e-4})
-        config.distilled.update({"pixel": 0.2, "adversarial": 0.1, "teacher_images": 0.8})
+        config.distilled.update({"feature": 1.0, "pixel": 0.2, "adversarial": 0.1})
+        config.distilled.teacher_images = 0.8
         config.evaluate.samples = 10_000
         config.evaluate_every = config.checkpoint_every = 10_000
         config.mesh.data = 0  # all devices
     if preset == "tiny":  # for tests: seconds, and nothing learnt
         config.latent = config.batch_size = 8
-        config.teacher_network.update({"width": 2, "steps": 2})
-        config.student_network.update({"width": 1, "steps": 2})
+        config.teacher_network.update({"width": 3, "steps": 2})
+        config.student_network.update({"width": 2, "steps": 2})
         config.discriminator_width, config.shared = 2, 4
         config.log_every = config.evaluate_every = config.checkpoint_every = 2
         config.health = False

@@ -62,8 +62,8 @@ def get_config(preset: str = "small") -> ConfigDict:
                 "channels": 3,
                 "resize": False,
             },
-            "teacher_network": {"channel_base": 2048, "channel_max": 64, "steps": 1500},
-            "student_network": {"channel_base": 512, "channel_max": 16, "steps": 1500},
+            "teacher_network": {"channel_base": 2048, "channel_max": 64, "steps": 800},
+            "student_network": {"channel_base": 512, "channel_max": 16, "steps": 800},
             "discriminator": {"channel_base": 1024, "channel_max": 32},
             "mapping_depth": 4,
             # Karras et al. 2020 evaluate R1 each 16th and path lengths each 4th step. On CPU, XLA
@@ -87,8 +87,8 @@ def get_config(preset: str = "small") -> ConfigDict:
             },
             "health": True,
             "log_every": 50,
-            "evaluate_every": 500,
-            "checkpoint_every": 500,
+            "evaluate_every": 400,
+            "checkpoint_every": 400,
             "evaluate": {"samples": 1500, "seed": 1},
             "mesh": {"data": 1, "model": 1},
         }

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from collections.abc import Mapping as ReadOnly
 from functools import partial
 from typing import Any
 
@@ -219,3 +220,22 @@ def check_size(size: int, least: int = 8, most: int = 1024) -> None:
     """Raises a ValueError unless an image's side is a power of two between the two."""
     if size < least or size > most or size & (size - 1):
         raise ValueError(f"the size is a power of two from {least} to {most}, not {size}")
+
+
+def side_widths(
+    size: int, base: int, most: int, given: ReadOnly[int, int] | None = None
+) -> tuple[int, ...]:
+    """Channels at 4x4, 8x8, ..., `size`: `min(base / side, most)`, or those given by side.
+
+    Raises:
+      ValueError: a side has none.
+    """
+    sides = [4 << number for number in range(size.bit_length() - 2)]
+    if given is not None and (missing := [side for side in sides if side not in given]):
+        raise ValueError(f"{dict(given)} has no width for a side of {missing[0]}")
+    widths = tuple(given[side] if given else min(base // side, most) for side in sides)
+    for side, width in zip(sides, widths, strict=True):
+        if width < 1:
+            why = "the widths" if given else f"channel_base={base} and channel_max={most}"
+            raise ValueError(f"{why} leave {width} channels at a side of {side}")
+    return widths

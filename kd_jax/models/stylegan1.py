@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
 from kd_jax.models import style
+from kd_jax.models.style import side_widths
 from kd_jax.network import Network, from_linen
 from kd_jax.ops import ACTIVATIONS, Activation
 from kd_jax.ops.resample import Filter
@@ -133,7 +134,7 @@ def generator(
     _check_lod(lod, size)
     module = Generator(
         size=size,
-        widths=_widths(size, channel_base, channel_max, widths),
+        widths=side_widths(size, channel_base, channel_max, widths),
         channels=channels,
         latent=latent,
         classes=classes,
@@ -194,13 +195,13 @@ def discriminator(
       ValueError: a side or a level of detail is impossible, or a side has no channels.
     """
     _check_lod(lod, size)
-    entering = _widths(size, channel_base, channel_max, widths)
+    entering = side_widths(size, channel_base, channel_max, widths)
     if features is None:
         features = widths[SMALLEST] if widths else max(min(channel_base // 2, channel_max), 1)
     module = Discriminator(
         size=size,
         widths=entering,
-        inner=entering if inner is None else _widths(size, channel_base, channel_max, inner),
+        inner=entering if inner is None else side_widths(size, channel_base, channel_max, inner),
         features=features,
         channels=channels,
         classes=classes,
@@ -774,19 +775,6 @@ def _check_lod(lod: float | Array, size: int) -> None:
 
 def _sides_of(parts: ReadOnly[str, Any]) -> list[int]:
     return sorted(int(name[1:]) for name in parts)
-
-
-def _widths(size: int, base: int, most: int, given: ReadOnly[int, int] | None) -> tuple[int, ...]:
-    """Channels at 4x4, 8x8, ..."""
-    sides = [SMALLEST << number for number in range(size.bit_length() - 2)]
-    if given is not None and (missing := [side for side in sides if side not in given]):
-        raise ValueError(f"{dict(given)} has no width for a side of {missing[0]}")
-    widths = tuple(given[side] if given else min(base // side, most) for side in sides)
-    for side, width in zip(sides, widths, strict=True):
-        if width < 1:
-            why = "the widths" if given else f"channel_base={base} and channel_max={most}"
-            raise ValueError(f"{why} leave {width} channels at a side of {side}")
-    return widths
 
 
 def _static(taps: Filter) -> Taps2D:

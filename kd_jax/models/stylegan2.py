@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths, tensors
 from kd_jax.models import style
+from kd_jax.models.style import side_widths
 from kd_jax.network import Network, from_linen
 from kd_jax.ops.resample import Filter
 from kd_jax.state import Pair
@@ -120,7 +121,7 @@ def generator(
     _check(size, architecture, activation)
     module = Generator(
         size=size,
-        widths=_widths(size, channel_base, channel_max, widths),
+        widths=side_widths(size, channel_base, channel_max, widths),
         channels=channels,
         latent=latent,
         classes=classes,
@@ -185,7 +186,7 @@ def discriminator(
         raise ValueError(f"a discriminator's size is at least 8, not {size}")
     module = Discriminator(
         size=size,
-        widths=_widths(size, channel_base, channel_max, widths),
+        widths=side_widths(size, channel_base, channel_max, widths),
         channels=channels,
         classes=classes,
         architecture=architecture,
@@ -500,6 +501,8 @@ class Synthesis(nn.Module):
             noise = "random" if self.has_rng("params") else "const"
         convolutions = expected[0] - 1
         if isinstance(noise, str):
+            if noise == "random" and not self.has_rng("params"):
+                raise ValueError("noise='random' needs a key: rngs=jax.random.key(...)")
             if noise not in ("random", "const", "none"):
                 raise ValueError(f"noise={noise!r} is none of 'random', 'const', 'none'")
             noises: list[Any] = [noise] * convolutions
@@ -754,19 +757,6 @@ def _check(size: int, architecture: str, activation: str) -> None:
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} is none of {', '.join(known)}")
-
-
-def _widths(size: int, base: int, most: int, given: ReadOnly[int, int] | None) -> tuple[int, ...]:
-    sides = [SMALLEST << i for i in range(size.bit_length() - 2)]
-    if given is not None and (missing := [side for side in sides if side not in given]):
-        raise ValueError(f"widths={dict(given)} has none for a side of {missing[0]}")
-    widths = tuple(given[side] if given else min(base // side, most) for side in sides)
-    if min(widths) < 1:
-        raise ValueError(
-            f"channel_base={base} and channel_max={most} leave {min(widths)} channels at a side "
-            f"of {sides[widths.index(min(widths))]}"
-        )
-    return widths
 
 
 def _static(taps: Filter) -> Taps2D:

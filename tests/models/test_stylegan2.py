@@ -111,6 +111,8 @@ def test_noise_is_what_is_asked_for(generator):
     assert np.abs(drawn_once - other).max() > 1e-3 < np.abs(drawn_once - stored).max()
     with pytest.raises(ValueError, match=r"noise='loud' is none of 'random', 'const', 'none'"):
         make(noise="loud")
+    with pytest.raises(ValueError, match="noise='random' needs a key"):
+        make(noise="random")
     with pytest.raises(ValueError, match="5 images of noise are needed, not 4"):
         make(noise=given[:4])
     with pytest.raises(ValueError, match=r"needs \[B or 1, 16, 16, 1\]"):
@@ -281,7 +283,7 @@ def test_other_networks_are_not_described():
         (lambda: stylegan2.discriminator(4), "at least 8, not 4"),
         (lambda: stylegan2.generator(8, architecture="dense"), "architecture='dense' is none of"),
         (lambda: stylegan2.generator(8, activation="gelu"), "activation='gelu' is none of"),
-        (lambda: stylegan2.generator(8, widths={4: 3}), "has none for a side of 8"),
+        (lambda: stylegan2.generator(8, widths={4: 3}), "has no width for a side of 8"),
         (lambda: stylegan2.generator(64, channel_base=32), "leave 0 channels at a side of 64"),
     ],
 )
