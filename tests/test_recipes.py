@@ -17,7 +17,7 @@ import pytest
 from kd_jax import health, losses, recipes
 from kd_jax.models import dcgan
 from kd_jax.network import CONNECTORS, Network, connect, connect_to, disconnect
-from kd_jax.objective import Inputs, Term, Weight, init_terms, weighted_total
+from kd_jax.objective import Bound, Inputs, Term, Weight, init_terms, weighted_total
 from kd_jax.state import Networks, Pair, Player, Teacher, TrainState, init_state
 from kd_jax.step import d_step, forward_pass, g_step, make_train_step
 from kd_jax.types import Taps
@@ -437,7 +437,7 @@ def _observed(world, terms, seed=3, nets=None, batch=None):
                 calls.setdefault(name, []).append((x, *fn(x)))
                 return fn(x)
 
-            return recorded
+            return Bound(recorded)
 
         f = f._replace(
             generate=recording("generate", f.generate),

@@ -193,6 +193,7 @@ def test_every_public_loss_is_in_the_table():
     wrapped = {"penalties.r1", "penalties.r2", "penalties.gradient_penalty", "response.hinton"}
     wrapped |= {"image.structural", "image.multi_scale", "image.perceptual"}
     parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # no losses
+    parts |= {"penalties.path_lengths"}
     parts |= {"image.gaussian_window", "moments.moments", "penalties.orthogonal"}  # nor of examples
     assert public == wrapped | parts | {c.name for c in CASES if c.fn.__module__ != __name__}
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from kd_jax.losses.penalties import gradient_penalty, orthogonal, r1, r2
+from kd_jax.losses.penalties import gradient_penalty, orthogonal, path_lengths, r1, r2
 
 RNG = np.random.default_rng(1)
 SHAPE = (3, 4, 4, 2)
@@ -140,3 +140,46 @@ def test_orthogonal_by_hand(x64):
     np.testing.assert_allclose(gradient["kernel"], 2 * np.array(kernel) @ products)
     np.testing.assert_array_equal(gradient["bias"], 0)
     np.testing.assert_array_equal(gradient["turned"], 0)
+
+
+def test_path_lengths_of_a_linear_synthesis(x64):
+    """Images A w: `J^T y` is `A^T y`, divided by the root of the pixels; layers are averaged."""
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(rng.normal(size=(3, 5, 4 * 6 * 2)))  # layers, style, pixels
+    styles, noise = (jnp.asarray(rng.normal(size=s)) for s in ((2, 3, 5), (2, 4, 6, 2)))
+
+    def synthesis(w, power=1):
+        image = jnp.einsum("blk,lkp->bp", w**power, matrix)
+        return image.reshape(-1, 4, 6, 2), {}
+
+    back = np.einsum("bp,lkp->blk", np.asarray(noise).reshape(2, -1), np.asarray(matrix))
+    expected = np.sqrt((back**2).sum(axis=2).mean(axis=1) / (4 * 6))
+    np.testing.assert_allclose(path_lengths(synthesis, styles, noise), expected)
+
+    def total(w):
+        return path_lengths(lambda w: synthesis(w, 2), w, noise).sum()
+
+    gradient = jax.grad(total)(styles)
+    for index in [(0, 0, 0), (1, 2, 4)]:
+        step = jnp.zeros_like(styles).at[index].set(1e-5)
+        slope = (total(styles + step) - total(styles - step)) / 2e-5
+        np.testing.assert_allclose(gradient[index], slope, rtol=1e-6)
+
+
+def test_path_lengths_of_a_constant_have_no_slope():
+    styles, noise = jnp.ones((2, 3, 5)), jnp.ones((2, 4, 4, 1))
+
+    def length(w):
+        return path_lengths(lambda w: (0 * w.sum() * noise, {}), w, noise).sum()
+
+    assert float(length(styles)) == 0
+    assert (jax.grad(length)(styles) == 0).all()
+
+
+def test_path_lengths_refuse_noise_of_another_shape():
+    with pytest.raises(ValueError, match=r"image has shape \(2, 4, 4, 1\) but noise has"):
+        path_lengths(
+            lambda w: (jnp.ones((2, 4, 4, 1)), {}), jnp.ones((2, 3, 5)), jnp.ones((2, 4, 4, 3))
+        )
+    with pytest.raises(ValueError, match=r"styles \[B, layers, style\] are needed"):
+        path_lengths(lambda w: (w, {}), jnp.ones((2, 5)), jnp.ones((2, 4, 4, 3)))

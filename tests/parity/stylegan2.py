@@ -23,7 +23,7 @@ def generator(file: File) -> Outputs:
     overrides = stylegan2.generator_settings(file.config["kwargs"])
     overrides["mapping"]["average_decay"] = file.config.get("w_avg_beta", 0.998)
     converted = stylegan2.generator(weights(file), **overrides)
-    network, variables, _ = converted
+    network, variables, *_ = converted
     inputs = (file["in/z"], *labels(file["in/c"]))
     outputs: dict[str, object] = {"out/w": network.mapping(variables, *inputs)}
     # The images are truncated as the styles are that have no cutoff.
