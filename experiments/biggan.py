@@ -149,15 +149,7 @@ def build(config: ConfigDict) -> Task:
             "config.recipe=dgl needs the teacher's discriminator: name it with "
             "--config.teacher_judge, or choose --config.recipe=tinygan"
         )
-    source = kd_data.open_source(
-        config.data.source,
-        "train",
-        config.data.size,
-        config.data.channels,
-        harness.cache_dir() / "tfds",
-        resize=config.data.resize,
-    )
-    comparison.check(config, source)
+    source = comparison.open_source(config)
     shared: dict[str, Any] = {"classes": source.num_classes}
     options = {**shared, "channels": config.data.channels, "shared": config.shared}
     sees: dict[str, Any] = {"attention": tuple(config.attention)}
@@ -165,7 +157,7 @@ def build(config: ConfigDict) -> Task:
     judge = biggan.discriminator(size, config.discriminator_width, **shared, **sees)
     given = None
     if config.teacher:
-        teacher, given = _from_file(config, source)
+        teacher, given = _from_file(config)
     else:
         teacher = Pair(
             biggan.generator(size, config.teacher_network.width, **options, **sees), judge
@@ -179,18 +171,12 @@ def build(config: ConfigDict) -> Task:
     return task
 
 
-def _from_file(config: ConfigDict, source: kd_data.Source) -> tuple[Pair, Teacher]:
+def _from_file(config: ConfigDict) -> tuple[Pair, Teacher]:
     """The file's networks, once they are known to fit the data."""
     network, variables = pretrained.load(config.teacher, config.teacher_part or None)
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    image = jax.eval_shape(lambda v, z, y: network.apply(v, z, y)[0], variables, z, label)
-    expected = (1, config.data.size, config.data.size, config.data.channels)
-    if image.shape != expected:
-        raise ValueError(
-            f"config.teacher={config.teacher} makes images {image.shape[1:]}; config.data asks for "
-            f"{expected[1:]}"
-        )
+    comparison.check_teacher(config, network, variables, z, label)
     if not config.teacher_judge:
         return Pair(network), Teacher(variables)
     judge, judges = pretrained.load(config.teacher, config.teacher_judge)

@@ -31,12 +31,20 @@ ARMS = ("alone", "distilled")
 """The two trainings of a student in each regime."""
 
 
-def check(config: ConfigDict, source: kd_data.Source) -> None:
-    """Refuses settings that every such experiment refuses.
+def open_source(config: ConfigDict) -> kd_data.Source:
+    """The images, once the settings that all these experiments have are known to fit.
 
     Raises:
-      ValueError: one line.
+      ValueError, FileNotFoundError: one line.
     """
+    source = kd_data.open_source(
+        config.data.source,
+        "train",
+        config.data.size,
+        config.data.channels,
+        harness.cache_dir() / "tfds",
+        resize=config.data.resize,
+    )
     if not config.seeds:
         raise ValueError("config.seeds needs at least one entry")
     for name, every in (
@@ -55,6 +63,30 @@ def check(config: ConfigDict, source: kd_data.Source) -> None:
         )
     if config.evaluate.samples < 2:
         raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
+    return source
+
+
+def check_teacher(
+    config: ConfigDict, network: Network, variables: Variables, *inputs: jax.ShapeDtypeStruct
+) -> None:
+    """Refuses a file whose network makes other images than the data's.
+
+    Args:
+      config: the configuration.
+      network: the file's.
+      variables: its variables.
+      *inputs: for one image. Nothing is computed.
+
+    Raises:
+      ValueError: one line.
+    """
+    image = jax.eval_shape(lambda v, *x: network.apply(v, *x)[0], variables, *inputs)
+    expected = (1, config.data.size, config.data.size, config.data.channels)
+    if image.shape != expected:
+        raise ValueError(
+            f"config.teacher={config.teacher} makes images {image.shape[1:]}; config.data asks for "
+            f"{expected[1:]}"
+        )
 
 
 class Judge(NamedTuple):

@@ -155,15 +155,7 @@ def build(config: ConfigDict) -> Task:
                 f"config.regimes.{name}.distilled.start={regime.distilled.start!r} is not one of "
                 f"{', '.join(STARTS)}, or empty"
             )
-    source = kd_data.open_source(
-        config.data.source,
-        "train",
-        config.data.size,
-        config.data.channels,
-        harness.cache_dir() / "tfds",
-        resize=config.data.resize,
-    )
-    comparison.check(config, source)
+    source = comparison.open_source(config)
 
     def pair(sizes: ConfigDict) -> Pair:
         generators, discriminators = (

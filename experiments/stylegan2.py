@@ -152,15 +152,7 @@ def build(config: ConfigDict) -> Task:
         raise ValueError(
             f"config.distilled.start={config.distilled.start!r} is neither mapping nor magnitude"
         )
-    source = kd_data.open_source(
-        config.data.source,
-        "train",
-        config.data.size,
-        config.data.channels,
-        harness.cache_dir() / "tfds",
-        resize=config.data.resize,
-    )
-    comparison.check(config, source)
+    source = comparison.open_source(config)
     shared: dict[str, Any] = {"channels": config.data.channels}
     judge = partial(
         stylegan2.discriminator, config.data.size, **shared, **config.discriminator.to_dict()
@@ -206,13 +198,7 @@ def _check_teacher(config: ConfigDict, network: Network, variables: Variables) -
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     if network.mapping is None:
         raise ValueError(f"config.teacher={config.teacher}: no style network")
-    image = jax.eval_shape(lambda v, z: network.apply(v, z)[0], variables, z)
-    expected = (1, config.data.size, config.data.size, config.data.channels)
-    if image.shape != expected:
-        raise ValueError(
-            f"config.teacher={config.teacher} makes images {image.shape[1:]}; config.data asks for "
-            f"{expected[1:]}"
-        )
+    comparison.check_teacher(config, network, variables, z)
 
 
 def start(config: ConfigDict, task: Task, teacher: Variables) -> Mapping[str, Any]:
