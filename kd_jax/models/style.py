@@ -170,6 +170,35 @@ def mix_styles(styles: Array, others: Array, probability: float, key: Array) -> 
     return jnp.where(own[:, :, None], styles, others)
 
 
+def map_styles(
+    module: Any,
+    latents: Array,
+    labels: Array | None,
+    train: bool,
+    truncation: float | Array,
+    truncation_cutoff: int | None,
+) -> Array:
+    """A generator's styles, in training mixed with those of other latents.
+
+    Args:
+      module: the generator, with its `mapping` and `style_mixing`, the probability.
+      latents: `[B, latent]`.
+      labels: the condition, or None.
+      train: whether the average follows and styles are mixed; the latter if there is a key.
+      truncation: as in `Mapping`.
+      truncation_cutoff: likewise.
+    """
+    options = {"truncation": truncation, "truncation_cutoff": truncation_cutoff}
+    styles = module.mapping(latents, labels, train=train, **options)
+    mixes = train and module.style_mixing and module.has_rng("params")
+    if not mixes or module.is_initializing():
+        return styles
+    latent_key, mixing_key = jax.random.split(module.make_rng("style_mixing"))
+    other = jax.random.normal(latent_key, latents.shape, latents.dtype)
+    others = module.mapping(other, labels, **options)
+    return mix_styles(styles, others, module.style_mixing, mixing_key)
+
+
 def truncated(network: Network, truncation: float, cutoff: int | None = None) -> Network:
     """A style network whose styles are always drawn towards their average: a teacher, say.
 

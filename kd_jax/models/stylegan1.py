@@ -588,13 +588,7 @@ class Generator(nn.Module):
         noise: Noise = None,
         lod: Lod = None,
     ) -> tuple[Array, dict[str, Array]]:
-        options = {"truncation": truncation, "truncation_cutoff": truncation_cutoff}
-        styles = self.mapping(latents, labels, train=train, **options)
-        if train and self.style_mixing and self.has_rng("params") and not self.is_initializing():
-            latent_key, mixing_key = jax.random.split(self.make_rng("style_mixing"))
-            other = jax.random.normal(latent_key, latents.shape, latents.dtype)
-            others = self.mapping(other, labels, **options)
-            styles = style.mix_styles(styles, others, self.style_mixing, mixing_key)
+        styles = style.map_styles(self, latents, labels, train, truncation, truncation_cutoff)
         image, taps = self.synthesis(styles, train=train, noise=noise, lod=lod)
         return image, {"styles": styles, **taps}
 
