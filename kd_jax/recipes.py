@@ -135,11 +135,16 @@ def lazy_adam(
     Args:
       learning_rate: without lazy regularisation; StyleGAN2's is 0.002.
       every: of the lazy term; 1 for a player without.
-      b1: the decay of the mean, without lazy regularisation.
+      b1: the decay of the mean, without lazy regularisation. Where it is 0, as StyleGAN2's, the
+        mean is the gradient and is not stored: a third of what Adam keeps, parameters included.
       b2: the decay of the squares' mean.
     """
     part = every / (every + 1) if every > 1 else 1.0
-    return optax.adam(learning_rate * part, b1**part if b1 else 0.0, b2**part, eps=1e-8)
+    if b1:
+        return optax.adam(learning_rate * part, b1**part, b2**part, eps=1e-8)
+    return optax.rmsprop(
+        learning_rate * part, b2**part, eps=1e-8, eps_in_sqrt=False, bias_correction=True
+    )
 
 
 def response(pixel: Strength = 5.0, game: Pair | None = None) -> Pair:

@@ -11,9 +11,11 @@ has several contestants: a modulated convolution can scale the images ("scaled")
 first). In each case its fastest counts.
 
 It is first checked that, from the same weights, latents and noise, all make the same images, scores
-and losses, before a step and after it. Then they take turns of one step, in one process; what
-counts is the ratio of the medians. The rate of a large matrix product in the same process says what
-the machine could do. Prints a report; exits with 1 when a contestant disagrees, or without PyTorch.
+and losses, before a step and after it. Then they take turns of a few steps, in one process; what
+counts is the ratio of the medians. (A turn's first step is the slowest: its memory was given back
+while the other one worked, and a virtual machine charges for each page. In training, a step follows
+another of its own.) The rate of a large matrix product in the same process says what the machine
+could do. Prints a report; exits with 1 when a contestant disagrees, or without PyTorch.
 
 Wall-clock needs a quiet machine, see `step_time`; `--threads 1` reads the process's CPU time. Where
 something else runs, PyTorch's threads, which spin while they wait, were seen to take 25 times as
@@ -315,8 +317,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--channel-base", type=int, default=16384, help="channels times the side")
     parser.add_argument("--channel-max", type=int, default=512, help="no layer has more")
     parser.add_argument(
-        "--rounds", type=int, default=7, help="turns of each contestant, at least 2"
+        "--rounds", type=int, default=5, help="turns of each contestant, at least 2"
     )
+    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
     parser.add_argument("--threads", type=int, help="of each contestant; all cores by default")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to time")
     parser.add_argument(
@@ -385,7 +388,7 @@ def main() -> None:
     for case in args.cases:
         calls, operations = contestants_of(case, nets, trainers, start, images, latents)
         print(f"{case:7} {operations / 1e9:.4g} GFLOP, by XLA's count")
-        times = take_turns(calls, args.rounds, 1, clock)
+        times = take_turns(calls, args.rounds, args.steps, clock)
         report(case, times, operations, rates)
 
 

@@ -11,15 +11,12 @@ stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.
 
 Each of the three is left to the compiler, but for what these networks are made of: on CPU the 4x4
 kernels of stride 2 of a DCGAN are computed with 9/16 of the multiplications (`winograd4`), and
-StyleGAN's large 3x3 layers with 4/9 or 1/4 of them (`winograd3`); where those have stride 2,
-convolution and kernel gradient are a product for each tap. A 1x1 convolution is a matrix product
-everywhere. The price of the three is forward mode (`jax.jvp`, `jax.hessian`), which
+StyleGAN's large 3x3 layers with 1/4 to 0.7 of them (`winograd3`). A 1x1 convolution is a matrix
+product everywhere. The price of the three is forward mode (`jax.jvp`, `jax.hessian`), which
 `jax.custom_vjp` excludes; reverse mode nests at will.
 """
 
-import functools
 import math
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeAlias
@@ -150,9 +147,8 @@ class _Maps(NamedTuple):
 def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps:
     """What is faster than XLA's convolutions on CPU.
 
-    Measured on two cores. With fewer multiplications the maps take 0.5 to 0.8 of the time in a
-    DCGAN's layers (64 and 128 channels), and 0.3 to 0.8 in StyleGAN2's; one product per tap takes
-    0.5 of the time of a convolution of stride 2, and 0.3 of its kernel gradient.
+    Measured on two cores: with fewer multiplications the maps take 0.5 to 0.8 of the time in a
+    DCGAN's layers (64 and 128 channels), and 0.3 to 0.9 in StyleGAN2's.
     """
     channels, features = widths
     work = args[0].shape[0] * math.prod(geometry.sides) * channels * features
@@ -162,8 +158,10 @@ def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps
     if single and work >= _WORTH_IT and min(channels, features) >= 32:
         if known == (1, (3, 3), ((1, 1), (1, 1))) and not any(n % 2 for n in geometry.sides):
             return _Maps(winograd3.conv, winograd3.input_grad, winograd3.kernel_grad)
-        if known == (2, (3, 3), ((0, 0), (0, 0))) and all(n % 2 for n in geometry.sides):
-            return _Maps(_conv_by_tap, None, _kernel_grad_by_tap)
+        if known == (2, (3, 3), ((0, 0), (0, 0))) and all(n % 4 == 1 for n in geometry.sides):
+            return _Maps(
+                winograd3.strided_conv, winograd3.strided_input_grad, winograd3.strided_kernel_grad
+            )
     # Below 16 channels the sums cost more than the products they save.
     fours = known == (2, (4, 4), ((1, 1), (1, 1))) and not any(n % 4 for n in geometry.sides)
     if single and fours and channels >= 16:
@@ -177,31 +175,6 @@ def _by_platform(
     if cpu_map is None:
         return lax_map(*args)
     return jax.lax.platform_dependent(*args, cpu=cpu_map, default=lax_map)
-
-
-def _seen_by_taps(image: Array) -> list[Array]:
-    """For each tap of a 3x3 kernel of stride 2 the pixels it is multiplied with, `[n, Ci]`."""
-    batch, height, width, channels = image.shape
-    return [
-        jax.lax.slice(
-            image, (0, i, j, 0), (batch, i + height - 2, j + width - 2, channels), (1, 2, 2, 1)
-        ).reshape(-1, channels)
-        for i in range(3)
-        for j in range(3)
-    ]
-
-
-def _conv_by_tap(image: Array, kernel: Array) -> Array:
-    taps = kernel.reshape(9, *kernel.shape[2:])
-    products = [x @ tap for x, tap in zip(_seen_by_taps(image), taps, strict=True)]
-    shape = (image.shape[0], image.shape[1] // 2, image.shape[2] // 2, kernel.shape[3])
-    return functools.reduce(operator.add, products).reshape(shape)
-
-
-def _kernel_grad_by_tap(image: Array, output: Array) -> Array:
-    flat = output.reshape(-1, output.shape[3])
-    taps = [x.T @ flat for x in _seen_by_taps(image)]
-    return jnp.stack(taps).reshape(3, 3, image.shape[3], output.shape[3])
 
 
 # Below: image [B, *sides, Ci], kernel [kh, kw, Ci, Co], output [B, h, w, Co]; each from the others.

@@ -1,21 +1,28 @@
-"""The 3x3 convolution of stride 1 and padding 1 in 4/9 of the multiplications, or in 1/4.
+"""3x3 convolutions in fewer multiplications: 4/9 or 1/4 of them, with stride 2 25/36.
 
-Of one axis m outputs are computed at once, with m + 2 products instead of 3 m: F(m, 3) of Winograd
-1980 and Lavin & Gray 2016. With pixels d and taps g it is `S ((P g) * (Q d))`, for m = 2
+Of one axis m outputs are computed at once: F(m, 3) of Winograd 1980 and Lavin & Gray 2016, with
+m + 2 products instead of 3 m. With pixels d and taps g it is `S ((P g) * (Q d))`, for m = 2
 
     y0 = d0 g0 + d1 g1 + d2 g2 = m0 + m1 + m2      m0 = (d0 - d2) g0
     y1 = d1 g0 + d2 g1 + d3 g2 = m1 - m2 - m3      m1 = (d1 + d2) (g0 + g1 + g2) / 2
                                                    m2 = (d2 - d1) (g0 - g1 + g2) / 2
                                                    m3 = (d1 - d3) g2
 
-Both axes together take (m + 2)^2 matrix products. The kernel's gradient is the transpose of the
-linear maps around the same products; the image's gradient is the convolution with the turned
-kernel. Images are `[B, H, W, Ci]` with sides that m divides, kernels `[3, 3, Ci, Co]`.
+With stride 2 the outer taps meet every second pixel only, a filter of two taps, and the middle one
+meets the others: F(2, 2) and a product for each output, 5 products for 2 outputs instead of 6
 
-Rounding is about that of the convolution itself where m is 2, 1e-6 of the largest output. Where
-m is 4 it is 2e-5; it is used on large images only, where it takes another quarter off. On two cores
-of an AMD EPYC, 8x64x64x256 to 256, m = 4 needs half the time of XLA's convolution, and a quarter of
-that of its kernel gradient.
+    y0 = d0 g0 + d1 g1 + d2 g2 = m0 + m1 + m3      m0 = (d0 - d2) g0     m3 = d1 g1
+    y1 = d2 g0 + d3 g1 + d4 g2 = m1 - m2 + m4      m1 = d2 (g0 + g2)     m4 = d3 g1
+                                                   m2 = (d2 - d4) g2
+
+Both axes together take matrix products by the square of their number. The gradients are the
+transposes of the linear maps around the same products. Images are `[B, H, W, Ci]`, kernels
+`[3, 3, Ci, Co]`. With stride 1 the padding is 1, and m divides the sides; with stride 2 there is
+none, and the sides are 1 more than multiples of 4.
+
+Rounding is about that of the convolution itself, 1e-6 of the largest output, but for m = 4, where
+it is 2e-5; that is used on large images only. On two cores of an AMD EPYC, 8x64x64x256 to 256,
+m = 4 needs 0.4 of the time of XLA's convolution.
 """
 
 import functools
@@ -33,82 +40,145 @@ _Grid: TypeAlias = list[list[Array]]
 """What is multiplied, or the products: by their number along the rows, then along the columns."""
 
 
-class _Maps(NamedTuple):
-    """The three linear maps of one axis, as matrices."""
+class _Form(NamedTuple):
+    """The three linear maps of one axis, as matrices, and how far a tile is from the next."""
 
-    pixels: np.ndarray  # [m + 2, m + 2]
-    taps: np.ndarray  # [m + 2, 3]
-    sums: np.ndarray  # [m, m + 2]
+    pixels: np.ndarray  # [products, pixels]
+    taps: np.ndarray  # [products, 3]
+    sums: np.ndarray  # [outputs, products]
+    block: int  # pixels
+    before: int  # zeros that the image is padded with
 
 
-_BY_OUTPUTS = {
-    2: _Maps(
-        np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-        np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
-        np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+_BY_TWO = _Form(
+    np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+    np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]) / 2,
+    np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+    block=2,
+    before=1,
+)
+_BY_FOUR = _Form(
+    np.array(
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ]
     ),
-    4: _Maps(
-        np.array(
-            [
-                [4, 0, -5, 0, 1, 0],
-                [0, -4, -4, 1, 1, 0],
-                [0, 4, -4, -1, 1, 0],
-                [0, -2, -1, 2, 1, 0],
-                [0, 2, -1, -2, 1, 0],
-                [0, 4, 0, -5, 0, 1],
-            ]
-        ),
-        np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
-        np.array(
-            [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-        ),
+    np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
+    np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
+    block=4,
+    before=1,
+)
+_STRIDED = _Form(
+    np.array(
+        [
+            [1, 0, -1, 0, 0],
+            [0, 0, 1, 0, 0],
+            [0, 0, 1, 0, -1],
+            [0, 1, 0, 0, 0],
+            [0, 0, 0, 1, 0],
+        ]
     ),
-}
+    np.array([[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]]),
+    np.array([[1, 1, 0, 1, 0], [0, 1, -1, 0, 1]]),
+    block=4,
+    before=0,
+)
 _BETTER_BY_FOUR = 512  # tiles; below, the kernel's part of the work is too large
 
 
 def conv(image: Array, kernel: Array) -> Array:
-    """The output `[B, H, W, Co]`."""
-    batch, height, width, _ = image.shape
-    features, m = kernel.shape[3], _outputs(image)
-    tiles = (batch, height // m, width // m, features)
-    products = [
-        [d @ g for d, g in zip(ds, gs, strict=True)]
-        for ds, gs in zip(_of_image(image, m), _of_kernel(kernel, m), strict=True)
-    ]
-    sums = _BY_OUTPUTS[m].sums
-    by_row = [_combined(sums, column) for column in zip(*products, strict=True)]
-    lines = []
-    for line in zip(*by_row, strict=True):
-        pixels = [pixel.reshape(tiles) for pixel in _combined(sums, line)]
-        # Joined along the channels, where whole pixels are copied.
-        joined = jnp.concatenate(pixels, axis=-1)
-        lines.append(joined.reshape(batch, height // m, width, features))
-    return jnp.stack(lines, axis=2).reshape(batch, height, width, features)
+    """The output `[B, H, W, Co]` with stride 1."""
+    return _conv(_form_for(image), image, kernel)
 
 
 def input_grad(output: Array, kernel: Array) -> Array:
-    """The image's gradient where the output's is `output`."""
+    """The image's gradient with stride 1 where the output's is `output`."""
     return conv(output, kernel[::-1, ::-1].swapaxes(2, 3))
 
 
 def kernel_grad(image: Array, output: Array) -> Array:
-    """The kernel's gradient where the output's is `output`."""
-    m = _outputs(image)
+    """The kernel's gradient with stride 1 where the output's is `output`."""
+    return _kernel_grad(_form_for(image), image, output)
+
+
+def strided_conv(image: Array, kernel: Array) -> Array:
+    """The output `[B, H // 2, W // 2, Co]` with stride 2."""
+    return _conv(_STRIDED, image, kernel)
+
+
+def strided_input_grad(output: Array, kernel: Array) -> Array:
+    """The image's gradient with stride 2 where the output's is `output`."""
+    form, channels = _STRIDED, kernel.shape[2]
+    batch, rows, columns = (n // m for n, m in zip(output.shape, (1, 2, 2), strict=False))
     products = [
-        [d.T @ y for d, y in zip(ds, ys, strict=True)]
-        for ds, ys in zip(_of_image(image, m), _of_output(output, m), strict=True)
+        [y @ g.T for y, g in zip(ys, gs, strict=True)]
+        for ys, gs in zip(_of_output(form, output), _of_kernel(form, kernel), strict=True)
     ]
-    back = _BY_OUTPUTS[m].taps.T
-    by_row = [_combined(back, column) for column in zip(*products, strict=True)]
-    return jnp.stack([jnp.stack(_combined(back, row)) for row in zip(*by_row, strict=True)])
+
+    def joined(pixels: list[Array], axis: int) -> list[Array]:
+        """A tile's pixels, its first one added to the last one of the tile before; and the end."""
+        *own, last = pixels
+        edge = jnp.zeros_like(jax.lax.slice_in_dim(last, 0, 1, axis=axis))
+        first = jnp.concatenate([own[0], edge], axis) + jnp.concatenate([edge, last], axis)
+        count = last.shape[axis]
+        return [
+            jax.lax.slice_in_dim(first, 0, count, axis=axis),
+            *own[1:],
+            jax.lax.slice_in_dim(first, count, count + 1, axis=axis),
+        ]
+
+    lines = []
+    for row in products:
+        pixels = [d.reshape(batch, rows, columns, channels) for d in _combined(form.pixels.T, row)]
+        *own, end = joined(pixels, axis=2)
+        line = jnp.concatenate(own, axis=-1).reshape(batch, rows, 4 * columns, channels)
+        lines.append(jnp.concatenate([line, end], axis=2).reshape(batch, rows, -1))
+    *own, end = joined(_combined(form.pixels.T, lines), axis=1)
+    image = jnp.stack(own, axis=2).reshape(batch, 4 * rows, -1)
+    image = jnp.concatenate([image, end], axis=1)
+    return image.reshape(batch, 4 * rows + 1, 4 * columns + 1, channels)
 
 
-def _outputs(image: Array) -> int:
-    """How many outputs of an axis to compute at once."""
+def strided_kernel_grad(image: Array, output: Array) -> Array:
+    """The kernel's gradient with stride 2 where the output's is `output`."""
+    return _kernel_grad(_STRIDED, image, output)
+
+
+def _form_for(image: Array) -> _Form:
     batch, height, width, _ = image.shape
     by_four = height % 4 == width % 4 == 0 and batch * height * width >= 16 * _BETTER_BY_FOUR
-    return 4 if by_four else 2
+    return _BY_FOUR if by_four else _BY_TWO
+
+
+def _conv(form: _Form, image: Array, kernel: Array) -> Array:
+    batch, features, m = image.shape[0], kernel.shape[3], len(form.sums)
+    rows, columns = (n // form.block for n in image.shape[1:3])
+    products = [
+        [d @ g for d, g in zip(ds, gs, strict=True)]
+        for ds, gs in zip(_of_image(form, image), _of_kernel(form, kernel), strict=True)
+    ]
+    lines = []
+    for row in products:
+        pixels = [y.reshape(batch, rows, columns, features) for y in _combined(form.sums, row)]
+        # Joined along the channels, where whole pixels are copied.
+        lines.append(jnp.concatenate(pixels, axis=-1).reshape(batch, rows, -1))
+    output = jnp.stack(_combined(form.sums, lines), axis=2)
+    return output.reshape(batch, rows * m, columns * m, features)
+
+
+def _kernel_grad(form: _Form, image: Array, output: Array) -> Array:
+    products = [
+        [d.T @ y for d, y in zip(ds, ys, strict=True)]
+        for ds, ys in zip(_of_image(form, image), _of_output(form, output), strict=True)
+    ]
+    back = form.taps.T
+    by_row = [_combined(back, column) for column in zip(*products, strict=True)]
+    return jnp.stack([jnp.stack(_combined(back, row)) for row in zip(*by_row, strict=True)])
 
 
 def _combined(matrix: np.ndarray, values: Sequence[Array]) -> list[Array]:
@@ -117,43 +187,50 @@ def _combined(matrix: np.ndarray, values: Sequence[Array]) -> list[Array]:
     return [functools.reduce(operator.add, terms) for terms in scaled]
 
 
-def _of_image(image: Array, m: int) -> _Grid:
+def _of_image(form: _Form, image: Array) -> _Grid:
     """`[tiles, Ci]` each: sums of the padded image's pixels."""
     batch, height, width, channels = image.shape
-    padding = (1, m - 1)  # the last ones are never read beyond the first
-    padded = jnp.pad(image, ((0, 0), padding, padding, (0, 0)))
-    blocks = padded.reshape(batch, height // m + 1, m, width // m + 1, m * channels)
-
-    def seen(phases: Sequence[Array], axis: int) -> list[Array]:
-        """The pixels of a tile: those of its own block, and two of the next."""
-
-        def part(x: Array, start: int) -> Array:
-            return jax.lax.slice_in_dim(x, start, start + x.shape[axis] - 1, axis=axis)
-
-        return [part(phase, 0) for phase in phases] + [part(phases[k], 1) for k in (0, 1)]
-
-    matrix = _BY_OUTPUTS[m].pixels
-    rows = _combined(matrix, seen([blocks[:, :, k] for k in range(m)], 1))
-    split = [[row[..., k * channels :][..., :channels] for k in range(m)] for row in rows]
+    block, overlap = form.block, form.pixels.shape[1] - form.block
+    rows, columns = height // block, width // block
+    # One block more than there are tiles, of which the overlap alone is read.
+    padding = [(form.before, (n // block + 1) * block - n - form.before) for n in (height, width)]
+    padded = jnp.pad(image, ((0, 0), *padding, (0, 0)))
+    blocks = padded.reshape(batch, rows + 1, block, -1)
+    sums = _combined(
+        form.pixels,
+        [blocks[:, :-1, k] for k in range(block)] + [blocks[:, 1:, k] for k in range(overlap)],
+    )
+    # One array of them all: else the compiler computes each of these sums for each of the next.
+    lines = jnp.concatenate(sums).reshape(-1, batch * rows, columns + 1, block, channels)
     return [
-        [d.reshape(-1, channels) for d in _combined(matrix, seen(phases, 2))] for phases in split
+        [
+            d.reshape(-1, channels)
+            for d in _combined(
+                form.pixels,
+                [line[:, :-1, k] for k in range(block)] + [line[:, 1:, k] for k in range(overlap)],
+            )
+        ]
+        for line in lines
     ]
 
 
-def _of_kernel(kernel: Array, m: int) -> _Grid:
+def _of_kernel(form: _Form, kernel: Array) -> _Grid:
     """`[Ci, Co]` each: sums of the taps, by one matrix product."""
-    taps = _BY_OUTPUTS[m].taps
-    both = jnp.asarray(np.kron(taps, taps), kernel.dtype)
+    both = jnp.asarray(np.kron(form.taps, form.taps), kernel.dtype)
     sums = jnp.matmul(both, kernel.reshape(9, -1), precision=jax.lax.Precision.HIGHEST)
-    sums = sums.reshape(m + 2, m + 2, *kernel.shape[2:])
-    return [[sums[i, j] for j in range(m + 2)] for i in range(m + 2)]
+    count = len(form.taps)
+    sums = sums.reshape(count, count, *kernel.shape[2:])
+    return [[sums[i, j] for j in range(count)] for i in range(count)]
 
 
-def _of_output(output: Array, m: int) -> _Grid:
+def _of_output(form: _Form, output: Array) -> _Grid:
     """`[tiles, Co]` each: the transpose of the sums."""
     batch, height, width, features = output.shape
-    y = output.reshape(batch, height // m, m, width // m, m * features)
-    spread = _BY_OUTPUTS[m].sums.T
-    rows = _combined(spread, [y[:, :, k] for k in range(m)])
-    split = [[row[..., k * features :][..., :features] for k in range(m)] for row in rows]
-    return [[g.reshape(-1, features) for g in _combined(spread, phases)] for phases in split]
+    m, spread = len(form.sums), form.sums.T
+    y = output.reshape(batch * height // m, m, -1)
+    sums = _combined(spread, [y[:, k] for k in range(m)])
+    lines = jnp.concatenate(sums).reshape(-1, batch * height // m, width // m, m, features)
+    return [
+        [g.reshape(-1, features) for g in _combined(spread, [line[:, :, k] for k in range(m)])]
+        for line in lines
+    ]

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from models.shrinking import check_dead_channels, check_groups, check_student, drawn, output
 
@@ -338,6 +339,22 @@ def test_lazy_adam_keeps_the_rate_per_image():
         assert float(updates["w"]) == pytest.approx(-rate, rel=1e-5)
         updates, state = adam.update({"w": jnp.zeros(())}, state, params)
         assert float(state[0].nu["w"]) == pytest.approx((1 - b2) * b2, rel=1e-4)
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+def test_lazy_adam_is_adam_and_stores_no_mean_that_it_does_not_need(b1):
+    params = {"w": jnp.asarray([1.0, -2.0, 3.0])}
+    adams = (recipes.lazy_adam(0.1, 1, b1, 0.9), optax.adam(0.1, b1, 0.9))
+    states = [adam.init(params) for adam in adams]
+    sizes = [sum(x.size for x in jax.tree.leaves(state) if x.ndim) for state in states]
+    assert sizes == [3 if b1 == 0 else 6, 6]
+    for seed in range(4):
+        gradient = {"w": jax.random.normal(jax.random.key(seed), (3,))}
+        updates = []
+        for number, adam in enumerate(adams):
+            update, states[number] = adam.update(gradient, states[number], params)
+            updates.append(update["w"])
+        np.testing.assert_allclose(*updates, rtol=1e-5)
 
 
 def test_the_minibatch_sees_all_where_no_group_is_given():

@@ -309,7 +309,7 @@ def wide(batch, side, channels, kernel=3, seed=0):
 LARGE = {
     "two outputs at once": (4, 16, 512, 1, ((1, 1), (1, 1))),
     "four outputs at once": (8, 32, 192, 1, ((1, 1), (1, 1))),
-    "by tap": (8, 33, 192, 2, ((0, 0), (0, 0))),
+    "stride 2": (8, 33, 192, 2, ((0, 0), (0, 0))),
 }
 
 
@@ -327,14 +327,34 @@ def test_large_layers_are_those_of_lax(x64, case):
     close(*gradients)
 
 
-@pytest.mark.parametrize(("m", "products"), [(2, 16), (4, 36)])
-def test_large_layers_take_fewer_products(m, products):
-    sides = {2: (4, 16), 4: (8, 32)}[m]
+@pytest.mark.parametrize(("sides", "stride"), [((6, 8), 1), ((64, 128), 1), ((5, 13), 2)])
+def test_fewer_products_of_images_that_are_not_square(x64, sides, stride):
+    """All three maps on their own, with other channels than features."""
+    window, channels = (3, 3), (2, 3)
+    x, weights = draw(sides, window, channels=channels)
+    padding = "SAME" if stride == 1 else "VALID"
+    names = ("conv", "input_grad", "kernel_grad")
+    conv_map, input_grad, kernel_grad = (
+        getattr(winograd3, name if stride == 1 else f"strided_{name}") for name in names
+    )
+    y, pull = jax.vjp(lambda x, w: lax_conv(x, w, stride, padding), x, weights)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape))
+    close(conv_map(x, weights), y)
+    close((input_grad(cotangent, weights), kernel_grad(x, cotangent)), pull(cotangent))
+
+
+@pytest.mark.parametrize(
+    ("sides", "op", "part"),
+    [
+        ((4, 16), winograd3.conv, 16 / 36),
+        ((8, 32), winograd3.conv, 36 / 144),
+        ((8, 33), winograd3.strided_conv, 25 / 36),
+    ],
+)
+def test_large_layers_take_fewer_products(sides, op, part):
     x, weights = (a.astype(jnp.float32) for a in wide(*sides, 256))
-    assert winograd3._outputs(x) == m
-    direct = 2 * 9 * x.size * 256
-    part = products / (9 * m**2)
-    count = flops(winograd3.conv, x, weights)
+    direct = 2 * 9 * 256 * jax.eval_shape(op, x, weights).size
+    count = flops(op, x, weights)
     assert part * direct < count < (part + 0.06) * direct
 
 
