@@ -319,7 +319,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rounds", type=int, default=5, help="turns of each contestant, at least 2"
     )
-    parser.add_argument("--steps", type=int, default=3, help="steps in a turn")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a turn")
     parser.add_argument("--threads", type=int, help="of each contestant; all cores by default")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="what to time")
     parser.add_argument(
