@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from experiments import harness, report
 from kd_jax import data as kd_data
 from kd_jax import health, sharding
+from kd_jax.architecture import describe
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
 from kd_jax.network import Network, disconnect
@@ -227,6 +228,9 @@ def recipe(
         teacher=teacher,
         steps=steps,
         probe=health.probe(**parts) if config.health else None,
+        architecture=lambda batch: describe(
+            nets.generator, *inputs(jax.random.key(0), batch).generator
+        ),
     )
 
 

@@ -223,6 +223,7 @@ class Recipe(NamedTuple):
       steps: how many to take.
       steps_per_call: how many of them a call of `step` takes.
       probe: from `kd_jax.health.probe`, to be asked whenever quality is evaluated; None for never.
+      architecture: `batch -> description` of the generator, which checkpoints hold.
     """
 
     init: Callable[[Array, Batch], Any]
@@ -231,6 +232,7 @@ class Recipe(NamedTuple):
     steps: int
     steps_per_call: int = 1
     probe: Step[TrainState] | None = None
+    architecture: Callable[[Batch], Mapping[str, Any]] | None = None
 
     def wrapped(self, wrap: Callable[[Step[Any]], Step[Any]]) -> "Recipe":
         """This recipe with another step made of its own; the probe is wrapped alike."""
@@ -286,7 +288,8 @@ def train(
     like = jax.eval_shape(init)
     with user_errors():  # terms that do not fit are named before anything is compiled or written
         _check(compiled, like, recipe.teacher, example)
-    checkpoints = Checkpoints(directory / "checkpoints", configuration)
+    described = recipe.architecture(example) if recipe.architecture else None
+    checkpoints = Checkpoints(directory / "checkpoints", configuration, architecture=described)
     if mesh is not None:
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

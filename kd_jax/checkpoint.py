@@ -11,13 +11,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
+from kd_jax.architecture import Architecture, rebuild
+from kd_jax.network import disconnect
 from kd_jax.state import TrainState
 from kd_jax.types import Variables
 
@@ -36,13 +38,19 @@ class Checkpoints:
       configuration: what the training was started with, as JSON values. Saved with every step; a
         checkpoint of another configuration is not restored.
       keep: how many of the latest to keep.
+      architecture: of the generator, from `kd_jax.architecture.describe`, for `load_network`.
     """
 
     def __init__(
-        self, directory: str | os.PathLike[str], configuration: Mapping[str, Any], keep: int = 2
+        self,
+        directory: str | os.PathLike[str],
+        configuration: Mapping[str, Any],
+        keep: int = 2,
+        architecture: Mapping[str, Any] | None = None,
     ):
         self._directory = Path(directory).absolute()
         self._configuration = json.loads(json.dumps(dict(configuration)))
+        self._architecture = architecture
         for folder in _step_folders(self._directory):
             if not (folder / MANIFEST).exists():
                 shutil.rmtree(folder)  # Orbax would take it for the latest step.
@@ -73,7 +81,7 @@ class Checkpoints:
             generator=ocp.args.StandardSave(dict(state.ema)),
             training=ocp.args.StandardSave(state._replace(ema={})),
             data=ocp.args.JsonSave(dict(data)),
-            meta=ocp.args.JsonSave({"step": step, "configuration": self._configuration}),
+            meta=ocp.args.JsonSave(_meta(step, self._configuration, self._architecture)),
         )
         try:
             with _quiet_orbax():
@@ -135,7 +143,10 @@ class Checkpoints:
 
 
 def save_generator(
-    directory: str | os.PathLike[str], variables: Variables, configuration: Mapping[str, Any]
+    directory: str | os.PathLike[str],
+    variables: Variables,
+    configuration: Mapping[str, Any],
+    architecture: Mapping[str, Any] | None = None,
 ) -> None:
     """A checkpoint of a generator alone, for `load_generator`: one that was not trained here.
 
@@ -143,6 +154,7 @@ def save_generator(
       directory: a new or an empty folder.
       variables: the generator's.
       configuration: what it is, as JSON values.
+      architecture: from `kd_jax.architecture.describe`, for `load_network`.
 
     Raises:
       CheckpointError: the folder is not empty.
@@ -153,7 +165,7 @@ def save_generator(
     with _quiet_orbax(), ocp.CheckpointManager(folder) as manager:
         items = {
             "generator": ocp.args.StandardSave(dict(variables)),
-            "meta": ocp.args.JsonSave({"step": 0, "configuration": dict(configuration)}),
+            "meta": ocp.args.JsonSave(_meta(0, configuration, architecture)),
         }
         manager.save(0, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
@@ -169,6 +181,39 @@ def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[s
     Raises:
       CheckpointError: when there is no whole checkpoint, or a file of it is damaged.
     """
+    variables, meta = _latest_generator(directory)
+    return variables, meta["configuration"]
+
+
+def load_network(
+    directory: str | os.PathLike[str], packages: Sequence[str] = ()
+) -> tuple[Architecture, Variables]:
+    """The averaged generator of the latest checkpoint with its network: ready for `apply`.
+
+    Args:
+      directory: a folder of `Checkpoints`.
+      packages: further packages whose modules may be in it (`kd_jax.architecture.rebuild`).
+
+    Returns:
+      The network and what it takes, and the variables, without connectors.
+
+    Raises:
+      CheckpointError: when there is no whole checkpoint, a file of it is damaged, or it does not
+        say what network it is of.
+    """
+    variables, meta = _latest_generator(directory)
+    if not meta.get("architecture"):
+        raise CheckpointError(
+            f"the checkpoint in {directory} does not say what network it is of; load_generator "
+            "reads its variables"
+        )
+    try:
+        return rebuild(meta["architecture"], packages), disconnect(variables)
+    except ValueError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+
+
+def _latest_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
     folders = [f for f in _step_folders(Path(directory).absolute()) if (f / MANIFEST).exists()]
     if not folders:
         raise CheckpointError(f"there is no checkpoint in {directory}")
@@ -176,7 +221,14 @@ def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[s
     with _quiet_orbax():
         variables = ocp.StandardCheckpointer().restore(folders[-1] / "generator")
     meta = json.loads((folders[-1] / "meta" / "metadata").read_text(encoding="utf-8"))
-    return variables, meta["configuration"]
+    return variables, meta
+
+
+def _meta(
+    step: int, configuration: Mapping[str, Any], architecture: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"step": step, "configuration": dict(configuration)}
+    return found | ({"architecture": dict(architecture)} if architecture else {})
 
 
 def first_difference(there: Any, here: Any, path: str = "") -> str | None:

@@ -30,12 +30,14 @@ class Network(NamedTuple):
         None of others. The styles w are `[B, layers, style]`, one for each layer that reads one.
       synthesis: of a style network `synthesis(variables, styles, rngs=None, **options) ->
         (images, taps)`, so that losses can work on w; None of others.
+      module: the Linen module that it was made from, for `kd_jax.architecture`; None of others.
     """
 
     init: Callable[..., Variables]
     apply: Callable[..., Applied]
     mapping: Callable[..., Array] | None = None
     synthesis: Callable[..., tuple[Array, Taps]] | None = None
+    module: nn.Module | None = None
 
 
 def from_linen(module: nn.Module, *, style: bool = False) -> Network:
@@ -68,7 +70,7 @@ def from_linen(module: nn.Module, *, style: bool = False) -> Network:
         return output, Taps(taps), {**variables, **updates}
 
     if not style:
-        return Network(init, apply)
+        return Network(init, apply, module=module)
 
     def mapping(variables: Variables, *inputs: Any, **options: Any) -> Array:
         def part(module: Any, *inputs: Any) -> Array:
@@ -85,7 +87,7 @@ def from_linen(module: nn.Module, *, style: bool = False) -> Network:
         output, taps = module.apply(variables, styles, method=part, rngs=rngs)
         return output, Taps(taps)
 
-    return Network(init, apply, mapping, synthesis)
+    return Network(init, apply, mapping, synthesis, module)
 
 
 def tap_shapes(network: Network, *inputs: Any) -> dict[str, tuple[int, ...]]:

@@ -16,7 +16,16 @@ import pytest
 
 import kd_jax as kd
 from kd_jax import checkpoint
-from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference, load_generator
+from kd_jax.architecture import describe
+from kd_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    first_difference,
+    load_generator,
+    load_network,
+    save_generator,
+)
+from kd_jax.network import connect
 from kd_jax.sharding import shardings
 
 CONFIGURATION = {"student": {"width": 8}, "seeds": (0, 1)}
@@ -380,3 +389,37 @@ def test_orbax_is_quiet_only_while_it_works(tmp_path, states, monkeypatch):
         checkpoints.save(2, states[1], {})
     assert levels == [logging.CRITICAL]
     assert logger.level == logging.INFO
+
+
+def test_a_checkpoint_says_what_network_it_is_of(tmp_path, states):
+    architecture = describe(PAIR.generator, jax.ShapeDtypeStruct((4, 3), np.float32))
+    saved = opened(tmp_path / "run", architecture=architecture)
+    saved.save(3, states[2], {})
+    saved.close()
+    made, variables = load_network(tmp_path / "run")
+    z = np.ones((2, 3), np.float32)
+    expected, _, _ = PAIR.generator.apply(states[2].ema, z)
+    np.testing.assert_array_equal(made.network.apply(variables, z)[0], expected)
+    assert made.inputs[0].shape == (1, 3)
+
+
+def test_a_checkpoint_that_does_not_is_refused(tmp_path, states):
+    save_generator(tmp_path / "old", states[0].ema, CONFIGURATION)
+    with pytest.raises(CheckpointError, match="does not say what network it is of"):
+        load_network(tmp_path / "old")
+    wrong = {"module": {"class": "os:system", "fields": {}}}
+    wrong |= {"style": False, "inputs": [], "classes": 0}
+    save_generator(tmp_path / "evil", states[0].ema, CONFIGURATION, wrong)
+    with pytest.raises(CheckpointError, match="evil: os:system is in none of"):
+        load_network(tmp_path / "evil")
+
+
+def test_connectors_are_not_deployed(tmp_path):
+    student = connect(PAIR.generator, {"hidden0": (1, 5)})
+    z = np.ones((1, 3), np.float32)
+    variables = student.init(jax.random.key(0), z)
+    save_generator(tmp_path / "run", variables, {}, describe(student, z))
+    made, loaded = load_network(tmp_path / "run")
+    assert "connectors" not in loaded["params"]
+    expected = student.apply(variables, z)[0]
+    np.testing.assert_array_equal(made.network.apply(loaded, z)[0], expected)

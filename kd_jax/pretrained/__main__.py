@@ -4,7 +4,7 @@
 
 Prints the networks in the file, and of the chosen one the configuration and the parameters' count.
 Writes `DIR/samples.png` (of a generator) and `DIR/checkpoint`, an Orbax checkpoint of the variables
-that `kd_jax.checkpoint.load_generator` reads. Exits with 2 where the file is refused.
+that `kd_jax.checkpoint.load_network` reads. Exits with 2 where the file is refused.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import checkpoint
+from kd_jax import architecture, checkpoint
 from kd_jax.evaluate import cost, pictures
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.published import choose, convert, parts
@@ -60,7 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         pictures.save_grid(out / "samples.png", {name: images}, scale=1)
         print(f"wrote {out / 'samples.png'}")
     settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
-    checkpoint.save_generator(out / "checkpoint", converted.variables, settings)
+    described = architecture.describe(converted.network, *converted.inputs)
+    checkpoint.save_generator(out / "checkpoint", converted.variables, settings, described)
     print(f"wrote {out / 'checkpoint'}")
 
 

@@ -1,0 +1,107 @@
+"""Descriptions of networks: through JSON and back to the same function."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax.architecture import describe, rebuild
+from kd_jax.models import biggan, biggan_deep, dcgan, mlp, stylegan1, stylegan2, stylegan3, tinygan
+from kd_jax.network import Network, connect, from_linen
+
+Z = jax.ShapeDtypeStruct((2, 8), jnp.float32)
+LABELS = jax.ShapeDtypeStruct((2,), jnp.int32)
+STYLE = {"latent": 8, "style": 8, "channel_base": 64, "channel_max": 8}
+NETWORKS = {
+    "mlp": (mlp.generator(8, 16), (Z,)),
+    "dcgan": (dcgan.generator(16, 8, classes=3, dtype=jnp.bfloat16), (Z, LABELS)),
+    "stylegan1": (stylegan1.generator(8, **STYLE), (Z,)),
+    "stylegan2": (stylegan2.generator(8, classes=3, conv_clamp=256.0, **STYLE), (Z, LABELS)),
+    "stylegan3": (stylegan3.generator(16, **STYLE), (Z,)),
+    "biggan": (biggan.generator(32, 4, classes=3, shared=4, hierarchical=False), (Z, LABELS)),
+    "tinygan": (tinygan.generator(32, 4, classes=3, shared=4), (Z, LABELS)),
+}
+
+
+class Mine(nn.Module):
+    """A module of nobody's package."""
+
+    act: object = None
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Dense(2)(x), {}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_rebuilt_network_is_the_same_function(name):
+    network, inputs = NETWORKS[name]
+    description = json.loads(json.dumps(describe(network, *inputs)))
+    made = rebuild(description)
+    assert [(x.shape[1:], x.dtype) for x in made.inputs] == [(x.shape[1:], x.dtype) for x in inputs]
+    assert made.classes == (3 if len(inputs) == 2 else 0)
+    assert made.network.module == network.module
+    assert (made.network.mapping is None) == (network.mapping is None)
+    shapes = [jax.eval_shape(n.init, jax.random.key(0), *inputs) for n in (network, made.network)]
+    assert shapes[0] == shapes[1]
+
+
+def test_its_output_too():
+    network, (z, labels) = NETWORKS["dcgan"]
+    given = jax.random.normal(jax.random.key(0), z.shape), jnp.zeros(labels.shape, labels.dtype)
+    variables = network.init(jax.random.key(1), *given)
+    made = rebuild(describe(network, *given)).network
+    images = [np.asarray(n.apply(variables, *given)[0]) for n in (network, made)]
+    np.testing.assert_array_equal(*images)
+
+
+def test_a_connected_network_is_described_as_the_one_within():
+    network, inputs = NETWORKS["mlp"]
+    student = connect(network, {"hidden0": (2, 16)})
+    assert describe(student, *inputs) == describe(network, *inputs)
+
+
+def test_what_cannot_be_described_says_so():
+    network, inputs = NETWORKS["mlp"]
+    with pytest.raises(ValueError, match="not made by from_linen"):
+        describe(Network(network.init, network.apply), *inputs)
+    with pytest.raises(ValueError, match=r"Mine\.act is a function"):
+        describe(from_linen(Mine(act=lambda x: x)), Z)
+
+
+def test_only_named_packages_are_imported():
+    description = describe(from_linen(Mine()), Z)
+    with pytest.raises(ValueError, match=r"Mine is in none of the packages kd_jax\.models"):
+        rebuild(description)
+    assert rebuild(description, [__name__]).network.module == Mine()
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        ({"class": "os:system", "fields": {}}, "os:system is in none of"),
+        ({"class": "kd_jax.models_evil:x", "fields": {}}, "in none of the packages"),
+        ({"class": "kd_jax.models.dcgan:nn", "fields": {}}, "is not a class of"),
+        ({"class": "kd_jax.models.dcgan:Network", "fields": {}}, "is not a class of"),
+        ({"class": "kd_jax.models.dcgan:generator", "fields": {}}, "is not a class of"),
+        ({"class": "kd_jax.models.none:None", "fields": {}}, "not the description"),
+        ({"class": "kd_jax.models.mlp:Generator", "fields": {"wide": 3}}, "not the description"),
+        ({"class": "kd_jax.models.spectral:SpectralNorm", "fields": {}}, "of a SpectralNorm"),
+        ([1, 2], "but of a tuple"),
+        ({"fields": {}}, "not the description"),
+    ],
+)
+def test_other_descriptions_are_refused(module, message):
+    description = {"module": module, "style": False, "inputs": [], "classes": 0}
+    with pytest.raises(ValueError, match=message) as caught:
+        rebuild(description)
+    assert "\n" not in str(caught.value)
+
+
+def test_biggan_deep_keeps_its_records():
+    network = biggan_deep.generator(32, 4, classes=3, shared=4)
+    inputs = (Z, LABELS)
+    assert rebuild(describe(network, *inputs)).network.module == network.module
