@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as kd_data
 from kd_jax import health
-from kd_jax.checkpoint import CheckpointError, Checkpoints, first_difference
+from kd_jax.checkpoint import Best, CheckpointError, Checkpoints, first_difference
 from kd_jax.logs import JsonlWriter
 from kd_jax.loop import Hook, NonFiniteError, Progress, fit
 from kd_jax.sharding import (
@@ -257,8 +257,9 @@ def train(
 
     That is the averaged generator's variables, and those of the discriminator, if there is one.
 
-    Writes `checkpoints/` and `metrics.jsonl` into `directory`. A training that was killed at any
-    moment and goes on ends with the same bits as one that was not.
+    Writes `checkpoints/`, `metrics.jsonl` and `best/` into `directory`; the latter is the averaged
+    generator with the lowest first figure of quality. A training that was killed at any moment and
+    goes on ends with the same bits as one that was not.
 
     Args:
       directory: this training's folder.
@@ -322,7 +323,9 @@ def train(
                 print(f"{name}: step {step}: warning: {line}", flush=True)
 
     def evaluate(step: int, state: Any) -> None:
-        figures = {f"quality/{k}": v for k, v in quality(state.ema).items()}
+        found = quality(state.ema)
+        figures = {f"quality/{k}": v for k, v in found.items()}
+        best.offer(step, next(iter(found.values())), jax.device_get(state.ema))
         writer.write_scalars(step, figures)
         print(f"{name}: step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
         look(step, state)
@@ -331,6 +334,7 @@ def train(
         writer.flush()
         checkpoints.save(step, state, batches.get_state())
 
+    best = Best(directory / "best", "the first figure of quality", described)
     probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
     teacher = place(recipe.teacher, mesh)
     latest: dict[str, float] = {}

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -140,6 +141,53 @@ class Checkpoints:
     def close(self) -> None:
         """Releases what Orbax holds."""
         self._manager.close()
+
+
+class Best:
+    """The generator with the lowest figure so far, in a folder that `load_generator` reads.
+
+    Args:
+      directory: the folder; one that is there is gone on from.
+      name: the figure's, for people.
+      architecture: as in `Checkpoints`.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        architecture: Mapping[str, Any] | None = None,
+    ):
+        self._directory = Path(directory).absolute()
+        self._name = name
+        self._architecture = architecture
+        self._new = self._directory.with_name(f"{self._directory.name}.partial")
+        if not self._directory.exists() and (self._new / "0" / MANIFEST).exists():
+            self._new.rename(self._directory)  # cut short between the two renames
+        shutil.rmtree(self._new, ignore_errors=True)
+        self.value = math.inf
+        if self._directory.exists():
+            self.value = float(load_generator(self._directory)[1]["value"])
+
+    def offer(self, step: int, value: float, variables: Variables) -> bool:
+        """Keeps a generator if its figure is lower than any before it; whether it did.
+
+        Raises:
+          CheckpointError: it could not be written; the best one before it is untouched.
+        """
+        if not value < self.value:
+            return False
+        configuration = {"figure": self._name, "value": value, "step": step}
+        try:
+            save_generator(self._new, variables, configuration, self._architecture)
+        except (OSError, ValueError) as error:
+            shutil.rmtree(self._new, ignore_errors=True)
+            reason = str(error).strip().splitlines()[0]
+            raise CheckpointError(f"step {step} not kept in {self._directory}: {reason}") from None
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._new.rename(self._directory)
+        self.value = value
+        return True
 
 
 def save_generator(

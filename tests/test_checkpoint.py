@@ -18,6 +18,7 @@ import kd_jax as kd
 from kd_jax import checkpoint
 from kd_jax.architecture import describe
 from kd_jax.checkpoint import (
+    Best,
     CheckpointError,
     Checkpoints,
     first_difference,
@@ -423,3 +424,29 @@ def test_connectors_are_not_deployed(tmp_path):
     assert "connectors" not in loaded["params"]
     expected = student.apply(variables, z)[0]
     np.testing.assert_array_equal(made.network.apply(loaded, z)[0], expected)
+
+
+def test_the_best_generator_is_kept(tmp_path, states):
+    best = Best(tmp_path / "best", "distance")
+    assert best.offer(1, 5.0, states[0].ema)
+    assert not best.offer(2, 5.0, states[1].ema)
+    assert not best.offer(2, float("nan"), states[1].ema)
+    assert best.offer(3, 4.0, states[2].ema)
+    again = Best(tmp_path / "best", "distance")
+    assert again.value == 4.0
+    variables, configuration = load_generator(tmp_path / "best")
+    same(variables, dict(states[2].ema))
+    assert configuration == {"figure": "distance", "value": 4.0, "step": 3}
+
+
+def test_the_best_generator_survives_a_cut_at_any_moment(tmp_path, states):
+    best = Best(tmp_path / "best", "distance")
+    best.offer(1, 5.0, states[0].ema)
+    # Cut short while the next is written, then between the removal and the renaming.
+    shutil.copytree(tmp_path / "best", tmp_path / "best.partial")
+    (tmp_path / "best.partial" / "0" / "manifest.json").unlink()
+    assert Best(tmp_path / "best", "distance").value == 5.0
+    assert not (tmp_path / "best.partial").exists()
+    (tmp_path / "best").rename(tmp_path / "best.partial")
+    assert Best(tmp_path / "best", "distance").value == 5.0
+    same(load_generator(tmp_path / "best")[0], dict(states[0].ema))
