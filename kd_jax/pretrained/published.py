@@ -48,6 +48,18 @@ KINDS = (
         False,
     ),
     Kind(
+        "StyleGAN2 generator (genforce)",
+        stylegan2.is_genforce_generator,
+        stylegan2.genforce_generator,
+        True,
+    ),
+    Kind(
+        "StyleGAN2 discriminator (genforce)",
+        stylegan2.is_genforce_discriminator,
+        stylegan2.genforce_discriminator,
+        False,
+    ),
+    Kind(
         "StyleGAN1 generator (genforce)",
         stylegan1.is_genforce_generator,
         stylegan1.genforce_generator,
@@ -124,8 +136,8 @@ def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any
         images, taps, _ = network.apply(variables, latents, truncation=0.7)
 
     Reads NVIDIA's StyleGAN2 and StyleGAN3 snapshots (PyTorch, and StyleGAN2's of TensorFlow),
-    rosinality's StyleGAN1 and StyleGAN2, genforce's StyleGAN1, BigGAN-deep of Hugging Face, BigGAN
-    and BigGAN-deep of Brock and PyTorch's example DCGAN: state dicts as `.pkl`, `.pt`, `.pth` or
+    rosinality's and genforce's StyleGAN1 and StyleGAN2, BigGAN-deep of Hugging Face, BigGAN and
+    BigGAN-deep of Brock and PyTorch's example DCGAN: state dicts as `.pkl`, `.pt`, `.pth` or
     `.safetensors`.
 
     Args:

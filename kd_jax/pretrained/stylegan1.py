@@ -427,7 +427,10 @@ def _last(given: Tensors, name: str) -> int:
 
 def _sides(given: Tensors, name: str) -> list[int]:
     """The sides of images, of which each has a convolution to or from its own."""
-    return [SMALLEST << number for number in range(_last(given, name) + 1)]
+    last = _last(given, name)
+    if last >= len(given.found):  # a number in a name is no reason to count as far
+        raise ValueError(f"not {given.what}: there are too few tensors for {name.format(last)}*")
+    return [SMALLEST << number for number in range(last + 1)]
 
 
 def _size(given: Tensors, size: int | None, sides: list[int]) -> int:

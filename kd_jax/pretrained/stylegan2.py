@@ -1,8 +1,11 @@
-"""StyleGAN2 from the state dicts of NVIDIA's and rosinality's PyTorch programs.
+"""StyleGAN2 from the state dicts of NVIDIA's, rosinality's and genforce's PyTorch programs.
 
-Kernels of layers that upsample are stored turned by both, since theirs are transposed convolutions.
+Kernels of layers that upsample are stored turned by the first two, since theirs are transposed
+convolutions. genforce's are the weights of the authors' TensorFlow program under other names.
 """
 
+import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -38,6 +41,19 @@ def is_rosinality_generator(names: Iterable[str]) -> bool:
 def is_rosinality_discriminator(names: Iterable[str]) -> bool:
     """Whether these are the tensors' names of rosinality's StyleGAN2 discriminator."""
     return {"convs.0.0.weight", "final_conv.0.weight", "final_linear.1.weight"} <= set(names)
+
+
+def is_genforce_generator(names: Iterable[str]) -> bool:
+    """Whether these are the tensors' names of genforce's StyleGAN2 generator."""
+    return {"synthesis.early_layer.const", "synthesis.layer0.noise_strength"} <= set(names)
+
+
+def is_genforce_discriminator(names: Iterable[str]) -> bool:
+    """Whether these are the tensors' names of genforce's StyleGAN2 discriminator.
+
+    Its relatives are StyleGAN's, with a `blur`, and the progressive GAN's without filters.
+    """
+    return {"input0.weight", "layer1.filter.kernel"} <= set(names)
 
 
 def generator_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -369,6 +385,170 @@ def rosinality_discriminator(found: StateDict, **overrides: Any) -> Converted:
     return _made_discriminator(given.what, {"params": params}, config)
 
 
+def genforce_generator(found: StateDict, **overrides: Any) -> Converted:
+    """The StyleGAN2 generator of genforce's PyTorch port, with ADA's labels if there are any.
+
+    Args:
+      found: the tensors, `synthesis.early_layer.const` and so on.
+      **overrides: of `kd_jax.models.stylegan2.generator`, for what shapes cannot tell: `mapping`'s
+        `lr_multiplier` (0.01 if not given).
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of another shape than the others ask for.
+    """
+    given = Tensors(found, f"{GENERATOR} (genforce)")
+    if "mapping.label_weight" in given:
+        raise ValueError(
+            f"{given.what}: mapping.label_weight is of labels without StyleGAN2-ADA's "
+            "normalisation, which cannot be read"
+        )
+    count = _count(given, "synthesis.layer") // 2 + 1
+    style = _shape(given, "synthesis.layer0.style.weight", 2)[1]
+    channels = _shape(given, f"synthesis.output{count - 1}.bias", 1)[0]
+    skip = _any(given, "synthesis.output0.")
+    depth = _count(given, "mapping.dense")
+    hidden = _shape(given, "mapping.dense0.bias", 1)[0]
+
+    entering = latent = _shape(given, "mapping.dense0.weight", 2)[1]
+    mapping: dict[str, Any] = {"depth": depth}
+    mapping_params: dict[str, Any] = {}
+    classes = 0
+    if _any(given, "mapping.LabelEmbed."):
+        length, classes = _shape(given, "mapping.LabelEmbed.weight", 2)
+        mapping["embedding"] = length
+        mapping_params["embed"] = _dense_of(given, "mapping.LabelEmbed", classes, length)
+        latent -= length
+    if depth > 1:
+        mapping["hidden"] = hidden
+    for index in range(depth):
+        after = hidden if index < depth - 1 else style
+        mapping_params[f"fc{index}"] = _dense_of(given, f"mapping.dense{index}", entering, after)
+        entering = after
+
+    params: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    widths: dict[int, int] = {}
+    filters = ["synthesis.upsample.kernel"] if skip else []
+    before = _shape(given, "synthesis.early_layer.const", 4)[1]
+    stored = given.take("synthesis.early_layer.const", (1, before, SMALLEST, SMALLEST))
+    const = jnp.asarray(stored[0].transpose(1, 2, 0))
+
+    def affine(name: str, width: int) -> dict[str, Any]:
+        layer = _dense_of(given, f"{name}.style", style, width)
+        return {"weight": layer["weight"], "bias": layer["bias"] + 1}
+
+    for number in range(count):
+        side = SMALLEST << number
+        block: dict[str, Any] = {} if number else {"const": const}
+        width = _shape(given, f"synthesis.layer{2 * number}.bias", 1)[0]
+        parts = {"conv0": 2 * number - 1, "conv1": 2 * number} if number else {"conv1": 0}
+        for part, index in parts.items():
+            name = f"synthesis.layer{index}"
+            kernel = given.kernel(f"{name}.weight", (3, 3, before, width))
+            block[part] = {
+                # Demodulated, it could have any scale, but for the eps beside its norm.
+                "weight": kernel / math.sqrt(9 * before),
+                "bias": given.vector(f"{name}.bias", (width,)),
+                "noise_strength": given.vector(f"{name}.noise_strength", ()),
+                "affine": affine(name, before),
+            }
+            noise = given.vector(f"{name}.noise", (1, 1, side, side))
+            constants.setdefault(f"b{side}", {})[part] = {"noise_const": noise[0, 0]}
+            if part == "conv0":
+                filters.append(f"{name}.filter.kernel")
+            before = width
+        if skip or number == count - 1:
+            name = f"synthesis.output{number}"
+            torgb = _conv_of(given, name, 1, width, channels)
+            block["torgb"] = {**torgb, "affine": affine(name, width)}
+        params[f"b{side}"], widths[side] = block, width
+    config = {
+        "size": side,
+        "channels": channels,
+        "classes": classes,
+        "latent": latent,
+        "style": style,
+        "widths": widths,
+        "architecture": "skip" if skip else "orig",
+        "mapping": {**mapping, **overrides.pop("mapping", {})},
+        "resample_filter": _correlated(given, filters, 4.0),
+        **overrides,
+    }
+    variables = {
+        "params": {"mapping": mapping_params, "synthesis": params},
+        AVERAGES: {"mapping": {"w_avg": given.vector("truncation.w_avg", (style,))}},
+        "noise": {"synthesis": constants},
+    }
+    given.done()
+    return _made_generator(given.what, variables, config)
+
+
+def genforce_discriminator(found: StateDict, **overrides: Any) -> Converted:
+    """The StyleGAN2 discriminator of genforce's PyTorch port, with ADA's labels if there are any.
+
+    Args:
+      found: the tensors, `input0.weight` and so on.
+      **overrides: of `kd_jax.models.stylegan2.discriminator`, for what shapes cannot tell:
+        `stddev_group` (4 if not given).
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of another shape than the others ask for.
+    """
+    given = Tensors(found, f"{DISCRIMINATOR} (genforce)")
+    count = max(_count(given, "layer") // 2, 2)
+    size = SMALLEST << (count - 1)
+    skip, residual = _any(given, "input1."), _any(given, "skip_layer")
+    channels = _shape(given, "input0.weight", 4)[1]
+    params: dict[str, Any] = {}
+    widths: dict[int, int] = {}
+    filters = ["downsample.kernel"] if skip else []
+    for number in range(count):
+        side = size >> number
+        conv0, conv1 = f"layer{2 * number}", f"layer{2 * number + 1}"
+        width = widths[side] = _shape(given, f"{conv0}.bias", 1)[0]
+        block: dict[str, Any] = {}
+        if skip or number == 0:
+            block["fromrgb"] = _conv_of(given, f"input{number}", 1, channels, width)
+        params[f"b{side}"] = block
+        if side > SMALLEST:
+            after = _shape(given, f"layer{2 * number + 2}.bias", 1)[0]
+            block["conv0"] = _conv_of(given, conv0, 3, width, width)
+            block["conv1"] = _conv_of(given, conv1, 3, width, after)
+            filters.append(f"{conv1}.filter.kernel")
+            if residual:
+                name = f"skip_layer{number}"
+                block["skip"] = {"weight": given.kernel(f"{name}.weight", (1, 1, width, after))}
+                filters.append(f"{name}.filter.kernel")
+
+    out = f"layer{2 * count}"
+    entering = _shape(given, f"{conv0}.weight", 4)[1]
+    if entering < width:
+        raise ValueError(f"{given.what}: {conv0}.weight reads {entering} channels of {width}")
+    classes, condition = 0, None
+    mapping: dict[str, Any] = {}
+    if _any(given, "LabelEmbed."):
+        condition, classes = _shape(given, "LabelEmbed.weight", 2)
+        mapping = {"depth": 0, "embedding": condition}
+        params["mapping"] = {"embed": _dense_of(given, "LabelEmbed", classes, condition)}
+    block["conv"] = _conv_of(given, conv0, 3, entering, width)
+    block["fc"] = _dense_of_image(given, conv1, width)
+    block["out"] = _dense_of(given, out, width, condition or 1)
+    config = {
+        "size": size,
+        "channels": channels,
+        "classes": classes,
+        "widths": widths,
+        "architecture": "resnet" if residual else "skip" if skip else "orig",
+        "condition": condition,
+        "mapping": {**mapping, **overrides.pop("mapping", {})},
+        "resample_filter": _correlated(given, filters, 1.0),
+        "stddev_channels": entering - width,
+        **overrides,
+    }
+    given.done()
+    return _made_discriminator(given.what, {"params": params}, config)
+
+
 def _made_generator(what: str, variables: Any, config: dict[str, Any]) -> Converted:
     inputs = [jax.ShapeDtypeStruct((1, config["latent"]), jnp.float32)]
     return _made(what, stylegan2.generator(**config), variables, config, inputs)
@@ -405,7 +585,51 @@ def _dense_of_image(given: Tensors, name: str, width: int) -> dict[str, Any]:
     """A layer over 4x4 features, whose channels come last here and came first there."""
     weight = given.take(f"{name}.weight", (width, width * SMALLEST**2))
     image = weight.reshape(width, width, SMALLEST, SMALLEST).transpose(2, 3, 1, 0)
-    return {"weight": jnp.asarray(image.reshape(-1, width)), "bias": given.vector(f"{name}.bias")}
+    bias = given.vector(f"{name}.bias", (width,))
+    return {"weight": jnp.asarray(image.reshape(-1, width)), "bias": bias}
+
+
+def _any(given: Tensors, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in given)
+
+
+def _count(given: Tensors, name: str) -> int:
+    """How many layers `name0`, `name1`, ... there are until one is missing."""
+    matches = (re.match(re.escape(name) + r"(\d+)\.", other) for other in given)
+    numbers = {match[1] for match in matches if match}
+    return next(number for number in itertools.count() if str(number) not in numbers)
+
+
+def _shape(given: Tensors, name: str, rank: int) -> tuple[int, ...]:
+    shape = given.shape(name)
+    if len(shape) != rank:
+        raise ValueError(f"{given.what}: {name} has shape {shape}, not {rank} axes")
+    return shape
+
+
+def _dense_of(given: Tensors, name: str, inputs: int, outputs: int) -> dict[str, Any]:
+    """A linear layer of these shapes."""
+    weight = given.take(f"{name}.weight", (outputs, inputs))
+    return {"weight": jnp.asarray(weight.T), "bias": given.vector(f"{name}.bias", (outputs,))}
+
+
+def _conv_of(given: Tensors, name: str, kernel: int, inputs: int, outputs: int) -> dict[str, Any]:
+    """A convolution of these shapes."""
+    return {
+        "weight": given.kernel(f"{name}.weight", (kernel, kernel, inputs, outputs)),
+        "bias": given.vector(f"{name}.bias", (outputs,)),
+    }
+
+
+def _correlated(given: Tensors, names: list[str], gain: float) -> tuple:
+    """The filter of all layers, which they correlate with, and we convolve."""
+    filters = []
+    for name in names:
+        taps = given.take(name, (1, 1, 4, 4))
+        if not np.isclose(taps.sum(), gain, rtol=1e-4):
+            raise ValueError(f"{given.what}: {name} sums to {taps.sum():.4g} instead of {gain:g}")
+        filters.append(taps[0, 0, ::-1, ::-1])
+    return _one_filter(given.what, filters)
 
 
 def _mapping(

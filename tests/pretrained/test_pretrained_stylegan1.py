@@ -339,3 +339,12 @@ def test_every_layer_has_the_same_filter():
     small = {**found, "synthesis.layer4.blur.kernel": np.ones((4, 1, 2, 2), np.float32)}
     with pytest.raises(ValueError, match=r"has shape \(4, 1, 2, 2\), not \[C, 1, 3, 3\]"):
         stylegan1.genforce_generator(small)
+
+
+def test_a_huge_number_in_a_name_costs_nothing():
+    tensors = genforce_g()
+    for number in (99_999_999, 10**40):
+        with pytest.raises(ValueError, match="too few tensors for synthesis"):
+            stylegan1.genforce_generator(
+                {**tensors, f"synthesis.output{number}.weight": np.ones((3, 4, 1, 1))}
+            )
