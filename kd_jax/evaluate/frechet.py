@@ -1,9 +1,23 @@
-"""The Frechet distance between two sets of features, in float64."""
+"""The Frechet distance between two sets of features, in float64.
+
+From all features at once: `frechet_distance_of_features(a, b)`. From batches, on several machines:
+
+    state = EMPTY
+    for batch in batches:
+        state = update(state, batch)
+    a = finish(merge(state, state_of_another_machine))
+    frechet_distance(a, b)
+"""
 
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
+
+from kd_jax.evaluate import common
+
+_ROWS = 8192  # in double precision at a time
 
 
 class Moments(NamedTuple):
@@ -12,7 +26,7 @@ class Moments(NamedTuple):
     Attributes:
       examples: N. The bias of the distance falls as 1/N: state it with every figure.
       mean: `[D]` float64.
-      covariance: `[D, D]` float64, normalised by N - 1.
+      covariance: `[D, D]` float64, normalised by N - 1 unless it was made with another `ddof`.
     """
 
     examples: int
@@ -20,43 +34,178 @@ class Moments(NamedTuple):
     covariance: NDArray[np.float64]
 
 
-def moments(features: ArrayLike) -> Moments:
+class Scatter(NamedTuple):
+    """What is known of a set of features while it grows. `EMPTY` is that of no example.
+
+    Attributes:
+      examples: how many.
+      mean: `[D]` float64.
+      matrix: `[D, D]` float64, the sum of the outer products of the deviations from the mean.
+    """
+
+    examples: int
+    mean: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+
+
+EMPTY = Scatter(0, np.zeros(0), np.zeros((0, 0)))
+
+
+def update(state: Scatter, features: ArrayLike) -> Scatter:
+    """The scatter of a set and more of it, features `[N, D]` of any N >= 1.
+
+    Within a batch the mean is subtracted first (two passes), so nothing is lost where it is large
+    against the deviations; batches are merged by Chan et al. 1983, eq. 2.1. How the set is cut
+    into batches changes a distance by rounding in float64 alone.
+
+    Raises:
+      ValueError: when there is no example, a feature is not finite (the example is counted from
+        the first batch), or their number is not that of the batches before.
+    """
+    x = common.rows(features, first=state.examples)
+    for start in range(0, len(x), _ROWS):
+        centred = np.array(x[start : start + _ROWS], np.float64)
+        mean = centred.mean(axis=0)
+        centred -= mean
+        state = merge(state, Scatter(len(centred), mean, centred.T @ centred))
+    return state
+
+
+def merge(a: Scatter, b: Scatter) -> Scatter:
+    """The scatter of both sets together.
+
+    Raises:
+      ValueError: when the features differ in number.
+    """
+    if not a.examples or not b.examples:
+        return a if a.examples else b
+    _same_length(a.mean, b.mean)
+    examples = a.examples + b.examples
+    gap = b.mean - a.mean
+    matrix = np.outer(gap, gap * (a.examples * b.examples / examples))
+    matrix += a.matrix
+    matrix += b.matrix
+    return Scatter(examples, a.mean + gap * (b.examples / examples), matrix)
+
+
+def finish(state: Scatter, ddof: int = 1) -> Moments:
+    """The moments of a set.
+
+    Args:
+      state: its scatter.
+      ddof: 1 for a covariance over N - 1, as most tools have it; 0 for one over N, as NVIDIA's.
+
+    Raises:
+      ValueError: when there are fewer than two examples.
+    """
+    if state.examples < 2:
+        raise ValueError(f"{state.examples} examples have no covariance; two or more are needed")
+    return Moments(state.examples, state.mean, state.matrix / (state.examples - ddof))
+
+
+def moments(features: ArrayLike, ddof: int = 1) -> Moments:
     """The moments of features `[N, D]`, two-pass and in float64.
+
+    Args:
+      features: those of all examples.
+      ddof: see `finish`.
 
     Raises:
       ValueError: when there are fewer than two examples, or a feature is not finite.
     """
-    x = np.asarray(features, np.float64)
-    if x.ndim != 2 or x.shape[0] < 2:
-        raise ValueError(f"features have shape {x.shape}; the moments need [N, D] with N >= 2")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"features of example {np.argmin(np.isfinite(x).all(axis=1))} are not finite"
-        )
-    mean = x.mean(axis=0)
-    centred = x - mean
-    return Moments(len(x), mean, centred.T @ centred / (len(x) - 1))
+    return finish(update(EMPTY, common.rows(features, least=2)), ddof)
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`, in [0, inf).
 
     The squared 2-Wasserstein distance of two Gaussians (Frechet 1957; Heusel et al. 2017, eq. 6).
-    The trace of the root is computed as that of the symmetric `(R C_b R)^(1/2)`, `R = C_a^(1/2)`.
+
+    No root of a matrix is taken. With any factors `C_a = F F'`, `C_b = G G'` the eigenvalues of
+    `C_a C_b` are the squares of the singular values of `F' G`, so the trace of the root is their
+    sum. The factors are Cholesky's, with pivots where a covariance has not full rank.
 
     Raises:
       ValueError: when the features differ in number.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of lengths {len(a.mean)} and {len(b.mean)} have no distance")
-    root = _symmetric_sqrt(a.covariance)
-    eigenvalues = np.linalg.eigvalsh(root @ b.covariance @ root)
-    cross = np.sqrt(np.maximum(eigenvalues, 0.0)).sum()
+    _same_length(a.mean, b.mean)
+    return _distance(
+        _Gaussian(a.mean, float(np.trace(a.covariance)), _factor(a.covariance)),
+        _Gaussian(b.mean, float(np.trace(b.covariance)), _factor(b.covariance)),
+    )
+
+
+def frechet_distance_of_features(a: ArrayLike, b: ArrayLike, ddof: int = 1) -> float:
+    """The distance of two sets of features, `[N, D]` and `[M, D]`.
+
+    That of their `moments`. Of a set with no more examples than features the covariance is never
+    made: its centred examples are a factor of it. With two such sets only their products
+    `[N, M]` are left.
+
+    Args:
+      a: features.
+      b: features.
+      ddof: see `finish`.
+
+    Raises:
+      ValueError: when a set has fewer than two examples, a feature is not finite, or the features
+        differ in number.
+    """
+    x, y = common.two_sets(a, b, least=2, names=("first features", "second features"))
+    return _distance(_gaussian(x, ddof), _gaussian(y, ddof))
+
+
+class _Gaussian(NamedTuple):
+    mean: NDArray[np.float64]
+    trace: float  # of the covariance
+    factor: NDArray[np.float64]  # [D, rank]; its product with its transpose is the covariance
+
+
+def _gaussian(x: NDArray[np.floating], ddof: int) -> _Gaussian:
+    examples, dimensions = x.shape
+    if examples > dimensions:
+        mean, covariance = moments(x, ddof)[1:]
+        return _Gaussian(mean, float(np.trace(covariance)), _factor(covariance))
+    centred = np.array(x, np.float64)
+    mean = centred.mean(axis=0)
+    centred -= mean
+    centred /= np.sqrt(examples - ddof)
+    return _Gaussian(mean, float((centred**2).sum()), centred.T)
+
+
+def _distance(a: _Gaussian, b: _Gaussian) -> float:
     gap = a.mean - b.mean
-    distance = gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * cross
-    return float(max(distance, 0.0))
+    cross = _nuclear_norm(a.factor.T @ b.factor)
+    return max(float(gap @ gap) + a.trace + b.trace - 2.0 * cross, 0.0)
 
 
-def _symmetric_sqrt(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[D, rank]`, whose product with its transpose is the covariance."""
+    try:
+        return np.linalg.cholesky(covariance).astype(np.float64, copy=False)
+    except np.linalg.LinAlgError:  # not of full rank, to rounding
+        lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
+        factor = np.empty((len(covariance), rank))
+        factor[pivots - 1] = np.tril(lower)[:, :rank]
+        return factor
+
+
+def _nuclear_norm(matrix: NDArray[np.float64]) -> float:
+    """The sum of the singular values.
+
+    They are the roots of the Gram matrix's eigenvalues, which cost a third. But the eigenvalues'
+    errors are all of the largest one's rounding, and the root of such an error is 1e-8 of the
+    largest singular value: where some eigenvalues are that small, singular values are computed.
+    """
+    if not matrix.size:
+        return 0.0
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    eigenvalues = np.linalg.eigvalsh(wide @ wide.T)
+    if eigenvalues[0] > len(wide) * np.finfo(np.float64).eps * eigenvalues[-1]:
+        return float(np.sqrt(eigenvalues).sum())
+    return float(np.linalg.svd(wide, compute_uv=False).sum())
+
+
+def _same_length(a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"features of lengths {len(a)} and {len(b)} have no distance")

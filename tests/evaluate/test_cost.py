@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kd_jax.evaluate import cost
-from kd_jax.models import dcgan, mlp
+from kd_jax.models import biggan, dcgan, mlp, stylegan1, stylegan2, tinygan
 
 
 def variables(network, *inputs):
@@ -119,3 +119,62 @@ def test_the_result_is_waited_for(monkeypatch):
     monkeypatch.setattr(cost.time, "perf_counter", lambda: [next(clock), waited.append("clock")][0])
     assert cost.latency(lambda: "result", runs=2, warmup=1).median == 1.5
     assert waited == ["result", *["clock", "result", "clock"] * 2]
+
+
+def same(side):
+    """Products of a 3x3 convolution of one channel that keeps the side: none with the padding."""
+    return (3 * side - 2) ** 2
+
+
+Z, LABEL = jax.ShapeDtypeStruct((1, 64), np.float32), jax.ShapeDtypeStruct((1,), np.int32)
+STYLE = {"latent": 64, "style": 64, "channel_base": 1024, "channel_max": 64}
+BIG = {"classes": 10, "shared": 16}
+BLOCKS = sum(map(same, (8, 16, 32)))  # of a 32x32 BigGAN, each layer once
+C = 64  # channels of the style networks; of the others 128 = 2 C
+DENSE = (8 + 8) * C * C  # the mapping, and the styles of eight layers
+TO_RGB = (4**2 + 8**2 + 16**2) * C * 3
+IMAGE = same(32) * 128 * 3
+SHORTCUTS = (4**2 + 8**2 + 16**2) * 128**2  # before they are upsampled
+BY_HAND = {
+    # Upsampling layers take nine products for each pixel of the small image. Five demodulations.
+    "stylegan2": (
+        stylegan2.generator(16, **STYLE),
+        (Z,),
+        (same(4) + same(8) + same(16) + 9 * (4**2 + 8**2) + 5) * C * C + DENSE + TO_RGB,
+    ),
+    # Nearest neighbours and a 3x3 kernel are a transposed convolution of 4x4.
+    "stylegan1": (
+        stylegan1.generator(16, **STYLE),
+        (Z,),
+        (same(4) + same(8) + same(16) + 14**2 + 30**2) * C * C
+        + 8 * C * C + 6 * C * 2 * C + TO_RGB,
+    ),
+    "biggan": (
+        biggan.generator(32, 32, hierarchical=False, **BIG),
+        (Z, LABEL),
+        2 * BLOCKS * 128**2 + SHORTCUTS + IMAGE + 64 * 2048 + 12 * 16 * 128,
+    ),
+    # Separable; each part of the latent goes with the class to one block's norms.
+    "tinygan": (
+        tinygan.generator(32, 32, **BIG),
+        (Z, LABEL),
+        2 * (8**2 + 16**2 + 32**2) * 128**2 + 2 * BLOCKS * 128 + SHORTCUTS + IMAGE
+        + 16 * 2048 + 12 * 32 * 128,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_products_of_the_architectures_by_hand(name):
+    """Element-wise operations are what is counted beyond them."""
+    network, inputs, products = BY_HAND[name]
+    abstract = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    found = cost.multiply_accumulates(network, abstract, *inputs)
+    assert products <= found <= 1.05 * products
+
+
+def test_peak_memory_holds_at_least_variables_and_images():
+    network, z = mlp.generator(28, 128), np.zeros((16, 100), np.float32)
+    v = variables(network, z)
+    least = 4 * (cost.parameter_count(v) + z.size + 16 * 28 * 28)
+    assert least <= cost.peak_memory(network, v, z) <= 1.5 * least

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from kd_jax.evaluate.frechet import Moments, frechet_distance, moments
+from kd_jax.evaluate import frechet
+from kd_jax.evaluate.frechet import (
+    EMPTY,
+    Moments,
+    finish,
+    frechet_distance,
+    frechet_distance_of_features,
+    merge,
+    moments,
+    update,
+)
 
 
 def gaussian(mean, covariance):
@@ -143,3 +153,126 @@ def test_infinite_features_and_wrong_shapes_are_refused(bad):
     for shape in ((5,), (2, 2, 2), (0, 3)):
         with pytest.raises(ValueError, match="need \\[N, D\\] with N >= 2"):
             moments(np.ones(shape))
+
+
+FLAT = np.random.default_rng(8).normal(3, 0.014, (2, 700, 6)).astype(np.float32)
+
+
+def in_batches(x, size):
+    state = EMPTY
+    for start in range(0, len(x), size):
+        state = update(state, x[start : start + size])
+    return state
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 699, 700])
+def test_batches_do_not_change_the_distance(size):
+    """Where one pass in single precision is wrong by a third: mean 3, deviation 0.014."""
+    expected = frechet_distance(*map(moments, FLAT))
+    found = frechet_distance(*(finish(in_batches(x, size)) for x in FLAT))
+    assert found == pytest.approx(expected, rel=1e-9)
+    np.testing.assert_allclose(
+        finish(in_batches(FLAT[0], size)).covariance,
+        np.cov(FLAT[0].astype(np.float64).T),
+        rtol=1e-10,
+    )
+
+
+def test_neither_order_nor_who_saw_what_changes_the_distance():
+    expected = frechet_distance(*map(moments, FLAT))
+    shuffled = np.random.default_rng(0).permutation(FLAT[0])
+    machines = [in_batches(part, 50) for part in np.split(shuffled, [1, 300, 333])]
+    backward = merge(merge(machines[3], machines[2]), merge(machines[1], machines[0]))
+    forward = merge(machines[0], merge(machines[1], merge(machines[2], machines[3])))
+    for state in (backward, forward, merge(EMPTY, merge(forward, EMPTY))):
+        assert state.examples == 700
+        found = frechet_distance(finish(state), moments(FLAT[1]))
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
+def test_large_arrays_are_read_in_parts(monkeypatch):
+    whole = moments(FLAT[0])
+    monkeypatch.setattr(frechet, "_ROWS", 33)
+    np.testing.assert_allclose(moments(FLAT[0]).covariance, whole.covariance, rtol=1e-10)
+
+
+def test_an_update_leaves_its_state_as_it_is():
+    state = update(EMPTY, FLAT[0])
+    before = (state.mean.copy(), state.matrix.copy())
+    update(state, FLAT[1])
+    np.testing.assert_array_equal((state.mean, *state.matrix), (before[0], *before[1]))
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+@pytest.mark.parametrize(("n", "m"), [(40, 60), (10, 12), (10, 60), (20, 21), (2, 2)])
+def test_features_alone_give_scipys_distance(n, m, ddof):
+    """Of 20 features: both covariances of full rank, one, none."""
+    x, y = (np.random.default_rng(s).normal(s, 1 + s, (c, 20)) for s, c in ((0, n), (1, m)))
+    a, b = (np.cov(z.T, ddof=ddof) for z in (x, y))
+    # With few examples the root of the product is that of its nonzero eigenvalues.
+    root = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a) + np.trace(b) - 2 * root
+    found = frechet_distance_of_features(x, y, ddof)
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found == pytest.approx(frechet_distance_of_features(y, x, ddof), rel=1e-9)
+    assert found == pytest.approx(frechet_distance(moments(x, ddof), moments(y, ddof)), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [30, 200])
+def test_translations_and_scalings_of_a_set(n):
+    """Covariances `s^2 C` and `C`: the distance is the shift's square and `(s - 1)^2 tr C`."""
+    x = np.random.default_rng(n).normal(size=(n, 50)) * np.geomspace(1, 1e-3, 50)
+    shift = np.linspace(-1, 1, 50)
+    trace = np.trace(np.cov(x.T))
+    for scale in (1.0, 0.5, 3.0):
+        found = frechet_distance_of_features(scale * (x - x.mean(0)) + shift, x - x.mean(0))
+        assert found == pytest.approx(shift @ shift + (scale - 1) ** 2 * trace, rel=1e-9)
+
+
+def test_covariances_with_eigenvalues_far_apart():
+    """Roots of eigenvalues of the product would be wrong by 1e-8 each; singular values are not."""
+    rotation, _ = np.linalg.qr(np.random.default_rng(9).normal(size=(300, 300)))
+    a, b = np.geomspace(1, 1e-12, 300), np.geomspace(1, 1e-12, 300) * 1.01
+    found = frechet_distance(
+        *(gaussian(np.zeros(300), (rotation * x) @ rotation.T) for x in (a, b))
+    )
+    assert found == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-8)
+
+
+def test_features_that_are_always_zero():
+    """A rectifier's dead outputs, other ones on both sides."""
+    x, y = np.random.default_rng(10).normal(size=(2, 100, 12))
+    x[:, :5] = y[:, 3:8] = 0
+    root = np.linalg.norm((x - x.mean(0)) @ (y - y.mean(0)).T / 99, "nuc")
+    expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + x.var(0, ddof=1).sum()
+    expected += y.var(0, ddof=1).sum() - 2 * root
+    assert frechet_distance(moments(x), moments(y)) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance_of_features(x, y) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_bias_falls_as_one_over_n():
+    """Of two sets of one distribution the distance halves when they are twice as large."""
+    rng = np.random.default_rng(11)
+
+    def mean_distance(n):
+        draws = (frechet_distance_of_features(*rng.normal(size=(2, n, 8))) for _ in range(20))
+        return np.mean(list(draws))
+
+    assert mean_distance(500) / mean_distance(1000) == pytest.approx(2, rel=0.15)
+
+
+def test_examples_are_counted_from_the_first_batch():
+    bad = np.ones((4, 3))
+    bad[2, 0] = np.nan
+    with pytest.raises(ValueError, match="features of example 12 are not finite"):
+        update(in_batches(np.ones((10, 3)), 5), bad)
+    with pytest.raises(ValueError, match="lengths 3 and 4"):
+        update(update(EMPTY, np.ones((10, 3))), np.ones((2, 4)))
+    with pytest.raises(ValueError, match="0 examples have no covariance"):
+        finish(EMPTY)
+    with pytest.raises(ValueError, match="1 examples have no covariance"):
+        finish(update(EMPTY, np.ones((1, 3))))
+    with pytest.raises(ValueError, match=r"second features have shape \(1, 3\)"):
+        frechet_distance_of_features(np.ones((5, 3)), np.ones((1, 3)))
+    with pytest.raises(ValueError, match="first features have length 3 but second features 4"):
+        frechet_distance_of_features(np.ones((5, 3)), np.ones((5, 4)))
