@@ -325,7 +325,8 @@ def train(
     def evaluate(step: int, state: Any) -> None:
         found = quality(state.ema)
         figures = {f"quality/{k}": v for k, v in found.items()}
-        best.offer(step, next(iter(found.values())), jax.device_get(state.ema))
+        if found:
+            best.offer(step, next(iter(found.values())), jax.device_get(state.ema))
         writer.write_scalars(step, figures)
         print(f"{name}: step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
         look(step, state)

@@ -1,1 +1,6 @@
-"""Measuring generators: distances between distributions, cost, pictures, reports."""
+"""Measuring generators: extractors, metrics, cost and reports.
+
+From the command line, several networks side by side:
+
+    python -m kd_jax.evaluate CHECKPOINT_OR_FILE ... --data digits --out DIR
+"""

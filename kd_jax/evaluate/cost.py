@@ -25,13 +25,15 @@ def parameter_count(variables: Variables) -> int:
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
-def multiply_accumulates(network: Network, variables: Variables, *inputs: Any) -> float:
+def multiply_accumulates(
+    network: Network, variables: Variables, *inputs: Any, **options: Any
+) -> float:
     """Multiply-accumulates of one forward pass for these inputs, half of XLA's count of FLOPs.
 
     XLA counts element-wise operations too, so that the figure is a few per cent above a hand count
     of the convolutions and matrix products of a small network.
     """
-    traced = jax.jit(lambda v, *i: network.apply(v, *i)[0]).trace(variables, *inputs)
+    traced = _forward(network, options).trace(variables, *inputs)
     # As for an accelerator: on CPU some convolutions are computed with fewer multiplications.
     lowered = traced.lower(lowering_platforms=("tpu",))
     analysis: Any = lowered.cost_analysis()
@@ -52,9 +54,26 @@ def latency(call: Callable[[], Any], runs: int = 50, warmup: int = 5) -> Latency
 
 
 def generator_latency(
-    network: Network, variables: Variables, *inputs: Any, runs: int = 50
+    network: Network, variables: Variables, *inputs: Any, runs: int = 50, **options: Any
 ) -> Latency:
-    """The latency of a compiled generator, its variables on the device."""
-    compiled = jax.jit(lambda v, *i: network.apply(v, *i)[0])
+    """The latency of a compiled generator, its variables on the device.
+
+    Further options by keyword are those of `network.apply`, here as in the other figures.
+    """
+    compiled = _forward(network, options)
     variables, inputs = jax.device_put((variables, inputs))
     return latency(lambda: compiled(variables, *inputs), runs)
+
+
+def peak_memory(network: Network, variables: Variables, *inputs: Any, **options: Any) -> int:
+    """Bytes that a forward pass of these inputs needs: variables, inputs, images and temporaries.
+
+    The compiler's account of the program for this platform.
+    """
+    compiled = _forward(network, options).lower(variables, *inputs).compile()
+    found: Any = compiled.memory_analysis()
+    return int(found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes)
+
+
+def _forward(network: Network, options: dict[str, Any]) -> Any:
+    return jax.jit(lambda v, *i: network.apply(v, *i, **options)[0])

@@ -12,8 +12,13 @@ import numpy as np
 import optax
 from flax import serialization
 
+from kd_jax.evaluate import resize
+from kd_jax.losses.perceptual import distance
 from kd_jax.models.classifier import classifier
+from kd_jax.models.inception import SIDE
 from kd_jax.network import Network
+from kd_jax.pretrained import inception as published
+from kd_jax.pretrained import perceptual
 from kd_jax.types import Array, Variables
 
 _STEPS, _BATCH, _LEARNING_RATE = 1000, 64, 1e-3
@@ -26,11 +31,15 @@ class Extractor(NamedTuple):
       name: what goes beside every figure measured with it, with the hash of its weights.
       features: `images [N, H, W, C] in [-1, 1] -> [N, D]` float32, in batches of its own choice.
       logits: `images -> [N, classes]`.
+      outputs: `images -> {name: [N, ...]}`: both, as `features` and `logits`, in one pass; of an
+        Inception network `logits_unbiased` too, the logits without their bias. None of extractors
+        made by hand.
     """
 
     name: str
     features: Callable[[Any], np.ndarray]
     logits: Callable[[Any], np.ndarray]
+    outputs: Callable[[Any], dict[str, np.ndarray]] | None = None
 
 
 def classifier_extractor(
@@ -82,23 +91,150 @@ def from_network(
     """An extractor from any classifier and one of its taps, of shape `[N, D]`."""
 
     @jax.jit
-    def apply(variables: Variables, images: Array) -> tuple[Array, Array]:
+    def apply(variables: Variables, images: Array) -> dict[str, Array]:
         logits, taps, _ = network.apply(variables, images)
-        return taps[tap], logits
+        return {"features": taps[tap], "logits": logits}
 
-    def batched(which: int) -> Callable[[Any], np.ndarray]:
-        def run(images: Any) -> np.ndarray:
-            parts = []
-            for start in range(0, len(images), batch):
-                part = np.asarray(images[start : start + batch])
-                padding = ((0, batch - len(part)), *((0, 0),) * (part.ndim - 1))
-                result = apply(variables, np.pad(part, padding))[which]
-                parts.append(np.asarray(result)[: len(part)])
-            return np.concatenate(parts)
+    return _batched(name, lambda images: apply(variables, images), batch)
 
-        return run
 
-    return Extractor(name, batched(0), batched(1))
+def inception(
+    path: str | os.PathLike[str],
+    convention: str = "tf1-bilinear",
+    *,
+    quantise: bool = True,
+    batch: int = 32,
+) -> Extractor:
+    """The features `[N, 2048]` in which the Frechet inception distance is measured.
+
+    Heusel et al. 2017. The logits are of 1,008 classes; `outputs` has them without their bias too,
+    of which the inception score is made.
+
+    Images are `[N, H, W, C]` in [-1, 1], of any size, in colour or grey (which is repeated). One
+    program serves all, and one small one each size. The extractor's name holds the beginning of the
+    file's SHA-256 (6726825d of the published one) and the convention, and says so if images are not
+    quantised.
+
+    Args:
+      path: the weights, as pytorch-fid and torch-fidelity publish them.
+      convention: how images are resized to 299x299, one of `kd_jax.evaluate.resize.CONVENTIONS`.
+      quantise: whether images are rounded to bytes first, as the published tools find them.
+      batch: images at a time.
+
+    Raises:
+      ValueError: there is no such file or convention, or the file is another network's. By the
+        extractor: images have another shape or number of channels, are outside [-1, 1] or not
+        finite.
+    """
+    how = resize.convention(convention)
+    if not Path(path).is_file():
+        names = " or ".join(f"{name!r} by {tool}" for tool, name in published.PUBLISHED.items())
+        raise ValueError(
+            f"no Inception weights at {path}: give the path of the file, published as {names}"
+        )
+    converted = published.load(path)
+    variables = jax.device_put(converted.variables)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+
+    @jax.jit
+    def prepared(images: Array) -> Array:
+        images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+        return resize.prepared(images, how, SIDE, quantise=quantise)
+
+    @jax.jit
+    def apply(variables: Variables, images: Array) -> dict[str, Array]:
+        logits, taps, _ = converted.network.apply(variables, images)
+        unbiased = taps["logits_unbiased"]
+        return {"features": taps["2048"], "logits": logits, "logits_unbiased": unbiased}
+
+    def outputs(images: np.ndarray) -> dict[str, Array]:
+        return apply(variables, prepared(images))
+
+    name = f"inception-{convention}{'' if quantise else '-unquantised'}-{digest}"
+    return _batched(name, outputs, batch, check=_check_images)
+
+
+class Perceptual(NamedTuple):
+    """A named distance of images.
+
+    Attributes:
+      name: what goes beside every figure measured with it, with the hash of its weights.
+      distance: `images [B, H, W, 3] in [-1, 1], others -> [B]`.
+    """
+
+    name: str
+    distance: Callable[[Any, Any], Array]
+
+
+def lpips(path: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None) -> Perceptual:
+    """The perceptual distance of Zhang et al. 2018; grey images are repeated.
+
+    Args:
+      path: torchvision's VGG16, AlexNet or SqueezeNet, or LPIPS's whole module.
+      heads: LPIPS's weights, for the former.
+
+    Raises:
+      ValueError: there is no such file, or it is not what it should be.
+    """
+    files = [Path(file) for file in (path, heads) if file is not None]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(
+                f"no LPIPS weights at {file}: give torchvision's network and LPIPS's own file "
+                "('vgg16-397923af.pth' and lpips's 'weights/v0.1/vgg.pth'), or its whole module's"
+            )
+    converted = perceptual.load(*files)
+    if "heads" not in converted.variables:
+        raise ValueError(f"{path} is a network without LPIPS's weights: give their file too")
+    variables = jax.device_put(converted.variables)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+
+    @jax.jit
+    def of(variables: Variables, images: Array, others: Array) -> Array:
+        colour = [jnp.broadcast_to(x, (*x.shape[:3], 3)) for x in (images, others)]
+        return distance(converted.network.apply, variables, variables["heads"])(*colour)
+
+    return Perceptual(f"lpips-{digest}", lambda images, others: of(variables, images, others))
+
+
+def _check_images(images: np.ndarray, first: int) -> None:
+    if images.ndim != 4 or min(images.shape[1:3]) < 1 or images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"images [N, H, W, C] of 1 or 3 channels are needed, not of shape {images.shape}"
+        )
+    wrong = ~((images >= -1) & (images <= 1)).reshape(len(images), -1).all(axis=1)
+    if wrong.any():
+        index = int(np.argmax(wrong))
+        low, high = images[index].min(), images[index].max()
+        raise ValueError(
+            f"image {first + index} has values from {low:g} to {high:g}; images in [-1, 1] are "
+            "needed"
+        )
+
+
+def _batched(
+    name: str,
+    outputs: Callable[[np.ndarray], Mapping[str, Array]],
+    batch: int,
+    check: Callable[[np.ndarray, int], None] = lambda images, first: None,
+) -> Extractor:
+    """An extractor of `outputs`, which is given full batches, the last one filled up with zeros."""
+
+    def run(images: Any) -> dict[str, np.ndarray]:
+        if not len(images):
+            raise ValueError("there are no images")
+        parts = []
+        for start in range(0, len(images), batch):
+            part = np.asarray(images[start : start + batch])
+            check(part, start)
+            padding = ((0, batch - len(part)), *((0, 0),) * (part.ndim - 1))
+            found = outputs(np.pad(part, padding))
+            parts.append({key: np.asarray(value)[: len(part)] for key, value in found.items()})
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+    return Extractor(
+        name, lambda images: run(images)["features"], lambda images: run(images)["logits"], run
+    )
 
 
 def _train(network: Network, images: Array, labels: Array) -> Mapping[str, Any]:

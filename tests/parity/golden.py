@@ -25,11 +25,14 @@ class Family(NamedTuple):
       tolerance: of an output's name: relative to each number, and to the largest of the array.
       as_stored: of an output's name: whether it is compared in the file's layout (a kernel's
         gradient, say), and not as an image is, in kd_jax's.
+      absolute: of an output's name: a tolerance that takes the place of the one relative to the
+        largest number; None where that holds.
     """
 
     outputs: Callable[["File"], Outputs]
     tolerance: Callable[[str], float] = lambda name: 1e-4
     as_stored: Callable[[str], bool] = lambda name: False
+    absolute: Callable[[str], float | None] = lambda name: None
 
 
 class File:

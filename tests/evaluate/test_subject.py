@@ -1,0 +1,116 @@
+"""Networks to be measured: where they come from, and that their images depend on nothing else."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import checkpoint
+from kd_jax.architecture import describe
+from kd_jax.evaluate.subject import Subject, draw, interpolate, open_subject, sample
+from kd_jax.models import dcgan, stylegan2
+from kd_jax.network import Network
+from kd_jax.sharding import make_mesh
+
+Z, LABEL = jax.ShapeDtypeStruct((1, 8), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+
+
+def conditional(name="net", seed=0):
+    network = dcgan.generator(16, 16, channels=1, classes=3)
+    variables = jax.jit(network.init)(jax.random.key(seed), jnp.ones((1, 8)), jnp.ones(1, int))
+    return Subject(name, "here", network, variables, (Z, LABEL), 3, {})
+
+
+def saved(folder, subject):
+    described = describe(subject.network, *subject.inputs)
+    checkpoint.save_generator(folder, subject.variables, {}, described)
+    return folder
+
+
+def constant(value):
+    """A network whose images are `value + z[0]`, and whose program sees `value`."""
+
+    def apply(variables, z, **options):
+        del options
+        return jnp.full((len(z), 2, 2, 1), value) + z[:, :1, None, None], {}, variables
+
+    network = Network(lambda key, z: {"params": {}}, apply)
+    return Subject("constant", "here", network, {"params": {}}, (Z,), 0, {})
+
+
+@pytest.mark.parametrize("inner", ["checkpoints", "checkpoint", "."])
+def test_a_trainings_folder_is_found(tmp_path, inner):
+    subject = conditional()
+    saved(tmp_path / "seed0" / "teacher" / inner, subject)
+    found = open_subject(str(tmp_path / "seed0" / "teacher"))
+    assert found.name == "seed0/teacher"
+    assert (found.classes, found.image_shape) == (3, (16, 16, 1))
+    inputs = draw(subject, 4, 0)
+    ours, theirs = (sample(s, inputs, 4).images for s in (subject, found))
+    np.testing.assert_array_equal(ours, theirs)
+    assert open_subject(f"mine={tmp_path / 'seed0' / 'teacher'}").name == "mine"
+
+
+def test_what_is_no_generator_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
+        open_subject(str(tmp_path / "none"))
+    with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint"):
+        open_subject(str(tmp_path))
+    folder = saved(tmp_path / "net", conditional())
+    with pytest.raises(ValueError, match="does not take truncation"):
+        open_subject(str(folder), truncation=0.5)
+
+
+def test_truncation_reaches_the_network(tmp_path):
+    network = stylegan2.generator(8, latent=8, style=8, channel_base=64, channel_max=8)
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.ones((1, 8)))
+    folder = saved(tmp_path / "net", Subject("s", "", network, variables, (Z,), 0, {}))
+    inputs = draw(open_subject(str(folder)), 2, 0)
+    images = [
+        sample(open_subject(str(folder), truncation=psi), inputs, 2).images for psi in (0.0, 1.0)
+    ]
+    np.testing.assert_array_equal(images[0][0], images[0][1])  # both are the average's
+    assert (images[1][0] != images[1][1]).any()
+
+
+def test_latents_are_the_same_for_networks_of_one_latent():
+    (z, labels), (other,) = draw(conditional(), 7, 5), draw(constant(0.0), 7, 5)
+    np.testing.assert_array_equal(z, other)
+    np.testing.assert_array_equal(labels, [0, 1, 2, 0, 1, 2, 0])
+    assert (draw(conditional(), 7, 6)[0] != z).all()
+
+
+def test_images_are_the_same_bits_whatever_the_batch_and_the_devices():
+    subject = conditional()
+    inputs = draw(subject, 37, 0)
+    expected = sample(subject, inputs, 16, make_mesh(devices=jax.devices()[:1]))
+    assert expected.images.shape == (37, 16, 16, 1)
+    told = []
+    for batch, mesh in ((1, None), (37, None), (64, make_mesh()), (5, make_mesh(4, 2))):
+        found = sample(subject, inputs, batch, mesh, told.append)
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.labels, np.arange(37) % 3)
+    assert told[:3] == [16, 32, 37]
+    backwards = sample(subject, [x[::-1] for x in inputs], 16).images
+    np.testing.assert_array_equal(backwards[::-1], expected.images)
+
+
+def test_bytes_clipped_values_and_numbers_that_are_none():
+    z = jnp.asarray([[-1.0], [0.0], [0.5], [3.0]])
+    found = sample(constant(0.0), (z,), 4)
+    np.testing.assert_array_equal(found.images[:, 0, 0, 0], [0, 128, 191, 255])
+    assert found.clipped == 0.25
+    assert found.labels is None
+    with pytest.raises(ValueError, match="constant: image 2 is not finite"):
+        sample(constant(0.0), (z.at[2].set(np.nan),), 4)
+
+
+def test_interpolations_end_at_the_latents():
+    subject = conditional()
+    z, labels = interpolate(subject, 3, rows=2, columns=5)
+    ends, classes = draw(subject, 4, 3)
+    np.testing.assert_allclose(z[[0, 5]], ends[:2], rtol=1e-5)
+    np.testing.assert_allclose(z[[4, 9]], ends[2:], rtol=1e-5)
+    np.testing.assert_array_equal(labels, np.repeat(classes[:2], 5))
+    middle = np.linalg.norm(z[2]), np.linalg.norm(np.asarray(ends)[[0, 2]], axis=1).mean()
+    assert middle[0] == pytest.approx(middle[1], rel=1e-5)  # on the circle, not on the chord
