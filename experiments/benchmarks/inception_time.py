@@ -10,8 +10,8 @@ normalisation is folded into the convolutions on both sides.
 It is first checked that all make the same features. Then they take turns of a few batches, in one
 process; what counts is the ratio of the medians. CPU time, of all threads together, is reported
 beside wall-clock: where something else runs, it is the fairer one. PyTorch's threads spin while
-they wait, unless OMP_WAIT_POLICY=passive is in the environment. Prints a report; exits with 1 when a
-contestant disagrees, or without PyTorch.
+they wait, unless OMP_WAIT_POLICY=passive is in the environment. Prints a report; exits with 1 when
+a contestant disagrees, or without PyTorch.
 """
 
 import argparse

@@ -49,7 +49,7 @@ def conv(image: Array, kernel: Array) -> Array:
         y = sums.reshape(-1, sums.shape[3]) @ taps[index]
         products.append(y.reshape(*sums.shape[:3], y.shape[1]))
     outputs = jnp.stack(_combined(_SUMS, products), axis=axis + 1)
-    shape = list(image.shape[:3]) + [kernel.shape[3]]
+    shape = [*image.shape[:3], kernel.shape[3]]
     shape[axis] = tiles * _OUTPUTS
     return jax.lax.slice_in_dim(outputs.reshape(shape), 0, side, axis=axis)
 
