@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kd_jax.evaluate import cost
-from kd_jax.models import biggan, dcgan, mlp, stylegan1, stylegan2, tinygan
+from kd_jax.models import biggan, biggan_deep, dcgan, mlp, resnet, stylegan1, stylegan2, tinygan
 
 
 def variables(network, *inputs):
@@ -153,6 +153,20 @@ BY_HAND = {
         biggan.generator(32, 32, hierarchical=False, **BIG),
         (Z, LABEL),
         2 * BLOCKS * 128**2 + SHORTCUTS + IMAGE + 64 * 2048 + 12 * 16 * 128,
+    ),
+    "resnet": (
+        resnet.generator(32, 32),
+        (Z,),
+        2 * BLOCKS * 32**2 + (4**2 + 8**2 + 16**2) * 32**2 + same(32) * 32 * 3 + 64 * 512,
+    ),
+    # Two blocks a side, of which the second upsamples between its first two layers.
+    "biggan_deep": (
+        biggan_deep.generator(32, 64, **BIG),
+        (Z, LABEL),
+        2 * (4**2 + 8**2 + 16**2) * 256 * 64
+        + 2 * (same(4) + 2 * same(8) + 2 * same(16) + same(32)) * 64**2
+        + (4**2 + 2 * 8**2 + 2 * 16**2 + 32**2) * 64 * 256
+        + same(32) * 256 * 3 + 80 * 4096 + 6 * 2 * 80 * (256 + 3 * 64),
     ),
     # Separable; each part of the latent goes with the class to one block's norms.
     "tinygan": (
