@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from experiments import digits, harness
+from kd_jax import checkpoint
 from kd_jax.checkpoint import CheckpointError
 from kd_jax.logs import read_jsonl
 from kd_jax.loop import NonFiniteError
@@ -67,6 +68,14 @@ def test_from_data_to_report(tmp_path, capsys):
     rows = read_jsonl(tmp_path / "seed0/teacher/metrics.jsonl")
     assert [row["step"] for row in rows if "g/total" in row] == [2, 4]
     assert [row["step"] for row in rows if "quality/frechet" in row] == [2, 4]
+
+    # The best of what was measured is kept, and says what network it is of.
+    _, best = checkpoint.load_generator(tmp_path / "seed0/teacher/best")
+    assert best["value"] == min(r["quality/frechet"] for r in rows if "quality/frechet" in r)
+    made, variables = checkpoint.load_network(tmp_path / "seed0/scarce/distilled/best")
+    assert made.classes == 10
+    z, labels = np.zeros((1, config.latent), np.float32), np.zeros(1, np.int32)
+    assert made.network.apply(variables, z, labels)[0].shape == (1, 16, 16, 1)
 
     # Once more: everything is found done, and says the same.
     before = report["regimes"]
