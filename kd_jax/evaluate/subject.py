@@ -17,6 +17,9 @@ from kd_jax.pretrained import published
 from kd_jax.sharding import BATCH, make_mesh, place, place_batch
 from kd_jax.types import Array, Variables
 
+_INNER = ("checkpoints", "checkpoint")
+"""Where a training's folder, or that of `python -m kd_jax.pretrained`, has its checkpoints."""
+
 GROUP = 16
 """Examples that a network sees at once when it is sampled."""
 
@@ -96,7 +99,7 @@ def open_subject(spec: str, packages: Sequence[str] = (), **options: Any) -> Sub
 
 def _named(path: Path) -> str:
     """The last parts that tell trainings apart: `seed0/teacher`."""
-    parts = [part for part in path.parts if part not in ("checkpoints", "checkpoint")]
+    parts = [part for part in path.parts if part not in _INNER]
     return "/".join(parts[-2:]) if path.is_dir() else path.name
 
 
