@@ -72,9 +72,12 @@ def open_subject(spec: str, packages: Sequence[str] = (), **options: Any) -> Sub
         name, path = "", spec
     place_ = Path(path).expanduser()
     if place_.is_dir():
-        inner = [
-            place_ / part for part in ("checkpoints", "checkpoint") if (place_ / part).is_dir()
-        ]
+        inner = [place_ / part for part in _INNER if (place_ / part).is_dir()]
+        within = sorted(str(f.parent.relative_to(place_)) for f in place_.glob(f"**/{_INNER[0]}"))
+        if within and not inner:
+            raise ValueError(
+                f"{path} holds several trainings; name those to measure: {', '.join(within)}"
+            )
         made, variables = checkpoint.load_network(inner[0] if inner else place_, packages)
         network, inputs, classes = made
     elif place_.is_file():

@@ -11,7 +11,7 @@ is `kd_jax.evaluate.resize`.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +21,7 @@ import numpy as np
 
 from kd_jax import ops
 from kd_jax.network import Network, from_linen
-from kd_jax.ops import winograd7
+from kd_jax.ops import winograd3, winograd7
 from kd_jax.types import Array
 
 SIDE = 299
@@ -29,6 +29,7 @@ SIDE = 299
 SMALLEST = 75
 
 _ACROSS, _DOWN = (1, 7), (7, 1)
+_LARGE = 2**14  # pixels of one image, of which the sums fill a processor's cache
 _WORTH_IT = 2**26  # pixels times channels times features, for a second of compilation
 
 
@@ -111,9 +112,18 @@ def _conv(x: Array, kernel: Array, stride: int, padding: str) -> Array:
     if stride == 2:
         y = ops.conv(_extended(x, [(1 - n) % 4 for n in sides]), kernel, 2, "VALID")
         return y[:, : (sides[0] - 1) // 2, : (sides[1] - 1) // 2]
-    y = ops.conv(_extended(x, [-n % 4 for n in sides]), kernel)
     cut = 1 if padding == "VALID" else 0
-    return y[:, cut : sides[0] - cut, cut : sides[1] - cut]
+
+    def whole(x: Array, kernel: Array, conv: Callable[..., Array] = ops.conv) -> Array:
+        y = conv(_extended(x, [-n % 4 for n in sides]), kernel)
+        return y[:, cut : sides[0] - cut, cut : sides[1] - cut]
+
+    def one_by_one(x: Array, kernel: Array) -> Array:
+        return jax.lax.map(lambda image: whole(image[None], kernel, winograd3.conv)[0], x)
+
+    if math.prod(sides) < _LARGE or x.dtype != jnp.float32:
+        return whole(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=one_by_one, default=whole)
 
 
 def _extended(x: Array, by: list[int]) -> Array:

@@ -57,7 +57,7 @@ def test_what_is_no_generator_is_refused(tmp_path):
     with pytest.raises(checkpoint.CheckpointError, match="there is no checkpoint"):
         open_subject(str(tmp_path))
     saved(tmp_path / "run" / "seed0" / "teacher" / "checkpoints", conditional())
-    with pytest.raises(ValueError, match=r"several trainings; .*: \['seed0/teacher'\]"):
+    with pytest.raises(ValueError, match=r"several trainings; .*: seed0/teacher$"):
         open_subject(str(tmp_path / "run"))
     folder = saved(tmp_path / "net", conditional())
     with pytest.raises(ValueError, match="does not take truncation"):
