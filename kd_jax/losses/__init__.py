@@ -7,6 +7,7 @@ from kd_jax.losses import (
     image,
     moments,
     penalties,
+    perceptual,
     relation,
     response,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "image",
     "moments",
     "penalties",
+    "perceptual",
     "relation",
     "response",
 ]
