@@ -100,7 +100,7 @@ def report(what: str, times: Mapping[str, list[float]], batch: int) -> None:
 def main() -> None:
     """Checks, times and reports."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--batch", type=int, default=32, help="images at a time")
+    parser.add_argument("--batch", type=int, default=16, help="images at a time")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each, at least 2")
     parser.add_argument("--steps", type=int, default=1, help="batches in a turn")
     parser.add_argument("--threads", type=int, help="of each contestant; all cores by default")

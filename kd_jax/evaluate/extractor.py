@@ -103,7 +103,7 @@ def inception(
     convention: str = "tf1-bilinear",
     *,
     quantise: bool = True,
-    batch: int = 32,
+    batch: int = 16,
 ) -> Extractor:
     """The features `[N, 2048]` in which the Frechet inception distance is measured.
 
