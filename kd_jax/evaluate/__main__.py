@@ -121,20 +121,20 @@ def run(args: argparse.Namespace, command: str) -> str:
             make_mesh(),
             bar.stage(subject.name, count),
         )
-        seen = measure.see(extractor, to_float(samples.images))
+        images = to_float(samples.images)
+        seen = measure.see(extractor, images)
         # Labels mean the data's classes only where there are as many of them.
         labels = samples.labels if subject.classes == source.num_classes else None
-        figures = measure.quality(seen, labels, reference, conventions)
+        if labels is not None:
+            per_class[subject.name] = measure.by_class(seen, labels, reference, conventions.ddof)
+        classes = per_class.get(subject.name)
+        figures = measure.quality(seen, classes, reference, conventions)
         if perceptual is not None:
-            images = to_float(samples.images)
             figures |= measure.perceptual_figures(
                 subject, images, perceptual, args.seed, args.paths
             )
         figures |= measure.cost_of(subject, draw(subject, args.batch, args.seed))
         entries.append(report.Entry(subject.name, subject.path, figures))
-        if labels is not None:
-            ddof = conventions.ddof
-            per_class[subject.name] = measure.by_class(seen, labels, reference, ddof)
         galleries.add(subject, samples, seen.features, args.seed)
     columns = [
         column

@@ -98,9 +98,47 @@ def fitting(conventions: Conventions, samples: int, real: int) -> Conventions:
     return conventions._replace(kid_size=min(conventions.kid_size, fewest))
 
 
+class ByClass(NamedTuple):
+    """Figures of each class, by label, and of all.
+
+    Attributes:
+      distance: Frechet distances.
+      intra: their mean.
+      accuracy: shares of images that the extractor gives the class asked for; empty where its
+        classes are not the data's.
+      top1: that share of all images; None where there is none.
+    """
+
+    distance: Mapping[int, float]
+    intra: float
+    accuracy: Mapping[int, float]
+    top1: float | None
+
+
+def by_class(seen: Seen, labels: np.ndarray, reference: Reference, ddof: int) -> ByClass:
+    """Frechet distance and classification accuracy of each class.
+
+    Args:
+      seen: of generated images.
+      labels: int `[N]`, the classes asked for.
+      reference: the real images.
+      ddof: of the covariances.
+
+    Raises:
+      ValueError: a class has too few images.
+    """
+    distances = intra_class_frechet_distance(
+        seen.features, labels, reference.features, reference.labels, ddof=ddof
+    )
+    if seen.logits.shape[1] != reference.source.num_classes:
+        return ByClass(distances.classes, distances.mean, {}, None)
+    right = accuracy(seen.logits, labels)
+    return ByClass(distances.classes, distances.mean, right.classes, right.top1)
+
+
 def quality(
     seen: Seen,
-    labels: np.ndarray | None,
+    classes: ByClass | None,
     reference: Reference,
     conventions: Conventions,
 ) -> dict[str, Figure]:
@@ -108,7 +146,7 @@ def quality(
 
     Args:
       seen: of the images.
-      labels: int `[N]`, the classes asked for; None where there were none, or not the data's.
+      classes: of the same images, from `by_class`; None where there were no labels.
       reference: the real images.
       conventions: whose definitions to follow.
 
@@ -132,11 +170,10 @@ def quality(
         "score": Figure(*score),
         **{name: Figure(value) for name, value in around._asdict().items()},
     }
-    if labels is not None:
-        classes = by_class(seen, labels, reference, ddof)
-        found["intra"] = Figure(float(np.mean(list(classes.distance.values()))))
-        if classes.accuracy:
-            found["accuracy"] = Figure(accuracy(seen.logits, labels).top1)
+    if classes is not None:
+        found["intra"] = Figure(classes.intra)
+        if classes.top1 is not None:
+            found["accuracy"] = Figure(classes.top1)
     return found
 
 
@@ -191,22 +228,6 @@ def cost_of(subject: Subject, inputs: Sequence[Any]) -> dict[str, Figure]:
         "latency": Figure(single.median, (single.upper - single.lower) / 2),
         "per_image": Figure(many.median / batch, (many.upper - many.lower) / 2 / batch),
     }
-
-
-class ByClass(NamedTuple):
-    """Two figures of each class, by label; no accuracies of a network of other classes."""
-
-    distance: Mapping[int, float]
-    accuracy: Mapping[int, float]
-
-
-def by_class(seen: Seen, labels: np.ndarray, reference: Reference, ddof: int) -> ByClass:
-    """Frechet distance and classification accuracy of each class; arguments as of `quality`."""
-    distances = intra_class_frechet_distance(
-        seen.features, labels, reference.features, reference.labels, ddof=ddof
-    )
-    is_of_data = seen.logits.shape[1] == reference.source.num_classes
-    return ByClass(distances.classes, accuracy(seen.logits, labels).classes if is_of_data else {})
 
 
 def class_table(found: Mapping[str, ByClass]) -> Classes:
