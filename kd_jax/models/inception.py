@@ -10,8 +10,7 @@ published files. Images are `[B, H, W, 3]`, as a rule 299x299 in [-1, 1]; what i
 is `kd_jax.evaluate.resize`.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +20,6 @@ import numpy as np
 
 from kd_jax import ops
 from kd_jax.network import Network, from_linen
-from kd_jax.ops import winograd3, winograd7
 from kd_jax.types import Array
 
 SIDE = 299
@@ -29,8 +27,16 @@ SIDE = 299
 SMALLEST = 75
 
 _ACROSS, _DOWN = (1, 7), (7, 1)
-_LARGE = 2**14  # pixels of one image, of which the sums fill a processor's cache
-_WORTH_IT = 2**26  # pixels times channels times features, for a second of compilation
+
+_STEM = (  # layer, window, stride and padding, or a pool
+    ("Conv2d_1a_3x3", 32, 3, 2, "VALID"),
+    ("Conv2d_2a_3x3", 32, 3, 1, "VALID"),
+    ("Conv2d_2b_3x3", 64, 3, 1, "SAME"),
+    ("MaxPool_1", 0, 3, 2, "VALID"),
+    ("Conv2d_3b_1x1", 80, 1, 1, "VALID"),
+    ("Conv2d_4a_3x3", 192, 3, 1, "VALID"),
+    ("MaxPool_2", 0, 3, 2, "VALID"),
+)
 
 
 def fid(classes: int = 1008, *, dtype: Any = jnp.float32) -> Network:
@@ -98,39 +104,6 @@ def same_mean(x: Array, *, padded: bool) -> Array:
     return x * jnp.asarray(1 / counts, x.dtype)
 
 
-def _conv(x: Array, kernel: Array, stride: int, padding: str) -> Array:
-    """`ops.conv`, or what is faster where the layer is large."""
-    window, channels, features = kernel.shape[:2], *kernel.shape[2:]
-    if window in (_ACROSS, _DOWN) and x.dtype == jnp.float32:
-        if math.prod(x.shape[:3]) * channels * features < _WORTH_IT:
-            return ops.conv(x, kernel)
-        return jax.lax.platform_dependent(x, kernel, cpu=winograd7.conv, default=ops.conv)
-    if window != (3, 3) or channels < 32:
-        return ops.conv(x, kernel, stride, padding)
-    # On sides for which fewer multiplications will do; what is added for that is cut off.
-    sides = x.shape[1:3]
-    if stride == 2:
-        y = ops.conv(_extended(x, [(1 - n) % 4 for n in sides]), kernel, 2, "VALID")
-        return y[:, : (sides[0] - 1) // 2, : (sides[1] - 1) // 2]
-    cut = 1 if padding == "VALID" else 0
-
-    def whole(x: Array, kernel: Array, conv: Callable[..., Array] = ops.conv) -> Array:
-        y = conv(_extended(x, [-n % 4 for n in sides]), kernel)
-        return y[:, cut : sides[0] - cut, cut : sides[1] - cut]
-
-    def one_by_one(x: Array, kernel: Array) -> Array:
-        return jax.lax.map(lambda image: whole(image[None], kernel, winograd3.conv)[0], x)
-
-    if math.prod(sides) < _LARGE or x.dtype != jnp.float32:
-        return whole(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=one_by_one, default=whole)
-
-
-def _extended(x: Array, by: list[int]) -> Array:
-    """With rows and columns of zeros at the end."""
-    return jnp.pad(x, ((0, 0), (0, by[0]), (0, by[1]), (0, 0)))
-
-
 class Weights(nn.Module):
     """A convolution's kernel and bias: `channels -> ([h, w, channels, features], [features])`."""
 
@@ -161,7 +134,7 @@ def _layer(
 ) -> Array:
     """A convolution, its bias and a ReLU."""
     kernel, bias = Weights(features, window, name=name)(x.shape[3])
-    return _activated(_conv(x, kernel.astype(x.dtype), stride, padding), bias)
+    return _activated(ops.conv(x, kernel.astype(x.dtype), stride, padding), bias)
 
 
 def _branches(x: Array, widths: Mapping[str, int], pool: str = "", **mean: bool) -> list[Array]:
@@ -182,6 +155,27 @@ def _branches(x: Array, widths: Mapping[str, int], pool: str = "", **mean: bool)
     for (name, (_, bias)), y in zip(found.items(), jnp.split(products, ends, axis=3), strict=True):
         outputs.append(_activated(same_mean(y, **mean) if name == pool else y, bias))
     return outputs
+
+
+def _stem(x: Array, weights: Mapping[str, tuple[Array, Array]], times: int = 1) -> dict[str, Array]:
+    """The outputs of the first layers, from `[B, H, W, 3]`."""
+    outputs = {}
+    for name, features, window, stride, padding in _STEM:
+        if features:
+            kernel, bias = weights[name]
+            x = _activated(ops.conv(x, kernel, stride, padding, times=times), bias)
+        else:
+            x = max_pool(x, window, stride)
+        outputs[name] = x
+    return outputs
+
+
+def _stem_by_pairs(x: Array, weights: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
+    """The same, two images after two others: their features fit in a processor's cache."""
+    together = 2 if x.shape[0] % 2 == 0 else 1
+    pairs = x.reshape(x.shape[0] // together, together, *x.shape[1:])
+    outputs = jax.lax.map(lambda pair: _stem(pair, weights, len(pairs)), pairs)
+    return jax.tree.map(lambda y: y.reshape(x.shape[0], *y.shape[2:]), outputs)
 
 
 class BlockA(nn.Module):
@@ -303,19 +297,16 @@ class Inception(nn.Module):
             return kept(name, x.astype(jnp.float32).mean(axis=(1, 2)))
 
         x = images.astype(self.dtype)
-        for name, features, window, stride, padding in (
-            ("Conv2d_1a_3x3", 32, 3, 2, "VALID"),
-            ("Conv2d_2a_3x3", 32, 3, 1, "VALID"),
-            ("Conv2d_2b_3x3", 64, 3, 1, "SAME"),
-            ("MaxPool_1", 0, 3, 2, "VALID"),
-            ("Conv2d_3b_1x1", 80, 1, 1, "VALID"),
-            ("Conv2d_4a_3x3", 192, 3, 1, "VALID"),
-            ("MaxPool_2", 0, 3, 2, "VALID"),
-        ):
+        weights, channels = {}, x.shape[3]
+        for name, features, window, _, _ in _STEM:
             if features:
-                x = kept(name, _layer(x, name, features, (window, window), stride, padding))
-            else:
-                x = kept(name, max_pool(x, window, stride))
+                kernel, bias = Weights(features, (window, window), name=name)(channels)
+                weights[name], channels = (kernel.astype(x.dtype), bias), features
+        for name, y in jax.lax.platform_dependent(
+            x, weights, cpu=_stem_by_pairs, default=_stem
+        ).items():
+            x = kept(name, y)
+            if name.startswith("MaxPool"):
                 mean(str(x.shape[3]), x)
         for name, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
             x = kept(name, BlockA(pooled, padded, name=name)(x))

@@ -10,10 +10,10 @@ stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.
 61 ms here.
 
 Each of the three is left to the compiler, but for what these networks are made of: on CPU the 4x4
-kernels of stride 2 of a DCGAN are computed with 9/16 of the multiplications (`winograd4`), and
-StyleGAN's large 3x3 layers with 1/4 to 0.7 of them (`winograd3`). A 1x1 convolution is a matrix
-product everywhere. The price of the three is forward mode (`jax.jvp`, `jax.hessian`), which
-`jax.custom_vjp` excludes; reverse mode nests at will.
+kernels of stride 2 of a DCGAN are computed with 9/16 of the multiplications (`winograd4`), large
+3x3 layers with 1/4 to 0.7 of them (`winograd3`) and large 1x7 and 7x1 layers with 10/28
+(`winograd7`). A 1x1 convolution is a matrix product everywhere. The price of the three is forward
+mode (`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes; reverse mode nests at will.
 """
 
 import math
@@ -24,12 +24,13 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax.ops import winograd3, winograd4
+from kd_jax.ops import winograd3, winograd4, winograd7
 from kd_jax.types import Array
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 
 _WORTH_IT = 2**28  # pixels times channels times features
+_AT_MOST_MORE = 1.35  # outputs that are computed and cut off
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -41,9 +42,12 @@ class _Geometry(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     sides: tuple[int, ...]  # the image's height and width: the larger ones
     window: tuple[int, ...]  # the kernel's
+    times: int = 1  # that it is computed
 
 
-def conv(x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") -> Array:
+def conv(
+    x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME", *, times: int = 1
+) -> Array:
     """The cross-correlation of images with a kernel, as in `jax.lax.conv_general_dilated`.
 
     Args:
@@ -51,6 +55,8 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") ->
       kernel: `[kh, kw, Cin, Cout]`, of x's dtype.
       stride: of both axes, at least 1.
       padding: "SAME", "VALID", or zeros to add `((top, bottom), (left, right))`.
+      times: how often it is computed, in a loop around it. What is fast takes longer to compile,
+        and is chosen where there is enough work.
 
     Returns:
       `[B, H', W', Cout]`; with "SAME", H' is H / stride rounded up.
@@ -71,7 +77,7 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") ->
         # As one matrix: the kernel's gradient is then no copy of its transpose.
         y = x.reshape(-1, x.shape[3]) @ kernel[0, 0]
         return y.reshape(*x.shape[:3], kernel.shape[3])
-    return _conv(_Geometry(stride, pads, sides, window), x, kernel)
+    return _conv(_Geometry(stride, pads, sides, window, times), x, kernel)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int = 2, padding: str = "SAME") -> Array:
@@ -150,25 +156,88 @@ def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps
     """What is faster than XLA's convolutions on CPU.
 
     Measured on two cores: with fewer multiplications the maps take 0.5 to 0.8 of the time in a
-    DCGAN's layers (64 and 128 channels), and 0.3 to 0.9 in StyleGAN2's.
+    DCGAN's layers (64 and 128 channels), 0.3 to 0.9 in StyleGAN2's and 0.5 in Inception's; the
+    first layer of the last one takes 0.4 of it as a matrix.
     """
     channels, features = widths
-    work = args[0].shape[0] * math.prod(geometry.sides) * channels * features
-    known = geometry.stride, geometry.window, geometry.padding
-    single = all(x.dtype in (jnp.float32, jnp.float64) for x in args)  # differences lose bits
+    work = args[0].shape[0] * math.prod(geometry.sides) * channels * features * geometry.times
+    stride, pads = geometry.stride, geometry.padding
+    if not all(x.dtype in (jnp.float32, jnp.float64) for x in args):
+        return _Maps(None, None, None)  # differences lose bits
     # Each takes a second to compile, and saves milliseconds of a convolution that takes longer.
-    if single and work >= _WORTH_IT and min(channels, features) >= 32:
-        if known == (1, (3, 3), ((1, 1), (1, 1))) and not any(n % 2 for n in geometry.sides):
-            return _Maps(winograd3.conv, winograd3.input_grad, winograd3.kernel_grad)
-        if known == (2, (3, 3), ((0, 0), (0, 0))) and all(n % 4 == 1 for n in geometry.sides):
-            return _Maps(
-                winograd3.strided_conv, winograd3.strided_input_grad, winograd3.strided_kernel_grad
-            )
+    if geometry.window == (3, 3) and work >= _WORTH_IT and min(channels, features) >= 32:
+        return _threes(geometry, args[0].shape[0])
+    if geometry.window == (3, 3) and stride == 2 and channels <= 4 and work >= _WORTH_IT // 64:
+        return _Maps(partial(_as_matrix, geometry), None, None)
     # Below 16 channels the sums cost more than the products they save.
-    fours = known == (2, (4, 4), ((1, 1), (1, 1))) and not any(n % 4 for n in geometry.sides)
-    if single and fours and channels >= 16:
+    fours = geometry.window == (4, 4) and stride == 2 and pads == ((1, 1), (1, 1))
+    if fours and not any(n % 4 for n in geometry.sides) and channels >= 16:
         return _Maps(winograd4.conv, winograd4.input_grad, winograd4.kernel_grad)
+    sevens = ((1, 7), ((0, 0), (3, 3))), ((7, 1), ((3, 3), (0, 0)))
+    if (geometry.window, pads) in sevens and stride == 1 and work >= _WORTH_IT // 4:
+        return _Maps(winograd7.conv, None, None)
     return _Maps(None, None, None)
+
+
+def _threes(geometry: _Geometry, batch: int) -> _Maps:
+    """`winograd3`'s maps, of images that are padded until their sides are such as it takes."""
+    stride, sides, pads = geometry.stride, geometry.sides, geometry.padding
+    outputs = [
+        (n + low + high - 3) // stride + 1 for n, (low, high) in zip(sides, pads, strict=True)
+    ]
+    if stride == 1 and pads in (((0, 0), (0, 0)), ((1, 1), (1, 1))):
+        unit = 4 if batch * math.prod(sides) >= winograd3.LARGE else 2
+        image = [(0, -n % unit) for n in sides]
+        whole = [n + more for n, (_, more) in zip(sides, image, strict=True)]
+        before = 1 - pads[0][0]
+        convolve, input_grad, kernel_grad = (
+            winograd3.conv,
+            winograd3.input_grad,
+            winograd3.kernel_grad,
+        )
+    elif stride == 2 and min(min(pair) for pair in pads) >= 0:
+        whole = [n + sum(pair) for n, pair in zip(sides, pads, strict=True)]
+        whole = [n + (1 - n) % 4 for n in whole]
+        image = [(low, n - m - low) for n, m, (low, _) in zip(whole, sides, pads, strict=True)]
+        whole, before = [n // 2 for n in whole], 0
+        convolve, input_grad, kernel_grad = (
+            winograd3.strided_conv,
+            winograd3.strided_input_grad,
+            winograd3.strided_kernel_grad,
+        )
+    else:
+        return _Maps(None, None, None)
+    if math.prod(whole) > _AT_MOST_MORE * math.prod(outputs):
+        return _Maps(None, None, None)
+    output = [(before, n - m - before) for n, m in zip(whole, outputs, strict=True)]
+    return _Maps(
+        lambda x, k: _cropped(convolve(_padded(x, image), k), output),
+        lambda y, k: _cropped(input_grad(_padded(y, output), k), image),
+        lambda x, y: kernel_grad(_padded(x, image), _padded(y, output)),
+    )
+
+
+def _padded(x: Array, by: Sequence[tuple[int, int]]) -> Array:
+    return jnp.pad(x, ((0, 0), *by, (0, 0))) if any(map(any, by)) else x
+
+
+def _cropped(x: Array, by: Sequence[tuple[int, int]]) -> Array:
+    (top, bottom), (left, right) = by
+    return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+
+
+def _as_matrix(geometry: _Geometry, image: Array, kernel: Array) -> Array:
+    """The product of the image's windows, as rows, with the kernel."""
+    x, stride = _padded(image, geometry.padding), geometry.stride
+    reach = [n - (n - k) % stride - k + 1 for n, k in zip(x.shape[1:3], kernel.shape, strict=False)]
+    parts = [
+        x[:, i : i + reach[0] : stride, j : j + reach[1] : stride]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    rows = jnp.concatenate(parts, axis=3)
+    y = rows.reshape(-1, rows.shape[3]) @ kernel.reshape(-1, kernel.shape[3])
+    return y.reshape(*rows.shape[:3], kernel.shape[3])
 
 
 def _by_platform(

@@ -88,7 +88,8 @@ _STRIDED = _Form(
     block=4,
     before=0,
 )
-_BETTER_BY_FOUR = 512  # tiles; below, the kernel's part of the work is too large
+LARGE = 2**13
+"""Pixels from which on m = 4 is better with stride 1; below, the kernel's work is too large."""
 
 
 def conv(image: Array, kernel: Array) -> Array:
@@ -151,7 +152,7 @@ def strided_kernel_grad(image: Array, output: Array) -> Array:
 
 def _form_for(image: Array) -> _Form:
     batch, height, width, _ = image.shape
-    by_four = height % 4 == width % 4 == 0 and batch * height * width >= 16 * _BETTER_BY_FOUR
+    by_four = height % 4 == width % 4 == 0 and batch * height * width >= LARGE
     return _BY_FOUR if by_four else _BY_TWO
 
 

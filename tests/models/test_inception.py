@@ -85,24 +85,24 @@ def test_means_by_hand():
         np.testing.assert_allclose(found, np.stack([row, row]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("one_by_one", [False, True])
-@pytest.mark.parametrize(("padding", "stride"), [("SAME", 1), ("VALID", 1), ("VALID", 2)])
-@pytest.mark.parametrize("sides", [(9, 11), (8, 7)])
-def test_large_convolutions_on_odd_sides(padding, stride, sides, one_by_one, monkeypatch):
-    """Extended to where fewer multiplications are needed, and cut off again."""
+@pytest.mark.parametrize("batch", [3, 4])
+def test_the_stem_by_pairs(batch, monkeypatch):
+    """What is computed two by two on CPU, or one by one, is what a whole batch gives."""
     monkeypatch.setattr(convolution, "_WORTH_IT", 0)
-    if one_by_one:
-        monkeypatch.setattr(inception, "_LARGE", 0)
-    x = RNG.normal(size=(2, *sides, 32)).astype(np.float32)
-    kernel = RNG.normal(size=(3, 3, 32, 33)).astype(np.float32)
-    layout = ("NHWC", "HWIO", "NHWC")
-    pads = ((1, 1), (1, 1)) if padding == "SAME" else "VALID"
-    expected = jax.lax.conv_general_dilated(
-        x, kernel, (stride,) * 2, pads, dimension_numbers=layout
-    )
-    found = inception._conv(jnp.asarray(x), jnp.asarray(kernel), stride, padding)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    images = RNG.uniform(-1, 1, size=(batch, 75, 77, 3)).astype(np.float32)
+    weights, channels = {}, 3
+    for name, features, window, _, _ in inception._STEM:
+        if features:
+            kernel = RNG.normal(size=(window, window, channels, features)) / channels
+            bias = RNG.normal(size=features)
+            weights[name], channels = (kernel.astype("f"), bias.astype("f")), features
+    found = jax.jit(inception._stem_by_pairs)(images, weights)
+    monkeypatch.undo()
+    expected = inception._stem(jnp.asarray(images), weights)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        assert found[name].shape == values.shape
+        np.testing.assert_allclose(found[name], values, atol=1e-4 * float(np.abs(values).max()))
 
 
 def test_half_precision_stays_outside_of_means_and_logits():

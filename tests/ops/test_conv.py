@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.ops import conv, conv_transpose, winograd3
+from kd_jax.ops import conv, conv_transpose, convolution, winograd3
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -325,6 +325,75 @@ def test_large_layers_are_those_of_lax(x64, case):
         for op in (conv, lax_conv)
     ]
     close(*gradients)
+
+
+ONE = ((1, 1), (1, 1))
+NONE = ((0, 0), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("sides", "stride", "padding"),
+    [
+        ((17, 15), 1, ONE),
+        ((35, 33), 1, ONE),
+        ((17, 18), 1, NONE),
+        ((34, 35), 1, "VALID"),
+        ((16, 15), 2, NONE),
+        ((15, 18), 2, ONE),
+        ((16, 17), 2, "SAME"),
+    ],
+    ids=str,
+)
+def test_images_are_padded_to_where_fewer_products_do(x64, sides, stride, padding, monkeypatch):
+    """Of all maps, whatever the sides are."""
+    monkeypatch.setattr(convolution, "_WORTH_IT", 0)
+    monkeypatch.setattr(winograd3, "LARGE", 2000)  # four outputs at once of the larger sides
+    x, weights = draw(sides, (3, 3), channels=(32, 33))
+    assert count_of_convolutions(partial(conv, stride=stride, padding=padding), x, weights) == 0
+    y = lax_conv(x, weights, stride, padding)
+    close(conv(x, weights, stride, padding), y)
+    cotangent = jnp.asarray(np.random.default_rng(1).standard_normal(y.shape))
+    pulls = [
+        jax.vjp(partial(op, stride=stride, padding=padding), x, weights)[1]
+        for op in (conv, lax_conv)
+    ]
+    close(*[pull(cotangent) for pull in pulls])
+    assert count_of_convolutions(pulls[0], cotangent) == 0
+
+
+def count_of_convolutions(function, *args):
+    return jax.jit(function).lower(*args).as_text().count("stablehlo.convolution")
+
+
+@pytest.mark.parametrize(
+    ("sides", "stride", "padding"),
+    [((4, 4), 1, NONE), ((6, 5), 2, ((-1, 1), (0, 0))), ((16, 16), 1, ((2, 0), (1, 1)))],
+    ids=str,
+)
+def test_where_padding_would_cost_more_or_is_another_xla_convolves(
+    x64, sides, stride, padding, monkeypatch
+):
+    monkeypatch.setattr(convolution, "_WORTH_IT", 0)
+    x, weights = draw(sides, (3, 3), channels=(32, 32))
+    assert count_of_convolutions(partial(conv, stride=stride, padding=padding), x, weights) == 1
+    close(conv(x, weights, stride, padding), lax_conv(x, weights, stride, padding))
+
+
+@pytest.mark.parametrize("padding", [NONE, "SAME", ((2, 0), (1, 3))], ids=str)
+@pytest.mark.parametrize("sides", [(9, 12), (6, 7)])
+def test_strided_first_layers_are_a_matrix(x64, sides, padding, monkeypatch):
+    monkeypatch.setattr(convolution, "_WORTH_IT", 0)
+    x, weights = draw(sides, (3, 3), channels=(3, 32))
+    assert count_of_convolutions(partial(conv, stride=2, padding=padding), x, weights) == 0
+    close(conv(x, weights, 2, padding), lax_conv(x, weights, 2, padding))
+
+
+def test_work_is_counted_as_often_as_it_is_done(monkeypatch):
+    x, weights = draw((8, 8), (3, 3), batch=1, channels=(32, 32))
+    x, weights = x.astype(jnp.float32), weights.astype(jnp.float32)
+    monkeypatch.setattr(convolution, "_WORTH_IT", 3 * 8 * 8 * 32 * 32)
+    for times, count in ((2, 1), (3, 0)):
+        assert count_of_convolutions(partial(conv, times=times), x, weights) == count
 
 
 @pytest.mark.parametrize(("sides", "stride"), [((6, 8), 1), ((64, 128), 1), ((5, 13), 2)])
