@@ -38,8 +38,9 @@ from kd_jax import pretrained, recipes
 from kd_jax.models import biggan, tinygan
 from kd_jax.modes import data_free
 from kd_jax.network import tap_shapes
-from kd_jax.objective import MakeInputs, latents
+from kd_jax.objective import MakeInputs
 from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.tasks import latents
 from kd_jax.types import Batch
 
 STUDENTS = {"tinygan": tinygan, "biggan": biggan}

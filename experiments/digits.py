@@ -33,8 +33,9 @@ from kd_jax import losses, students
 from kd_jax.models import dcgan, mlp
 from kd_jax.modes import data_free
 from kd_jax.network import Network
-from kd_jax.objective import MakeInputs, Term, Terms, latents
+from kd_jax.objective import MakeInputs, Term, Terms
 from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.tasks import latents
 from kd_jax.types import Array, Batch, Variables
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}

@@ -39,8 +39,9 @@ from kd_jax import latent, pretrained, recipes, students
 from kd_jax.models import stylegan1, stylegan2
 from kd_jax.modes import data_free
 from kd_jax.network import Network, connect_to
-from kd_jax.objective import MakeInputs, latents
+from kd_jax.objective import MakeInputs
 from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.tasks import latents
 from kd_jax.types import Array, Batch, Variables
 
 STUDENTS = {"stylegan2": stylegan2, "stylegan1": stylegan1}

@@ -19,8 +19,9 @@ from experiments import digits, harness
 from kd_jax import losses, modes, recipes, students, weights
 from kd_jax.latent import directions
 from kd_jax.network import Network, connect_to
-from kd_jax.objective import Forward, Term, Terms, Weight, noise
+from kd_jax.objective import Forward, Term, Terms, Weight
 from kd_jax.state import Networks, Pair, Teacher, TrainState
+from kd_jax.tasks import noise
 from kd_jax.types import Array, Batch, Variables
 
 TAPS = ("4x4", "8x8")

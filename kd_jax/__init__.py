@@ -6,6 +6,7 @@ named `Term`s; `make_train_step` makes of them `step(state, teacher_variables, b
 
 from kd_jax import (
     augment,
+    degrade,
     health,
     losses,
     models,
@@ -13,6 +14,7 @@ from kd_jax import (
     pretrained,
     recipes,
     students,
+    tasks,
     weights,
 )
 from kd_jax.modes import (
@@ -32,7 +34,7 @@ from kd_jax.network import (
     from_linen,
     tap_shapes,
 )
-from kd_jax.objective import Bound, Forward, Inputs, Term, Weight, latents, noise
+from kd_jax.objective import Bound, Forward, Inputs, Term, Weight
 from kd_jax.sharding import (
     compile_step,
     fully_sharded,
@@ -44,6 +46,7 @@ from kd_jax.sharding import (
 )
 from kd_jax.state import Networks, Pair, Player, Teacher, TrainState, init_state
 from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
+from kd_jax.tasks import latents, noise
 from kd_jax.types import MissingTapError, Taps
 
 __all__ = [
@@ -67,6 +70,7 @@ __all__ = [
     "connected",
     "d_step",
     "data_free",
+    "degrade",
     "disconnect",
     "from_linen",
     "fully_sharded",
@@ -92,6 +96,7 @@ __all__ = [
     "self_taught",
     "students",
     "tap_shapes",
+    "tasks",
     "taught_by",
     "together",
     "weights",

@@ -30,57 +30,7 @@ class Inputs(NamedTuple):
 
 
 MakeInputs: TypeAlias = Callable[[Array, Batch], Inputs]
-"""`(key, batch) -> Inputs`: a task. Latents are drawn here, from the key."""
-
-
-def latents(size: int, conditional: bool = True) -> MakeInputs:
-    """The task of generating images from noise, given class labels or not.
-
-    Args:
-      size: the latent's length; latents are standard normal `[B, size]`.
-      conditional: whether the networks take `batch["label"]`, int `[B]`, beside the latents.
-
-    Raises:
-      ValueError: (of the task) when the batch has neither `label` nor `image` to count.
-    """
-
-    def make(key: Array, batch: Batch) -> Inputs:
-        counted = batch.get("label", batch.get("image"))
-        if counted is None or (conditional and "label" not in batch):
-            needed = "'label'" if conditional else "'label' or 'image'"
-            raise ValueError(f"the batch has {sorted(batch)}; drawing latents needs {needed}")
-        labels = (batch["label"],) if conditional else ()
-        count = counted.shape[0]
-        z = jax.random.normal(key, (count, size))
-        return Inputs((z, *labels), labels, batch.get("image"), batch)
-
-    return make
-
-
-def noise(size: int, batch_size: int, classes: int = 0) -> MakeInputs:
-    """The task of generating images from nothing: latents and labels are both drawn.
-
-    With it a data-free run needs no batch: `{}` will do. What a batch has is used: its images are
-    the real ones, its labels those to be drawn for.
-
-    Args:
-      size: the latent's length; latents are standard normal `[batch_size, size]`.
-      batch_size: how many, unless the batch says.
-      classes: labels are uniform in [0, classes); 0 for networks that take none.
-    """
-
-    def make(key: Array, batch: Batch) -> Inputs:
-        given = dict(batch)
-        known = jax.tree.leaves(given)
-        count = known[0].shape[0] if known else batch_size
-        z_key, label_key = jax.random.split(key)
-        if classes and "label" not in given:
-            given["label"] = jax.random.randint(label_key, (count,), 0, classes)
-        labels = (given["label"],) if classes else ()
-        z = jax.random.normal(z_key, (count, size))
-        return Inputs((z, *labels), labels, given.get("image"), given)
-
-    return make
+"""`(key, batch) -> Inputs`: a task; `kd_jax.tasks` has several. What is random is drawn here."""
 
 
 class Bound(NamedTuple):

@@ -14,10 +14,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from kd_jax import health, losses
 from kd_jax.models import mlp
 from kd_jax.network import Network
-from kd_jax.objective import Inputs, Term, latents
+from kd_jax.objective import Inputs, Term
 from kd_jax.sharding import compile_step, initialize, make_mesh, place, place_batch
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import make_train_step
+from kd_jax.tasks import latents
 from kd_jax.types import Taps
 from kd_jax.weights import balanced, uncertainty
 

@@ -22,6 +22,8 @@ ALLOWED = {
     "step": {"types", "network", "objective", "state"},
     "modes": {"types", "network", "objective", "state", "step"},
     "augment": {"types", "checks", "ops", "network", "objective", "state", "step"},
+    "degrade": {"types", "ops"},
+    "tasks": {"types", "degrade", "objective"},
     "weights": {"types", "objective"},
     "recipes": {"types", "losses", "network", "objective", "state", "weights"},
     "health": {"types", "objective", "state", "step"},

@@ -14,10 +14,11 @@ from kd_jax import losses, weights
 from kd_jax.models import mlp
 from kd_jax.modes import data_free, online, scanned, self_taught, taught_by, together
 from kd_jax.network import Network
-from kd_jax.objective import Forward, Inputs, Term, init_terms, noise, weighted_total
+from kd_jax.objective import Forward, Inputs, Term, init_terms, weighted_total
 from kd_jax.sharding import compile_step, initialize, make_mesh, place, place_batch
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import make_train_step
+from kd_jax.tasks import noise
 from kd_jax.types import Taps
 
 B = 4

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_jax import losses
 from kd_jax.models import dcgan, mlp
-from kd_jax.objective import Term, latents
+from kd_jax.objective import Term
 from kd_jax.sharding import (
     BATCH,
     check_batch_size,
@@ -26,6 +26,7 @@ from kd_jax.sharding import (
 )
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import g_step, make_train_step
+from kd_jax.tasks import latents
 
 EXAMPLES = 16
 STEPS = 5

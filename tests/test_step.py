@@ -13,10 +13,11 @@ import pytest
 from kd_jax import losses
 from kd_jax.models import dcgan, mlp
 from kd_jax.network import Network, connect, disconnect
-from kd_jax.objective import Forward, Inputs, Term, latents
+from kd_jax.objective import Forward, Inputs, Term
 from kd_jax.sharding import compile_step, initialize, make_mesh
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
+from kd_jax.tasks import latents
 from kd_jax.types import Taps
 
 adversarial = losses.adversarial

@@ -8,9 +8,10 @@ import pytest
 
 from kd_jax import losses
 from kd_jax.models import mlp
-from kd_jax.objective import Forward, Term, Weight, init_terms, latents, weighted_total
+from kd_jax.objective import Forward, Term, Weight, init_terms, weighted_total
 from kd_jax.state import Networks, Pair, Teacher, init_state
 from kd_jax.step import make_train_step
+from kd_jax.tasks import latents
 from kd_jax.types import Taps
 from kd_jax.weights import balanced, confidence, scaled, uncertainty
 

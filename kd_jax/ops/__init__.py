@@ -11,6 +11,7 @@ from kd_jax.ops.resample import (
     upfirdn2d,
     upsample2d,
 )
+from kd_jax.ops.resizing import pil_bicubic, resize, tf1_bilinear, torch_bilinear
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,7 +26,11 @@ __all__ = [
     "leaky_relu",
     "minibatch_stddev",
     "modulated_conv",
+    "pil_bicubic",
     "resampling_filter",
+    "resize",
+    "tf1_bilinear",
+    "torch_bilinear",
     "upfirdn2d",
     "upsample2d",
 ]

@@ -8,7 +8,8 @@ import pytest
 from parity.inception import weights
 from pretrained.test_inception_weights import safetensors
 
-from kd_jax.evaluate import extractor, resize
+from kd_jax import ops
+from kd_jax.evaluate import extractor
 from kd_jax.models import inception as models
 from kd_jax.pretrained import inception
 
@@ -51,7 +52,7 @@ def test_the_name_tells_weights_and_convention(path, found):
 def test_as_the_network_by_hand(found):
     images = colours(1)
     levels = np.rint((images + 1) * 127.5)
-    rows, columns = resize.tf1_bilinear(9, 299), resize.tf1_bilinear(7, 299)
+    rows, columns = ops.tf1_bilinear(9, 299), ops.tf1_bilinear(7, 299)
     seen = (np.einsum("uh,bhwc,vw->buvc", rows, levels, columns) - 128) / 128
     converted = inception.fid(weights())
     pair = np.concatenate([seen, seen]).astype(np.float32)  # of the extractor's batch

@@ -19,10 +19,11 @@ from models.shrinking import (
 from kd_jax import losses, ops
 from kd_jax.channels import Reads, path_name
 from kd_jax.models import stylegan1
-from kd_jax.objective import Term, latents
+from kd_jax.objective import Term
 from kd_jax.sharding import compile_step, initialize
 from kd_jax.state import Networks, Pair, init_state
 from kd_jax.step import make_simultaneous_step
+from kd_jax.tasks import latents
 
 B, LATENT, STYLE, CLASSES = 4, 6, 5, 3
 RNG = np.random.default_rng(0)

@@ -11,10 +11,10 @@ from models.shrinking import check_dead_channels, check_groups, check_student, d
 
 from kd_jax import ops, recipes
 from kd_jax.models import style, stylegan2
-from kd_jax.objective import latents
 from kd_jax.sharding import compile_step, initialize
 from kd_jax.state import Networks, Pair, init_state
 from kd_jax.step import make_train_step
+from kd_jax.tasks import latents
 
 B, LATENT = 4, 6
 KEY = jax.random.key(0)

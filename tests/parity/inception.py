@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax import ops
 from kd_jax.evaluate import resize
 from kd_jax.models import inception as models
 from kd_jax.pretrained import inception
@@ -88,9 +89,9 @@ def tf1_resize(file: File) -> Outputs:
         height, width = (int(side) for side in size.split("x"))
 
         def matrix(inputs, count, align=align):
-            return resize.tf1_bilinear(inputs, count, align_corners=bool(align))
+            return ops.tf1_bilinear(inputs, count, align_corners=bool(align))
 
-        outputs[name] = resize.resize(x, (height, width), matrix)
+        outputs[name] = ops.resize(x, (height, width), matrix)
     return outputs
 
 

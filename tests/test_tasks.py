@@ -1,0 +1,114 @@
+"""What networks are given: the right answer stays whole, and each image is asked for anew."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import degrade, tasks
+
+KEY = jax.random.key(0)
+IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (6, 16, 24, 3)), "float32")
+BATCH = {"image": IMAGES, "label": jnp.arange(6)}
+
+
+def test_super_resolution():
+    given = tasks.super_resolution(4)(KEY, BATCH)
+    (small,) = given.generator
+    np.testing.assert_array_equal(small, degrade.downsampled(IMAGES, 4))
+    np.testing.assert_array_equal(given.real, IMAGES)
+    assert given.condition == ()
+    noisy = tasks.super_resolution(4, deviation=0.1)(KEY, BATCH).generator[0]
+    assert 0.05 < float((noisy - small).std()) < 0.11
+    with pytest.raises(ValueError, match="cannot be made 5 times smaller"):
+        tasks.super_resolution(5)(KEY, BATCH)
+
+
+def test_inpainting_shows_what_the_mask_leaves():
+    given = tasks.inpainting(degrade.free_form_mask)(KEY, BATCH)
+    known, mask = given.generator
+    assert mask.shape == (6, 16, 24, 1)
+    hidden = np.broadcast_to(mask, known.shape) == 1
+    np.testing.assert_array_equal(np.asarray(known)[~hidden], np.asarray(IMAGES)[~hidden])
+    assert not np.asarray(known)[hidden].any()
+    np.testing.assert_array_equal(given.real, IMAGES)
+    np.testing.assert_array_equal(given.condition[0], mask)
+    np.testing.assert_array_equal(given.extra["mask"], mask)
+    other = tasks.inpainting(degrade.free_form_mask)(jax.random.key(1), BATCH)
+    assert (other.generator[1] != mask).any()
+
+
+def test_several_kinds_of_masks_take_turns():
+    kinds = [lambda key, shape, part=part: jnp.full((*shape[:3], 1), part) for part in (0.0, 1.0)]
+    many = {"image": jnp.zeros((200, 2, 2, 3))}
+    _, mask = tasks.inpainting(kinds)(KEY, many).generator
+    assert 70 < float(mask[:, 0, 0, 0].sum()) < 130
+    assert (mask == mask[:, :1, :1]).all()
+
+
+def test_masks_that_do_not_fit():
+    with pytest.raises(ValueError, match="at least one function"):
+        tasks.inpainting([])
+    wrong = tasks.inpainting(lambda key, shape: jnp.zeros(shape))
+    with pytest.raises(ValueError, match=r"a mask of shape \(6, 16, 24, 3\) does not fit"):
+        wrong(KEY, BATCH)
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+def test_paired(conditional):
+    for source, batch in (
+        (degrade.edges, BATCH),
+        ("sketch", {**BATCH, "sketch": degrade.edges(IMAGES)}),
+    ):
+        given = tasks.paired(source, conditional=conditional)(KEY, batch)
+        np.testing.assert_array_equal(given.generator[0], degrade.edges(IMAGES))
+        np.testing.assert_array_equal(given.real, IMAGES)
+        assert len(given.condition) == conditional
+
+
+def test_unpaired_images_cross_over():
+    batch = {"first": IMAGES, "second": -IMAGES}
+    given = tasks.unpaired()(KEY, batch)
+    np.testing.assert_array_equal(given.real[:, 0], given.generator[1])
+    np.testing.assert_array_equal(given.real[:, 1], given.generator[0])
+    with pytest.raises(ValueError, match=r"have shapes \(6, 16, 24, 3\) and \(6, 8, 24, 3\)"):
+        tasks.unpaired()(KEY, {**batch, "second": IMAGES[:, :8]})
+
+
+def test_classification():
+    given = tasks.classification()(KEY, BATCH)
+    assert given.generator[0] is IMAGES
+    assert given.real is None
+    np.testing.assert_array_equal(given.extra["label"], BATCH["label"])
+
+
+def test_turned_images_are_turned_before_they_are_degraded():
+    images = IMAGES[:, :, :16]
+    task = tasks.turned(partial(_same))
+    found = np.asarray(task(KEY, {"image": jnp.tile(images[:1], (64, 1, 1, 1))}).real)
+    ways = [np.rot90(flipped, k) for flipped in (images[0], images[0, :, ::-1]) for k in range(4)]
+    counts = [sum((image == way).all() for image in found) for way in ways]
+    assert sum(counts) == 64
+    assert min(counts) >= 1
+    with pytest.raises(ValueError, match="16x24"):
+        task(KEY, BATCH)
+
+
+def _same(key, batch):
+    return tasks.classification()(key, {**batch, "label": 0})._replace(real=batch["image"])
+
+
+@pytest.mark.parametrize(
+    ("task", "batch", "match"),
+    [
+        (tasks.super_resolution(2), {"label": 1}, "needs 'image'"),
+        (tasks.paired("sketch"), BATCH, r"\['image', 'label'\]; this task needs 'sketch'"),
+        (tasks.unpaired(), {"first": IMAGES}, "needs 'second'"),
+        (tasks.classification(), {"image": IMAGES}, "needs 'label'"),
+    ],
+)
+def test_batches_that_lack_something(task, batch, match):
+    with pytest.raises(ValueError, match=match):
+        task(KEY, batch)
