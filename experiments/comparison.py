@@ -5,7 +5,7 @@ the report. A configuration has the sections `seeds`, `latent`, `batch_size`, `d
 `mesh`, `log_every`, `evaluate_every` and `checkpoint_every`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,23 @@ def open_source(config: ConfigDict) -> kd_data.Source:
         harness.cache_dir() / "tfds",
         resize=config.data.resize,
     )
+    check_schedule(config)
+    if source.num_classes < 2:
+        raise ValueError(
+            f"{source.name} has one class; the distance here is measured in the features of a "
+            "classifier, so at least two are needed (one sub-folder per class)"
+        )
+    if config.evaluate.samples < 2:
+        raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
+    return source
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Refuses settings of when to do what that do not fit together.
+
+    Raises:
+      ValueError: one line.
+    """
     if not config.seeds:
         raise ValueError("config.seeds needs at least one entry")
     for name, every in (
@@ -57,14 +74,6 @@ def open_source(config: ConfigDict) -> kd_data.Source:
                 f"config.{name}_every={every} is not a multiple of config.log_every="
                 f"{config.log_every}"
             )
-    if source.num_classes < 2:
-        raise ValueError(
-            f"{source.name} has one class; the distance here is measured in the features of a "
-            "classifier, so at least two are needed (one sub-folder per class)"
-        )
-    if config.evaluate.samples < 2:
-        raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
-    return source
 
 
 def check_teacher(
@@ -407,22 +416,17 @@ def write_report(
             **{name: xs[0][:columns] for name, xs in samples.items()},
         },
     )
-    histories = {
-        name: [
-            read_jsonl(workdir / f"seed{seed}" / name / "metrics.jsonl") for seed in config.seeds
-        ]
-        for name in trained
-    }
+    histories = logged(config, workdir, trained)
     pictures.save_curves(
         workdir / figures["Quality during training"],
-        {"Frechet distance": _curves(histories, "quality/frechet")},
+        {"Frechet distance": curves(histories, "quality/frechet")},
     )
     pictures.save_curves(
         workdir / figures["Losses"],
         {
-            "generator, adversarial": _curves(histories, "g/adversarial"),
-            "discriminator, adversarial": _curves(histories, "d/adversarial"),
-            "generator, towards the teacher's image": _curves(histories, "g/pixel"),
+            "generator, adversarial": curves(histories, "g/adversarial"),
+            "discriminator, adversarial": curves(histories, "d/adversarial"),
+            "generator, towards the teacher's image": curves(histories, "g/pixel"),
         },
     )
     print(f"\n{text}")
@@ -442,12 +446,24 @@ def _real_examples(source: kd_data.Source, count: int) -> np.ndarray:
     return np.stack([source[int(i)]["image"] for i in chosen])
 
 
-def _curves(histories: Mapping[str, Any], name: str) -> dict[str, tuple[list[float], list[float]]]:
+def logged(
+    config: ConfigDict, workdir: Path, names: Iterable[str]
+) -> dict[str, list[list[dict[str, Any]]]]:
+    """What the trainings of these names wrote into their logs, one for each seed."""
+    return {
+        name: [
+            read_jsonl(workdir / f"seed{seed}" / name / "metrics.jsonl") for seed in config.seeds
+        ]
+        for name in names
+    }
+
+
+def curves(histories: Mapping[str, Any], name: str) -> dict[str, tuple[list[float], list[float]]]:
     """The mean over the seeds of one metric, for each training that has it."""
-    curves = {}
+    found = {}
     for training, runs in histories.items():
         rows = [[row for row in run if name in row] for run in runs]
         if rows[0]:
             values = np.mean([[row[name] for row in run] for run in rows], axis=0)
-            curves[training] = ([row["step"] for row in rows[0]], values.tolist())
-    return curves
+            found[training] = ([row["step"] for row in rows[0]], values.tolist())
+    return found

@@ -100,8 +100,8 @@ def write(report: Report, directory: Path) -> str:
     (directory / "report.md").write_text(page, encoding="utf-8")
     figures = {
         **report._asdict(),
-        "teacher": _plain(report.teacher),
-        "student": _plain(report.student),
+        "teacher": plain(report.teacher),
+        "student": plain(report.student),
     }
     figures["regimes"] = {
         name: {
@@ -143,7 +143,7 @@ def markdown(report: Report) -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, regime in report.regimes.items():
-        cells = [_spread(summarize(x)) for x in (regime.teacher, regime.alone, regime.distilled)]
+        cells = [spread(summarize(x)) for x in (regime.teacher, regime.alone, regime.distilled)]
         lines.append(
             f"| {name} | {regime.images:,} | {' | '.join(cells)} | {_share(regime.gap())} |"
         )
@@ -152,15 +152,7 @@ def markdown(report: Report) -> str:
         "Gap closed: (alone − distilled) / (alone − teacher), per seed"
         + ("; the bracket is the mean's 95% confidence interval." if seeds > 1 else "."),
         "",
-        "## Cost",
-        "",
-        f"| generator | parameters | multiply-accumulates | 1 image | {small.batch_size} images |",
-        "|---|---:|---:|---:|---:|",
-        _cost_row("teacher", large),
-        _cost_row("student", small),
-        "",
-        f"Latency: median of {small.single.runs} calls after warming up (quartiles), on "
-        f"{report.environment['device']}. Multiply-accumulates: of one image, half of XLA's FLOPs.",
+        *cost_section({"teacher": large, "student": small}, report.environment["device"]),
     ]
     if report.classes_right:
         lines += [
@@ -194,7 +186,8 @@ def _sentence(name: str, regime: Regime) -> str:
     )
 
 
-def _spread(summary: Summary) -> str:
+def spread(summary: Summary) -> str:
+    """A mean and its deviation, where there is one."""
     if math.isnan(summary.deviation):
         return f"{summary.mean:.2f}"
     return f"{summary.mean:.2f} ± {summary.deviation:.2f}"
@@ -206,6 +199,21 @@ def _share(gap: Summary | None) -> str:
     if math.isnan(gap.low):
         return f"{100 * gap.mean:.0f}%"
     return f"{100 * gap.mean:.0f}% [{100 * gap.low:.0f}, {100 * gap.high:.0f}]"
+
+
+def cost_section(costs: Mapping[str, Cost], device: str) -> list[str]:
+    """The lines of a page that say what each generator costs."""
+    first = next(iter(costs.values()))
+    return [
+        "## Cost",
+        "",
+        f"| generator | parameters | multiply-accumulates | 1 image | {first.batch_size} images |",
+        "|---|---:|---:|---:|---:|",
+        *(_cost_row(name, cost) for name, cost in costs.items()),
+        "",
+        f"Latency: median of {first.single.runs} calls after warming up (quartiles), on {device}. "
+        "Multiply-accumulates: of one image, half of XLA's FLOPs.",
+    ]
 
 
 def _cost_row(name: str, cost: Cost) -> str:
@@ -220,7 +228,8 @@ def _milliseconds(latency: Latency) -> str:
     return f"{median:.2f} ms ({lower:.2f} to {upper:.2f})"
 
 
-def _plain(cost: Cost) -> dict[str, Any]:
+def plain(cost: Cost) -> dict[str, Any]:
+    """A cost as JSON values."""
     return {**cost._asdict(), "single": cost.single._asdict(), "batch": cost.batch._asdict()}
 
 

@@ -30,7 +30,7 @@ from kd_jax.evaluate.conventions import TOOLS
 from kd_jax.evaluate.extractor import Extractor, classifier_extractor, inception, lpips
 from kd_jax.evaluate.pictures import to_uint8
 from kd_jax.evaluate.reference import Reference, read_reference
-from kd_jax.evaluate.subject import Samples, Subject, draw, interpolate, open_subject, sample
+from kd_jax.evaluate.subject import Samples, Subject, draw, interpolate, open_subject, sampler
 from kd_jax.sharding import make_mesh
 
 SHOWN, WAYS, PLACES, COPIES, NEIGHBOURS = 24, 4, 12, 12, 3
@@ -114,13 +114,8 @@ def run(args: argparse.Namespace, command: str) -> str:
     )
     entries, galleries, per_class = [], Galleries(reference), {}
     for subject in subjects:
-        samples = sample(
-            subject,
-            draw(subject, count, args.seed),
-            args.batch,
-            make_mesh(),
-            bar.stage(subject.name, count),
-        )
+        sample = sampler(subject, args.batch, make_mesh())
+        samples = sample(draw(subject, count, args.seed), bar.stage(subject.name, count))
         images = to_float(samples.images)
         seen = measure.see(extractor, images)
         # Labels mean the data's classes only where there are as many of them.
@@ -135,7 +130,8 @@ def run(args: argparse.Namespace, command: str) -> str:
             )
         figures |= measure.cost_of(subject, draw(subject, args.batch, args.seed))
         entries.append(report.Entry(subject.name, subject.path, figures))
-        galleries.add(subject, samples, seen.features, args.seed)
+        ways = sample(interpolate(subject, args.seed, WAYS, PLACES))
+        galleries.add(subject.name, samples, ways.images, seen.features)
     columns = [
         column
         for column in (*measure.quality_columns(extractor), *measure.COST)
@@ -232,16 +228,19 @@ class Galleries:
         found = neighbours.nearest(reference.features, reference.features, 2)
         self._usual = float(np.median(found.distances[:, 1]))  # the first is the image itself
 
-    def add(self, subject: Subject, samples: Samples, features: np.ndarray, seed: int) -> None:
-        """Draws what is shown of one network."""
-        columns = PLACES
-        sheet = report.tiled(samples.images[:SHOWN], columns, scale=self._scale)
+    def add(self, name: str, samples: Samples, ways: np.ndarray, features: np.ndarray) -> None:
+        """Takes what is shown of one network.
+
+        Args:
+          name: the network's.
+          samples: its samples.
+          ways: `WAYS` interpolations of `PLACES` images each, row by row.
+          features: of the samples.
+        """
+        sheet = report.tiled(samples.images[:SHOWN], PLACES, scale=self._scale)
         clipped = f"; {samples.clipped:.1%} of the values clipped" if samples.clipped else ""
-        self._samples.append(report.Picture(f"{subject.name}{clipped}", sheet))
-        way = sample(subject, interpolate(subject, seed, WAYS, columns), WAYS * columns)
-        self._ways.append(
-            report.Picture(subject.name, report.tiled(way.images, columns, scale=self._scale))
-        )
+        self._samples.append(report.Picture(f"{name}{clipped}", sheet))
+        self._ways.append(report.Picture(name, report.tiled(ways, PLACES, scale=self._scale)))
         distances, indices = neighbours.nearest(features, self._reference.features, NEIGHBOURS)
         closest = np.argsort(distances[:, 0])[:COPIES]
         rows = [samples.images[closest]]
@@ -250,7 +249,7 @@ class Galleries:
             rows.append(to_uint8(np.stack(found)))
         median = float(np.median(distances[:, 0]))
         caption = (
-            f"{subject.name}: a sample is {median:.3g} from its nearest real image (median), a "
+            f"{name}: a sample is {median:.3g} from its nearest real image (median), a "
             f"real image {self._usual:.3g} from another"
         )
         stacked = np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, latency."""
+"""What a network costs: parameters, multiply-accumulates, latency, memory."""
 
 import time
 from collections.abc import Callable
@@ -18,6 +18,19 @@ class Latency(NamedTuple):
     lower: float
     upper: float
     runs: int
+
+
+class Running(NamedTuple):
+    """What one forward pass takes.
+
+    Attributes:
+      latency: of the compiled program, its variables on the device.
+      memory: bytes of variables, inputs, images and temporaries, by the compiler's account of the
+        program for this platform.
+    """
+
+    latency: Latency
+    memory: int
 
 
 def parameter_count(variables: Variables) -> int:
@@ -53,26 +66,27 @@ def latency(call: Callable[[], Any], runs: int = 50, warmup: int = 5) -> Latency
     return Latency(float(median), float(lower), float(upper), runs)
 
 
-def generator_latency(
+def running(
     network: Network, variables: Variables, *inputs: Any, runs: int = 50, **options: Any
-) -> Latency:
-    """The latency of a compiled generator, its variables on the device.
+) -> Running:
+    """Latency and memory of a generator for these inputs, compiled once for both.
 
     Further options by keyword are those of `network.apply`, here as in the other figures.
     """
-    compiled = _forward(network, options)
     variables, inputs = jax.device_put((variables, inputs))
-    return latency(lambda: compiled(variables, *inputs), runs)
-
-
-def peak_memory(network: Network, variables: Variables, *inputs: Any, **options: Any) -> int:
-    """Bytes that a forward pass of these inputs needs: variables, inputs, images and temporaries.
-
-    The compiler's account of the program for this platform.
-    """
     compiled = _forward(network, options).lower(variables, *inputs).compile()
-    found: Any = compiled.memory_analysis()
-    return int(found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes)
+    sizes: Any = compiled.memory_analysis()
+    return Running(
+        latency(lambda: compiled(variables, *inputs), runs),
+        int(sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes),
+    )
+
+
+def generator_latency(
+    network: Network, variables: Variables, *inputs: Any, runs: int = 50, **options: Any
+) -> Latency:
+    """The latency alone of `running`."""
+    return running(network, variables, *inputs, runs=runs, **options).latency
 
 
 def _forward(network: Network, options: dict[str, Any]) -> Any:

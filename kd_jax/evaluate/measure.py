@@ -220,11 +220,11 @@ def cost_of(subject: Subject, inputs: Sequence[Any]) -> dict[str, Figure]:
     network, variables = subject.network, subject.variables
     one, batch = [x[:1] for x in inputs], len(inputs[0])
     single = cost.generator_latency(network, variables, *one, **subject.options)
-    many = cost.generator_latency(network, variables, *inputs, runs=10, **subject.options)
+    many, memory = cost.running(network, variables, *inputs, runs=10, **subject.options)
     return {
         "parameters": Figure(cost.parameter_count(variables)),
         "macs": Figure(cost.multiply_accumulates(network, variables, *one, **subject.options)),
-        "memory": Figure(cost.peak_memory(network, variables, *inputs, **subject.options)),
+        "memory": Figure(memory),
         "latency": Figure(single.median, (single.upper - single.lower) / 2),
         "per_image": Figure(many.median / batch, (many.upper - many.lower) / 2 / batch),
     }

@@ -84,12 +84,15 @@ def open_subject(spec: str, packages: Sequence[str] = (), **options: Any) -> Sub
         found = published.parts(place_)
         part = found[published.choose(place_, found, None)]
         if not part.generates:
-            raise ValueError(f"{path} is a {part.kind}: a generator is needed")
+            purpose = f", which is for {part.purpose}" if part.purpose else ""
+            raise ValueError(f"{path}: a generator is needed, not {part.kind}{purpose}")
         converted = published.convert(place_, part)
         network, variables, inputs = converted.network, converted.variables, converted.inputs
         classes = int(converted.config.get("classes", 0))
     else:
         raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    if any(len(like.shape) == 4 for like in inputs):
+        raise ValueError(f"{path} takes images, not latents: there is nothing to draw for it")
     subject = Subject(name or _named(place_), path, network, variables, inputs, classes, options)
     try:
         shape = subject.image_shape
@@ -136,14 +139,11 @@ class Samples(NamedTuple):
     clipped: float
 
 
-def sample(
-    subject: Subject,
-    inputs: Sequence[Any],
-    batch: int,
-    mesh: Mesh | None = None,
-    progress: Callable[[int], None] = lambda done: None,
-) -> Samples:
-    """A generator's images, clipped to [-1, 1] and rounded to 8 bits.
+def sampler(subject: Subject, batch: int, mesh: Mesh | None = None) -> Callable[..., Samples]:
+    """`sample(inputs, progress=...) -> Samples`: images, clipped to [-1, 1] and rounded to 8 bits.
+
+    It is compiled once for any number of inputs, those of `draw` or `interpolate`. `progress` is
+    told after each batch how many images there are.
 
     The network always sees `GROUP` examples at once, so that the images are the same bits whatever
     the batch and the number of devices: else a different rounding here and there decides between
@@ -151,14 +151,12 @@ def sample(
 
     Args:
       subject: the generator.
-      inputs: what `draw` made, of any number of examples.
       batch: how many to make before they leave the devices, rounded up to a whole number of groups
         on each.
-      mesh: the devices that share a batch.
-      progress: is told after each batch how many images there are.
+      mesh: the devices that share a batch; by default the first one alone.
 
     Raises:
-      ValueError: an image is not finite: the first is named.
+      ValueError: by the function: an image is not finite; the first is named.
     """
 
     def of_groups(variables: Variables, inputs: Sequence[Array]) -> Array:
@@ -180,21 +178,28 @@ def sample(
     )
     variables = place(subject.variables, mesh)
     batch = -(-batch // (GROUP * mesh.size)) * GROUP * mesh.size
-    count, images, outside = len(inputs[0]), [], 0
-    for start in range(0, count, batch):
-        chosen = np.arange(start, start + batch) % count
-        given = place_batch({str(i): np.asarray(x)[chosen] for i, x in enumerate(inputs)}, mesh)
-        made = np.asarray(apply(variables, tuple(given[str(i)] for i in range(len(inputs)))))
-        made = made[: count - start]
-        finite = np.isfinite(made).all(axis=(1, 2, 3))
-        if not finite.all():
-            raise ValueError(f"{subject.name}: image {start + int(finite.argmin())} is not finite")
-        outside += int((np.abs(made) > 1 + 1 / 255).sum())
-        images.append(to_uint8(made))
-        progress(min(start + batch, count))
-    joined = np.concatenate(images)
-    labels = [np.asarray(x) for x in inputs if jnp.issubdtype(x.dtype, jnp.integer)]
-    return Samples(joined, labels[0] if labels else None, outside / joined.size)
+
+    def sample(
+        inputs: Sequence[Any], progress: Callable[[int], None] = lambda done: None
+    ) -> Samples:
+        count, images, outside = len(inputs[0]), [], 0
+        for start in range(0, count, batch):
+            chosen = np.arange(start, start + batch) % count
+            given = place_batch({str(i): np.asarray(x)[chosen] for i, x in enumerate(inputs)}, mesh)
+            made = np.asarray(apply(variables, tuple(given[str(i)] for i in range(len(inputs)))))
+            made = made[: count - start]
+            finite = np.isfinite(made).all(axis=(1, 2, 3))
+            if not finite.all():
+                bad = start + int(finite.argmin())
+                raise ValueError(f"{subject.name}: image {bad} is not finite")
+            outside += int((np.abs(made) > 1 + 1 / 255).sum())
+            images.append(to_uint8(made))
+            progress(min(start + batch, count))
+        joined = np.concatenate(images)
+        labels = [np.asarray(x) for x in inputs if jnp.issubdtype(x.dtype, jnp.integer)]
+        return Samples(joined, labels[0] if labels else None, outside / joined.size)
+
+    return sample
 
 
 def interpolate(subject: Subject, seed: int, rows: int, columns: int) -> tuple[np.ndarray, ...]:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_channels, same_shape
+from kd_jax.losses.perceptual import directions
 from kd_jax.types import Array
 
 
@@ -299,39 +300,14 @@ def perceptual(
       ValueError: an argument is None, there is no layer, or one (it is named) is missing on either
         side, has shapes that differ or are no images, or another batch size than the first one.
     """
-    sides = {"student_features": student_features, "teacher_features": teacher_features}
-    for side, features in sides.items():
-        if features is None:
-            raise ValueError(f"{side} is missing: this step was made without what provides it")
     if weights is None:
-        weights = dict.fromkeys((*student_features, *teacher_features), 1.0)
-    total: Array | None = None
-    for layer, weight in weights.items():
-        pair = {}
-        for side, features in sides.items():
-            if layer not in features:
-                known = ", ".join(repr(name) for name in features) or "none at all"
-                raise ValueError(f"{side} has no layer {layer!r}; it has {known}")
-            pair[f"layer {layer!r} of {side}"] = features[layer]
-        student, teacher = _images(**pair)
-        squares = (_directions(student) - jax.lax.stop_gradient(_directions(teacher))) ** 2
-        value = weight * jnp.mean(jnp.sum(squares, axis=3), axis=(1, 2))
-        if total is not None and total.shape != value.shape:
-            raise ValueError(
-                f"layer {layer!r} has a batch of {value.shape[0]} but those before {total.shape[0]}"
-            )
-        total = value if total is None else total + value
-    if total is None:
-        raise ValueError("there is no layer to compare")
-    return total
-
-
-def _directions(feature: Array) -> Array:
-    """A feature over its norm over channels; zeros stay zeros."""
-    squares = jnp.sum(feature**2, axis=-1, keepdims=True)
-    # Both branches of `where` are differentiated, so the root must be finite in the unused one.
-    positive = squares > 0
-    return jnp.where(positive, feature / jnp.sqrt(jnp.where(positive, squares, 1)), 0)
+        weights = dict.fromkeys((*(student_features or ()), *(teacher_features or ())), 1.0)
+    sides = {"student_features": student_features, "teacher_features": teacher_features}
+    values = []
+    for layer, ours, theirs in directions(weights, sides):
+        squares = (ours - jax.lax.stop_gradient(theirs)) ** 2
+        values.append(weights[layer] * squares.sum(axis=3).mean(axis=(1, 2)))
+    return sum(values[1:], values[0])
 
 
 def _l1_and_l2(difference: Array) -> Array:

@@ -5,7 +5,7 @@ learned weight for each channel. Everything here is a differentiable function of
 features and of the weights; the caller decides what is constant.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -101,28 +101,49 @@ def distance(
     return of
 
 
+def directions(
+    layers: Iterable[str], sides: Mapping[str, Features], epsilon: float = 0.0
+) -> Iterator[tuple[str, Array, Array]]:
+    """Each layer's name, and both images' features over their norms over channels.
+
+    Args:
+      layers: which.
+      sides: features of the images and of the others, under the names that an error should use.
+      epsilon: added to the norms. Features of norm 0 stay 0, and have no gradient.
+
+    Raises:
+      ValueError: as in `lpips`, but for the weights.
+    """
+    for side, features in sides.items():
+        if features is None:
+            raise ValueError(f"{side} is missing: this step was made without what provides it")
+    batch: int | None = None
+    for layer in layers:
+        pair = {}
+        for side, features in sides.items():
+            if layer not in features:
+                known = ", ".join(repr(name) for name in features) or "none at all"
+                raise ValueError(f"{side} has no layer {layer!r}; it has {known}")
+            pair[f"layer {layer!r} of {side}"] = features[layer]
+        first, second = same_shape(**pair)
+        if first.ndim != 4:
+            raise ValueError(f"{next(iter(pair))} has shape {first.shape}; [B, H, W, C] is needed")
+        if batch not in (None, first.shape[0]):
+            raise ValueError(
+                f"layer {layer!r} has a batch of {first.shape[0]} but those before {batch}"
+            )
+        batch = first.shape[0]
+        yield layer, _direction(first, epsilon), _direction(second, epsilon)
+    if batch is None:
+        raise ValueError("there is no layer to compare")
+
+
 def _layers(features: Features, others: Features, heads: Mapping[str, Array] | None) -> list[Array]:
     """The distances `[B, H, W]` of each layer."""
-    sides = {"features": features, "others": others}
-    for side, values in sides.items():
-        if values is None:
-            raise ValueError(f"{side} is missing: this step was made without what provides it")
+    layers = (features or ()) if heads is None else heads
     found: list[Array] = []
-    for layer in features if heads is None else heads:
-        pair = {}
-        for side, values in sides.items():
-            if layer not in values:
-                known = ", ".join(repr(name) for name in values) or "none at all"
-                raise ValueError(f"{side} has no layer {layer!r}; it has {known}")
-            pair[f"layer {layer!r} of {side}"] = values[layer]
-        a, b = same_shape(**pair)
-        if a.ndim != 4:
-            raise ValueError(f"layer {layer!r} has shape {a.shape}; [B, H, W, C] is needed")
-        if found and a.shape[0] != found[0].shape[0]:
-            raise ValueError(
-                f"layer {layer!r} has a batch of {a.shape[0]} but those before {found[0].shape[0]}"
-            )
-        squares = (_directions(a) - _directions(b)) ** 2
+    for layer, a, b in directions(layers, {"features": features, "others": others}, EPSILON):
+        squares = (a - b) ** 2
         if heads is None:
             found.append(squares.sum(axis=3))
             continue
@@ -133,15 +154,12 @@ def _layers(features: Features, others: Features, heads: Mapping[str, Array] | N
                 f"{weights.shape}"
             )
         found.append(jnp.matmul(squares, weights, precision=jax.lax.Precision.HIGHEST))
-    if not found:
-        raise ValueError("there is no layer to compare")
     return found
 
 
-def _directions(feature: Array) -> Array:
-    """A feature over its norm over channels; zeros stay zeros, and have no gradient."""
+def _direction(feature: Array, epsilon: float) -> Array:
     squares = jnp.sum(feature**2, axis=3, keepdims=True)
     # Both branches of `where` are differentiated, so the root must be finite in the unused one.
     positive = squares > 0
     norm = jnp.sqrt(jnp.where(positive, squares, 1.0))
-    return jnp.where(positive, feature / (norm + EPSILON), 0.0)
+    return jnp.where(positive, feature / (norm + epsilon), 0.0)

@@ -6,6 +6,7 @@ from kd_jax.models import (
     classifier,
     dcgan,
     inception,
+    inpainting,
     mlp,
     perceptual,
     resnet,
@@ -13,7 +14,9 @@ from kd_jax.models import (
     stylegan1,
     stylegan2,
     stylegan3,
+    superres,
     tinygan,
+    translation,
 )
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "classifier",
     "dcgan",
     "inception",
+    "inpainting",
     "mlp",
     "perceptual",
     "resnet",
@@ -29,5 +33,7 @@ __all__ = [
     "stylegan1",
     "stylegan2",
     "stylegan3",
+    "superres",
     "tinygan",
+    "translation",
 ]

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax import ops
 from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
 from kd_jax.models import biggan, resnet
 from kd_jax.models.conditioning import check_labels
@@ -211,27 +212,6 @@ def bilinear_upsample(x: Array) -> Array:
     return x
 
 
-def depthwise_conv(x: Array, kernel: Array) -> Array:
-    """Each channel convolved with a kernel of its own, padded with zeros to the same side.
-
-    As a sum of shifted products, which compilers fuse; grouped convolutions are slow on CPU.
-
-    Args:
-      x: `[B, H, W, C]`.
-      kernel: `[k, k, C]`, k odd.
-    """
-    size, (_, height, width, _) = kernel.shape[0], x.shape
-    reach = size // 2
-    padded = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
-    shifted = (
-        padded[:, row : row + height, column : column + width]
-        * kernel[row, column][None, None, None]
-        for row in range(size)
-        for column in range(size)
-    )
-    return sum(shifted, jnp.zeros((), x.dtype))
-
-
 class SeparableConv(nn.Module):
     """A depthwise 3x3 convolution and a 1x1 convolution, both with biases."""
 
@@ -244,7 +224,7 @@ class SeparableConv(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("depthwise", init, shape).astype(self.dtype)
         bias = self.param("depthwise_bias", nn.initializers.zeros, shape[-1:]).astype(self.dtype)
-        x = depthwise_conv(x.astype(self.dtype), kernel) + bias[None, None, None]
+        x = ops.depthwise_conv(x.astype(self.dtype), kernel) + bias[None, None, None]
         return Conv(self.features, kernel=1, dtype=self.dtype, name="pointwise")(x)
 
 

@@ -3,6 +3,7 @@
 from kd_jax.ops.activation import ACTIVATIONS, Activation, bias_act, filtered_lrelu, leaky_relu
 from kd_jax.ops.batch import minibatch_stddev
 from kd_jax.ops.convolution import conv, conv_transpose
+from kd_jax.ops.depthwise import depthwise_conv
 from kd_jax.ops.modulated import conv_resample, modulated_conv
 from kd_jax.ops.resample import (
     downsample2d,
@@ -20,6 +21,7 @@ __all__ = [
     "conv",
     "conv_resample",
     "conv_transpose",
+    "depthwise_conv",
     "downsample2d",
     "filter2d",
     "filtered_lrelu",

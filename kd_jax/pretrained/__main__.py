@@ -43,13 +43,15 @@ def main(arguments: list[str] | None = None) -> None:
         name = choose(args.file, found, args.part)
         converted = convert(args.file, found[name])
         images = None
-        if found[name].generates and out is not None:
+        takes_images = any(len(like.shape) == 4 for like in converted.inputs)
+        if found[name].generates and out is not None and not takes_images:
             images = _samples(converted, args.seed, args.truncation)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     for other, part in found.items():
-        print(f"{'*' if other == name else ' '} {other}: {part.kind}")
+        purpose = f", for {part.purpose}" if part.purpose else ""
+        print(f"{'*' if other == name else ' '} {other}: {part.kind}{purpose}")
     for key, value in converted.config.items():
         print(f"    {key}: {value}")
     print(f"    parameters: {cost.parameter_count(converted.variables):,}")

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.network import Network
-from kd_jax.pretrained import biggan, dcgan, snapshots, stylegan1, stylegan2, stylegan3
+from kd_jax.pretrained import (
+    biggan,
+    dcgan,
+    inception,
+    perceptual,
+    snapshots,
+    stylegan1,
+    stylegan2,
+    stylegan3,
+    translation,
+)
 from kd_jax.pretrained.containers import read
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.stand_ins import Persistent, TFNetwork
@@ -23,12 +33,19 @@ class Kind(NamedTuple):
       fits: whether these tensors' names are such a network's.
       convert: `convert(state dict, **overrides) -> Converted`.
       generates: whether it is a generator.
+      purpose: what it is for, of a network that is neither generator nor discriminator.
     """
 
     name: str
     fits: Callable[[Iterable[str]], bool]
     convert: Callable[..., Converted]
     generates: bool
+    purpose: str = ""
+
+
+def _is_torchvision_inception(names: Iterable[str]) -> bool:
+    found = set(names)
+    return inception.is_inception(found) and any(name.startswith("AuxLogits.") for name in found)
 
 
 KINDS = (
@@ -98,6 +115,56 @@ KINDS = (
     ),
     Kind("DCGAN generator", dcgan.is_generator, dcgan.generator, True),
     Kind("DCGAN discriminator", dcgan.is_discriminator, dcgan.discriminator, False),
+    Kind(
+        "ResNet generator (CycleGAN)",
+        translation.is_resnet_generator,
+        translation.resnet_generator,
+        True,
+    ),
+    Kind(
+        "U-Net generator (pix2pix)", translation.is_unet_generator, translation.unet_generator, True
+    ),
+    Kind(
+        "patch discriminator (pix2pix, CycleGAN)",
+        translation.is_patch_discriminator,
+        translation.patch_discriminator,
+        False,
+    ),
+    Kind(
+        "pixel discriminator (pix2pix, CycleGAN)",
+        translation.is_pixel_discriminator,
+        translation.pixel_discriminator,
+        False,
+    ),
+    Kind(
+        "Inception-v3 (torchvision)",
+        _is_torchvision_inception,
+        inception.torchvision,
+        False,
+        "features of images",
+    ),
+    Kind(
+        "Inception-v3 (FID)",
+        inception.is_inception,
+        inception.fid,
+        False,
+        "the Frechet inception distance: kd_jax.evaluate --inception FILE",
+    ),
+    Kind(
+        "LPIPS",
+        perceptual.is_lpips,
+        perceptual.lpips,
+        False,
+        "distances between images: kd_jax.evaluate --lpips FILE",
+    ),
+    Kind(
+        "VGG16, AlexNet or SqueezeNet (torchvision)",
+        perceptual.is_trunk,
+        perceptual.trunk,
+        False,
+        "features of images, and with LPIPS's weights for distances between them: "
+        "kd_jax.evaluate --lpips FILE WEIGHTS",
+    ),
 )
 """The state dicts that can be read, by the names of their tensors."""
 
@@ -115,11 +182,13 @@ class Part(NamedTuple):
       convert: `convert(**overrides) -> Converted`; raises a ValueError where the tensors do not
         fit.
       generates: whether it is a generator.
+      purpose: what it is for, of a network that is neither generator nor discriminator.
     """
 
     kind: str
     convert: Callable[..., Converted]
     generates: bool
+    purpose: str = ""
 
 
 class Loaded(NamedTuple):
@@ -137,7 +206,8 @@ def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any
 
     Reads NVIDIA's StyleGAN2 and StyleGAN3 snapshots (PyTorch, and StyleGAN2's of TensorFlow),
     rosinality's and genforce's StyleGAN1 and StyleGAN2, BigGAN-deep of Hugging Face, BigGAN and
-    BigGAN-deep of Brock and PyTorch's example DCGAN: state dicts as `.pkl`, `.pt`, `.pth` or
+    BigGAN-deep of Brock, PyTorch's example DCGAN, pix2pix and CycleGAN, the Inception-v3 of the FID
+    and torchvision's, and LPIPS and its trunks: state dicts as `.pkl`, `.pt`, `.pth` or
     `.safetensors`.
 
     Args:
@@ -185,8 +255,8 @@ def convert(path: str | os.PathLike[str], part: Part, **overrides: Any) -> Conve
 def parts(path: str | os.PathLike[str]) -> dict[str, Part]:
     """The networks of a published weight file, by the names they have there.
 
-    A file that holds the tensors of one network only names none: it is then "generator" or
-    "discriminator".
+    A file that holds the tensors of one network only names none: it is then "generator",
+    "discriminator" or "features".
 
     Raises:
       ValueError: the file is not what it should be, or no network in it is known.
@@ -221,21 +291,26 @@ def _parts(tree: Any) -> dict[str, Part]:
     if modules:
         return _of_modules(modules)
     if (kind := _kind(tensors := _tensors(tree))) is not None:
-        name = "generator" if kind.generates else "discriminator"
-        return {name: Part(kind.name, partial(kind.convert, tensors), kind.generates)}
+        name = "generator" if kind.generates else "features" if kind.purpose else "discriminator"
+        return {name: _part(kind, tensors)}
     found: dict[str, Part] = {}
     average = tree.get("latent_avg")
     for name, inner in tree.items():
         if not isinstance(inner, Mapping):
             continue
         if (kind := _kind(tensors := _tensors(inner))) is not None:
-            make = partial(kind.convert, tensors)
+            options = {}
             if kind.convert is stylegan2.rosinality_generator and average is not None:
-                make = partial(make, average=average)
-            found[str(name)] = Part(kind.name, make, kind.generates)
+                options = {"average": average}
+            found[str(name)] = _part(kind, tensors, **options)
         elif name in ("models", "state_dict", "state_dicts"):
             found |= _parts(inner)
     return found
+
+
+def _part(kind: Kind, tensors: Mapping[str, np.ndarray], **options: Any) -> Part:
+    make = partial(kind.convert, tensors, **options)
+    return Part(kind.name, make, kind.generates, kind.purpose)
 
 
 def _of_modules(modules: Mapping[str, Persistent]) -> dict[str, Part]:

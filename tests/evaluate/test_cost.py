@@ -5,7 +5,20 @@ import numpy as np
 import pytest
 
 from kd_jax.evaluate import cost
-from kd_jax.models import biggan, biggan_deep, dcgan, mlp, resnet, stylegan1, stylegan2, tinygan
+from kd_jax.models import (
+    biggan,
+    biggan_deep,
+    classifier,
+    dcgan,
+    inception,
+    mlp,
+    perceptual,
+    resnet,
+    stylegan1,
+    stylegan2,
+    stylegan3,
+    tinygan,
+)
 
 
 def variables(network, *inputs):
@@ -121,14 +134,72 @@ def test_the_result_is_waited_for(monkeypatch):
     assert waited == ["result", *["clock", "result", "clock"] * 2]
 
 
-def same(side):
-    """Products of a 3x3 convolution of one channel that keeps the side: none with the padding."""
-    return (3 * side - 2) ** 2
+def line(side, window):
+    """Products of a window along one axis of a convolution that keeps the side."""
+    return window * side - (window**2 - 1) // 4  # none with the padding
+
+
+def same(side, window=3):
+    """Those of both axes, of one channel."""
+    return line(side, window) ** 2
+
+
+def stylegan3_products(channels, window, filters):
+    """Of four layers, with 10 samples around 16, twice, and around 32, then 32; and the image.
+
+    Every pixel is read by the whole window. Features are activated at twice the rate, of as many
+    samples as the filter back needs; on the way there 6 taps meet samples and the others zeros,
+    along one axis, then along the other. `filters` are those of the way back, by layer.
+    """
+    products = 2 * 64**2 + 64 * 4 + 36**2 * channels**2  # the mapping, the waves' pose and mixture
+    before = 36
+    for side, filtered in zip((36, 36, 52, 32), filters, strict=True):
+        products += 64 * channels + (window**2 * before**2 + 1) * channels**2  # 1 to demodulate
+        low, high = before + window - 1, 2 * (side - 1) + 12
+        products += (6 * low * high + 6 * high**2 + filtered(side, high)) * channels
+        before = side
+    return products + 64 * channels + 32**2 * channels * 3
+
+
+def separable(side, high):
+    """12 taps along one axis, then along the other."""
+    return 12 * side * high + 12 * side**2
+
+
+def radial(side, high):
+    """12x12 taps."""
+    del high
+    return 144 * side**2
+
+
+def inception_products(classes):
+    """The paper's table 1, of 299x299; the pools' means are taken after their products."""
+    products = 149**2 * 9 * 3 * 32 + 147**2 * 9 * 32 * 32 + same(147) * 32 * 64
+    products += 73**2 * 64 * 80 + 71**2 * 9 * 80 * 192
+    for channels, pooled in ((192, 32), (256, 64), (288, 64)):
+        products += 35**2 * channels * (64 + 48 + 64 + pooled)
+        products += same(35, 5) * 48 * 64 + same(35) * (64 + 96) * 96
+    products += 17**2 * 9 * (288 * 384 + 96 * 96) + 35**2 * 288 * 64 + same(35) * 64 * 96
+    seven = 17 * line(17, 7)
+    for width in (128, 160, 160, 192):
+        products += 17**2 * 768 * 2 * (192 + width) + seven * width * (4 * width + 2 * 192)
+    products += 17**2 * 768 * 2 * 192 + seven * 2 * 192**2 + 8**2 * 9 * 192 * (320 + 192)
+    for channels in (1280, 2048):
+        products += 8**2 * channels * (320 + 384 + 448 + 192)
+        products += same(8) * 448 * 384 + 4 * 8 * line(8, 3) * 384**2
+    return products + 2048 * classes
+
+
+def images(side, channels=3):
+    return (jax.ShapeDtypeStruct((1, side, side, channels), np.float32),)
 
 
 Z, LABEL = jax.ShapeDtypeStruct((1, 64), np.float32), jax.ShapeDtypeStruct((1,), np.int32)
 STYLE = {"latent": 64, "style": 64, "channel_base": 1024, "channel_max": 64}
+STYLE3 = {"latent": 64, "style": 64, "widths": [128] * 4, "num_layers": 4, "num_critical": 1}
 BIG = {"classes": 10, "shared": 16}
+FIRES = ((15, 64, 16, 64), (15, 128, 16, 64), (7, 128, 32, 128), (7, 256, 32, 128),
+         (3, 256, 48, 192), (3, 384, 48, 192), (3, 384, 64, 256), (3, 512, 64, 256))  # fmt: skip
 BLOCKS = sum(map(same, (8, 16, 32)))  # of a 32x32 BigGAN, each layer once
 C = 64  # channels of the style networks; of the others 128 = 2 C
 DENSE = (8 + 8) * C * C  # the mapping, and the styles of eight layers
@@ -175,6 +246,45 @@ BY_HAND = {
         2 * (8**2 + 16**2 + 32**2) * 128**2 + 2 * BLOCKS * 128 + SHORTCUTS + IMAGE
         + 16 * 2048 + 12 * 32 * 128,
     ),
+    # Filters are counted: 6% of T's products, and half of R's.
+    "stylegan3 T": (
+        stylegan3.generator(32, **STYLE3),
+        (Z,),
+        stylegan3_products(128, 3, [separable] * 4),
+    ),
+    "stylegan3 R": (
+        stylegan3.generator(32, conv_kernel=1, use_radial_filters=True, **STYLE3),
+        (Z,),
+        stylegan3_products(128, 1, [radial] * 3 + [separable]),
+    ),
+    # The last windows of 3 with stride 2 reach one pixel too far.
+    "classifier": (
+        classifier.classifier(10, 32),
+        images(16, 1),
+        same(16) * 32 + 23**2 * 32**2 + same(8) * 32 * 64 + 11**2 * 64**2
+        + 16 * 64 * 128 + 128 * 10,
+    ),
+    "inception": (inception.fid(), images(299), inception_products(1008)),
+    "inception of torchvision": (inception.torchvision(), images(299), inception_products(1000)),
+    "vgg16": (
+        perceptual.vgg16(),
+        images(32),
+        same(32) * (3 + 64) * 64 + same(16) * (64 + 128) * 128 + same(8) * (128 + 512) * 256
+        + same(4) * (256 + 1024) * 512 + same(2) * 3 * 512**2,
+    ),
+    # Of the first windows of 11 pixels, two are padding, of the last ones one.
+    "alexnet": (
+        perceptual.alexnet(),
+        images(64),
+        (15 * 11 - 3) ** 2 * 3 * 64 + same(7, 5) * 64 * 192
+        + same(3) * (192 * 384 + 384 * 256 + 256 * 256),
+    ),
+    "squeezenet": (
+        perceptual.squeezenet(),
+        images(64),
+        31**2 * 9 * 3 * 64
+        + sum(n**2 * (c * s + s * e) + same(n) * s * e for n, c, s, e in FIRES),
+    ),
 }  # fmt: skip
 
 
@@ -187,8 +297,20 @@ def test_products_of_the_architectures_by_hand(name):
     assert products <= found <= 1.05 * products
 
 
-def test_peak_memory_holds_at_least_variables_and_images():
+def test_memory_holds_at_least_variables_and_images():
     network, z = mlp.generator(28, 128), np.zeros((16, 100), np.float32)
     v = variables(network, z)
     least = 4 * (cost.parameter_count(v) + z.size + 16 * 28 * 28)
-    assert least <= cost.peak_memory(network, v, z) <= 1.5 * least
+    assert least <= cost.running(network, v, z, runs=1).memory <= 1.5 * least
+
+
+def test_latency_and_memory_are_of_one_program():
+    network, z, traced = mlp.generator(4, 8), np.zeros((2, 3), np.float32), []
+
+    def apply(*args, **options):
+        traced.append(args)
+        return network.apply(*args, **options)
+
+    found = cost.running(network._replace(apply=apply), variables(network, z), z, runs=3)
+    assert found.latency.runs == 3
+    assert len(traced) == 1

@@ -15,14 +15,11 @@ def data():
     return (noise + (2 * labels - 1)[:, None, None, None]).astype(np.float32), labels
 
 
-@pytest.fixture(autouse=True)
-def short(monkeypatch):
-    monkeypatch.setattr(extractor, "_STEPS", 40)
-
-
 def make(data, cache):
     images, labels = data
-    return extractor.classifier_extractor(images, labels, name="toy", classes=2, cache=cache)
+    return extractor.classifier_extractor(
+        images, labels, name="toy", classes=2, cache=cache, steps=40
+    )
 
 
 def test_it_learns_and_is_deterministic_and_named_by_its_weights(data, tmp_path):

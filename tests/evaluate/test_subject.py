@@ -7,7 +7,7 @@ import pytest
 
 from kd_jax import checkpoint
 from kd_jax.architecture import describe
-from kd_jax.evaluate.subject import Subject, draw, interpolate, open_subject, sample
+from kd_jax.evaluate.subject import Subject, draw, interpolate, open_subject, sampler
 from kd_jax.models import dcgan, stylegan2
 from kd_jax.network import Network
 from kd_jax.sharding import make_mesh
@@ -46,7 +46,7 @@ def test_a_trainings_folder_is_found(tmp_path, inner):
     assert found.name == "seed0/teacher"
     assert (found.classes, found.image_shape) == (3, (16, 16, 1))
     inputs = draw(subject, 4, 0)
-    ours, theirs = (sample(s, inputs, 4).images for s in (subject, found))
+    ours, theirs = (sampler(s, 4)(inputs).images for s in (subject, found))
     np.testing.assert_array_equal(ours, theirs)
     assert open_subject(f"mine={tmp_path / 'seed0' / 'teacher'}").name == "mine"
 
@@ -70,7 +70,7 @@ def test_truncation_reaches_the_network(tmp_path):
     folder = saved(tmp_path / "net", Subject("s", "", network, variables, (Z,), 0, {}))
     inputs = draw(open_subject(str(folder)), 2, 0)
     images = [
-        sample(open_subject(str(folder), truncation=psi), inputs, 2).images for psi in (0.0, 1.0)
+        sampler(open_subject(str(folder), truncation=psi), 2)(inputs).images for psi in (0.0, 1.0)
     ]
     np.testing.assert_array_equal(images[0][0], images[0][1])  # both are the average's
     assert (images[1][0] != images[1][1]).any()
@@ -86,26 +86,42 @@ def test_latents_are_the_same_for_networks_of_one_latent():
 def test_images_are_the_same_bits_whatever_the_batch_and_the_devices():
     subject = conditional()
     inputs = draw(subject, 37, 0)
-    expected = sample(subject, inputs, 16, make_mesh(devices=jax.devices()[:1]))
+    expected = sampler(subject, 16, make_mesh(devices=jax.devices()[:1]))(inputs)
     assert expected.images.shape == (37, 16, 16, 1)
     told = []
     for batch, mesh in ((1, None), (37, None), (64, make_mesh()), (5, make_mesh(4, 2))):
-        found = sample(subject, inputs, batch, mesh, told.append)
+        found = sampler(subject, batch, mesh)(inputs, told.append)
         np.testing.assert_array_equal(found.images, expected.images)
         np.testing.assert_array_equal(found.labels, np.arange(37) % 3)
     assert told[:3] == [16, 32, 37]
-    backwards = sample(subject, [x[::-1] for x in inputs], 16).images
+    backwards = sampler(subject, 16)([x[::-1] for x in inputs]).images
     np.testing.assert_array_equal(backwards[::-1], expected.images)
+
+
+def test_any_number_of_images_is_one_program():
+    traced = []
+
+    def apply(variables, z, **options):
+        traced.append(z.shape)
+        return constant(0.0).network.apply(variables, z, **options)
+
+    subject = constant(0.0)
+    sample = sampler(subject._replace(network=subject.network._replace(apply=apply)), 32)
+    for count in (40, 3, 32):
+        z = np.linspace(-1, 1, count, dtype=np.float32)[:, None]
+        expected = np.clip(np.rint((z + 1) * 127.5), 0, 255)
+        np.testing.assert_array_equal(sample((z,)).images[:, 0, 0], expected)
+    assert len(traced) == 1
 
 
 def test_bytes_clipped_values_and_numbers_that_are_none():
     z = jnp.asarray([[-1.0], [0.0], [0.5], [3.0]])
-    found = sample(constant(0.0), (z,), 4)
+    found = sampler(constant(0.0), 4)((z,))
     np.testing.assert_array_equal(found.images[:, 0, 0, 0], [0, 128, 191, 255])
     assert found.clipped == 0.25
     assert found.labels is None
     with pytest.raises(ValueError, match="constant: image 2 is not finite"):
-        sample(constant(0.0), (z.at[2].set(np.nan),), 4)
+        sampler(constant(0.0), 4)((z.at[2].set(np.nan),))
 
 
 def test_interpolations_end_at_the_latents():

@@ -19,6 +19,7 @@ from kd_jax.losses import (
     relation,
     response,
 )
+from kd_jax.losses import perceptual as learned
 from kd_jax.types import Taps
 
 B = 3
@@ -54,6 +55,11 @@ def multi_scale(student, teacher):
 
 def perceptual(student_features, teacher_features):
     return image.perceptual({"layer": student_features}, {"layer": teacher_features})
+
+
+def lpips(features, others):
+    heads = {"layer": np.float32([0.5, 2.0])}
+    return learned.lpips({"layer": features}, {"layer": others}, heads)
 
 
 def structural(student, teacher):
@@ -149,6 +155,7 @@ CASES = [
     Case(image.total_variation, {"image": IMAGE}),
     Case(image.masked_l1, MASKED, ("teacher", "mask"), zero_when_equal=True, any_last_axis=True),
     teacher_case(perceptual, IMAGE, FEATURE_PAIR, zero_when_equal=True),
+    Case(lpips, {"features": IMAGE, "others": IMAGE}, zero_when_equal=True),
     Case(
         moments.matching,
         MOMENTS,
@@ -183,7 +190,7 @@ def gradients(case, arguments):
 
 def test_every_public_loss_is_in_the_table():
     modules = [adversarial, discriminator, feature, image, moments, penalties]
-    modules += [relation, response]
+    modules += [learned, relation, response]
     public = {
         f"{module.__name__.split('.')[-1]}.{name}"
         for module in modules
@@ -191,9 +198,10 @@ def test_every_public_loss_is_in_the_table():
         if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
     }
     wrapped = {"penalties.r1", "penalties.r2", "penalties.gradient_penalty", "response.hinton"}
-    wrapped |= {"image.structural", "image.multi_scale", "image.perceptual"}
+    wrapped |= {"image.structural", "image.multi_scale", "image.perceptual", "perceptual.lpips"}
     parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # no losses
-    parts |= {"penalties.path_lengths"}
+    parts |= {"penalties.path_lengths", "perceptual.directions", "perceptual.distance"}
+    parts |= {"perceptual.lpips_map"}
     parts |= {"image.gaussian_window", "moments.moments", "penalties.orthogonal"}  # nor of examples
     assert public == wrapped | parts | {c.name for c in CASES if c.fn.__module__ != __name__}
 

@@ -42,20 +42,6 @@ def test_bilinear_upsampling_is_that_of_images():
     np.testing.assert_allclose(tinygan.bilinear_upsample(x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_depthwise_convolution_is_that_of_groups():
-    x = RNG.normal(size=(2, 5, 4, 6)).astype(np.float32)
-    kernel = RNG.normal(size=(3, 3, 6)).astype(np.float32)
-    expected = jax.lax.conv_general_dilated(
-        x,
-        kernel[:, :, None],
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=6,
-    )
-    np.testing.assert_allclose(tinygan.depthwise_conv(x, kernel), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_shapes_taps_and_parameters():
     pair = tinygan.gan(64, 2, classes=CLASSES, shared=7)
     images, taps, variables = _abstract(pair.generator, _z(15), LABELS)

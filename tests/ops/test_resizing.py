@@ -69,3 +69,13 @@ def test_what_cannot_be_resized():
     for shape, size in (((2, 3, 4), (5, 5)), ((1, 0, 4, 3), (5, 5)), ((1, 2, 2, 1), (0, 5))):
         with pytest.raises(ValueError, match="cannot be resized"):
             ops.resize(jnp.zeros(shape), size, ops.torch_bilinear)
+
+
+def test_keys_kernel_by_hand():
+    impulse = jnp.zeros((1, 1, 9, 1)).at[0, 0, 4, 0].set(1.0)
+    # Keys's kernel at -1.75, -1.25, -0.75, -0.25 and so on.
+    half = [-0.0234375, -0.0703125, 0.2265625, 0.8671875]
+    row = np.zeros(18)
+    row[5:13] = half + half[::-1]
+    found = ops.resize(impulse, (2, 18), ops.pil_bicubic)[0, :, :, 0]
+    np.testing.assert_allclose(found, [row, row], atol=1e-6)

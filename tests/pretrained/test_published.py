@@ -12,9 +12,11 @@ import pytest
 from parity.golden import FILES, File
 from PIL import Image
 from pretrained.test_containers import safetensors, torch_zip
+from pretrained.test_perceptual_weights import heads, trunk, whole
 
 from kd_jax import pretrained
-from kd_jax.checkpoint import load_generator
+from kd_jax.checkpoint import load_generator, load_network
+from kd_jax.evaluate.subject import open_subject
 from kd_jax.pretrained import __main__ as command
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +142,48 @@ def test_what_is_no_network_is_said(write):
     two = as_checkpoint(**{name: weights(originals("stylegan2_rosinality_g_a")) for name in "ab"})
     with pytest.raises(ValueError, match="say which part to load: a, b"):
         pretrained.load(write("two.pt", two))
+
+
+INCEPTION = dict.fromkeys(
+    ("Conv2d_1a_3x3.conv.weight", "Mixed_7c.branch_pool.conv.weight", "fc.weight"), np.ones(1)
+)
+"""Enough to tell what it is, and no more."""
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind", "purpose"),
+    [
+        (INCEPTION, "Inception-v3 (FID)", "--inception FILE"),
+        ({**INCEPTION, "AuxLogits.fc.bias": np.ones(1)}, "Inception-v3 (torchvision)", "features"),
+        (whole("alex", trunk("alex"), heads("alex")), "LPIPS", "--lpips FILE"),
+        (trunk("squeeze"), "VGG16, AlexNet or SqueezeNet (torchvision)", "--lpips FILE WEIGHTS"),
+    ],
+)
+def test_networks_of_features_are_no_discriminators(write, tensors, kind, purpose):
+    path = write("x.safetensors", as_safetensors(tensors))
+    (part,) = pretrained.parts(path).items()
+    assert part[0] == "features"
+    assert (part[1].kind, part[1].generates) == (kind, False)
+    assert purpose in part[1].purpose
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - both ends are looked for
+        open_subject(f"mine={path}")
+    assert str(error.value).startswith(f"{path}: a generator is needed, not {kind}, which is for ")
+    assert str(error.value).endswith(part[1].purpose)
+
+
+def test_the_command_says_what_features_are_for(write, tmp_path, capsys):
+    tensors = trunk("alex")
+    path = write("alexnet.safetensors", as_safetensors(tensors))
+    command.main([str(path), "--out", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    assert re.match(r"\* features: VGG16, AlexNet or .*, for features of images", printed)
+    assert f"parameters: {sum(x.size for x in tensors.values()):,}" in printed
+    assert not (tmp_path / "out" / "samples.png").exists()
+    made, variables = load_network(tmp_path / "out" / "checkpoint")
+    image = np.zeros((1, 64, 64, 3), np.float32)
+    assert made.network.apply(variables, image)[0].shape == (1, 3, 3, 6)
+    with pytest.raises(ValueError, match="takes images, not latents"):
+        open_subject(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["sg2_tiny", "sg3_tiny", "sg2_tf_legacy_tiny"])

@@ -1,0 +1,129 @@
+"""Distil an inpainting network: teacher, student alone, student distilled, and biharmonic filling.
+
+    python -m experiments.inpainting --workdir=runs/inpainting       # photographs, minutes
+    python -m experiments.inpainting --workdir=runs/full --preset=full --config.data.source=folder:A
+                                     --config.data.test=folder:B     # images of 256x256, a GPU
+    python -m experiments.inpainting --dry_run --config.masks.strokes=8
+
+A generator of gated convolutions (Yu et al. 2019) learns to fill in what brush strokes and boxes
+hide of patches of photographs; what is known it returns as it is. A narrower one learns it alone,
+with the L1 distance to the original, and from the teacher too.
+
+Hardware and results: two CPU cores; the table in README.md.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+
+from experiments import harness, restoration
+from kd_jax import degrade, tasks
+from kd_jax.models import inpainting
+from kd_jax.objective import Inputs
+
+
+def get_config(preset: str = "laptop") -> ConfigDict:
+    """The configuration, every value of which is a flag `--config.path.to.value`."""
+    config = restoration.settings()
+    config.masks = ConfigDict(
+        {
+            "strokes": 4,  # 0 for none
+            "thickness": 0.08,  # their mean width, as a part of the side
+            "smallest_box": 0.2,  # sides, as a part of the image's
+            "largest_box": 0.4,  # 0 for no boxes; of both kinds each image has one
+        }
+    )
+    config.teacher.update({"width": 16, "downs": 2, "dilations": (2, 4), "separable": False})
+    config.student.update({"width": 4, "downs": 2, "dilations": (2, 4), "separable": False})
+    if preset == "full":
+        config.data.update({"source": "folder:train", "test": "folder:test", "size": 256})
+        config.teacher.update({"width": 48, "dilations": (2, 4, 8, 16), "steps": 400_000})
+        config.student.update({"width": 14, "dilations": (2, 4, 8, 16), "steps": 400_000})
+        config.teacher.rate = config.student.rate = 2e-4
+        config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
+    if preset == "tiny":
+        restoration.tiny(config)
+        for sizes in (config.teacher, config.student):
+            sizes.update({"width": 4, "downs": 1, "dilations": (2,)})
+        config.student.width = 2
+    return config
+
+
+def masks(config: ConfigDict) -> list[tasks.MakeMask]:
+    """What draws the masks.
+
+    Raises:
+      ValueError: a setting does not fit.
+    """
+    given = config.masks
+    found: list[tasks.MakeMask] = []
+    if given.strokes:
+        found.append(
+            partial(degrade.free_form_mask, strokes=given.strokes, thickness=given.thickness)
+        )
+    if given.largest_box:
+        found.append(
+            partial(degrade.box_mask, smallest=given.smallest_box, largest=given.largest_box)
+        )
+    if not found:
+        raise ValueError("config.masks has neither strokes nor boxes: nothing would be missing")
+    return found
+
+
+def build(config: ConfigDict) -> restoration.Lesson:
+    """Opens the data and makes the networks.
+
+    Raises:
+      ValueError, FileNotFoundError: when a setting does not fit; one line.
+    """
+    teacher, student = (
+        inpainting.gated_generator(
+            sizes.width,
+            channels=config.data.channels,
+            downs=sizes.downs,
+            dilations=sizes.dilations,
+            separable=sizes.separable,
+            dtype=restoration.dtype(config),
+        )
+        for sizes in (config.teacher, config.student)
+    )
+    return restoration.lesson(
+        config,
+        tasks.inpainting(masks(config)),
+        teacher,
+        student,
+        ("middle",),
+        baseline="biharmonic",
+        restore=biharmonic,
+        shown=lambda asked: np.where(asked.generator[1] > 0.5, 1.0, asked.generator[0]),
+    )
+
+
+def biharmonic(asked: Inputs) -> NDArray[Any]:
+    """The images with missing pixels as smooth as can be (Damelin & Hoang 2018)."""
+    from skimage.restoration import inpaint_biharmonic
+
+    known, missing = (np.asarray(x, np.float64) for x in asked.generator)
+    return np.stack(
+        [
+            inpaint_biharmonic(image, mask[..., 0] > 0.5, channel_axis=2)
+            for image, mask in zip(known, missing, strict=True)
+        ]
+    )
+
+
+def main(config: ConfigDict, lesson: restoration.Lesson, workdir: Path) -> None:
+    """Trains everything that is not trained yet, measures it, and writes the report."""
+    restoration.main(config, lesson, workdir, "Distilling an inpainting network")
+
+
+EXPERIMENT = harness.Experiment(
+    get_config, ("laptop", "full", "tiny"), build, restoration.plan, main
+)
+
+if __name__ == "__main__":
+    harness.launch(EXPERIMENT)

@@ -1,0 +1,102 @@
+"""Distil a super-resolution network: teacher, student alone, student distilled, and bicubic.
+
+    python -m experiments.superres --workdir=runs/superres            # photographs, 4x, minutes
+    python -m experiments.superres --workdir=runs/full --preset=full --config.data.source=folder:A
+                                   --config.data.test=folder:B        # images of 128x128, a GPU
+    python -m experiments.superres --dry_run --config.student.width=8
+
+An SRResNet (Ledig et al. 2017) without normalisation (Lim et al. 2017) learns to enlarge patches of
+photographs that were made smaller as Pillow does it. A narrower one with separable convolutions
+learns it alone, with the L1 distance to the original, and from the teacher too. `full` has ESRGAN's
+generator (Wang et al. 2018) for a teacher.
+
+Hardware and results: two CPU cores; the table in README.md.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import harness, restoration
+from kd_jax import degrade, tasks
+from kd_jax.models import superres
+from kd_jax.network import Network
+
+
+def get_config(preset: str = "laptop") -> ConfigDict:
+    """The configuration, every value of which is a flag `--config.path.to.value`."""
+    config = restoration.settings()
+    config.scale = 4
+    config.noise = 0.0  # standard deviation of what is added to the small images, of [-1, 1]
+    config.teacher.update({"model": "srresnet", "width": 32, "blocks": 6, "separable": False})
+    config.student.update({"width": 10, "blocks": 3, "separable": False})
+    if preset == "full":
+        config.data.update({"source": "folder:train", "test": "folder:test", "size": 128})
+        config.teacher.update({"model": "rrdb", "width": 64, "blocks": 23, "steps": 400_000})
+        config.teacher.rate = config.student.rate = 2e-4
+        config.student.update({"width": 32, "blocks": 8, "steps": 400_000})
+        config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
+    if preset == "tiny":
+        restoration.tiny(config)
+        config.teacher.update({"width": 8, "blocks": 1})
+        config.student.update({"width": 4, "blocks": 1})
+    return config
+
+
+TEACHERS: dict[str, Callable[..., Network]] = {
+    "srresnet": partial(superres.srresnet, window=3),
+    "rrdb": superres.rrdb,
+}
+
+
+def build(config: ConfigDict) -> restoration.Lesson:
+    """Opens the data and makes the networks.
+
+    Raises:
+      ValueError, FileNotFoundError: when a setting does not fit; one line.
+    """
+    if config.teacher.model not in TEACHERS:
+        raise ValueError(
+            f"config.teacher.model={config.teacher.model!r} is not one of {', '.join(TEACHERS)}"
+        )
+    if config.data.size % config.scale:
+        raise ValueError(
+            f"config.data.size={config.data.size} is no multiple of config.scale={config.scale}"
+        )
+    if config.noise < 0:
+        raise ValueError(f"config.noise={config.noise} is a standard deviation, and negative")
+    common = {"channels": config.data.channels, "dtype": restoration.dtype(config)}
+    large, small = config.teacher, config.student
+    teacher = TEACHERS[large.model](
+        config.scale, large.width, large.blocks, separable=large.separable, **common
+    )
+    student = superres.srresnet(
+        config.scale, small.width, small.blocks, window=3, separable=small.separable, **common
+    )
+    return restoration.lesson(
+        config,
+        tasks.super_resolution(config.scale, deviation=config.noise),
+        teacher,
+        student,
+        ("trunk",),
+        baseline="bicubic",
+        restore=lambda asked: np.asarray(degrade.upsampled(asked.generator[0], config.scale)),
+        shown=lambda asked: restoration.as_large(asked.generator[0], config.data.size),
+    )
+
+
+def main(config: ConfigDict, lesson: restoration.Lesson, workdir: Path) -> None:
+    """Trains everything that is not trained yet, measures it, and writes the report."""
+    title = f"Distilling {config.scale}x super-resolution"
+    restoration.main(config, lesson, workdir, title)
+
+
+EXPERIMENT = harness.Experiment(
+    get_config, ("laptop", "full", "tiny"), build, restoration.plan, main
+)
+
+if __name__ == "__main__":
+    harness.launch(EXPERIMENT)

@@ -1,0 +1,137 @@
+"""Super-resolution and inpainting from images to report, and what does not fit."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import harness, inpainting, restoration, superres
+from kd_jax import checkpoint
+from kd_jax.logs import read_jsonl
+
+ROOT = Path(__file__).parents[2]
+MODULES = {"superres": superres, "inpainting": inpainting}
+BASELINES = {"superres": "bicubic", "inpainting": "biharmonic"}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
+
+
+def folder(path, count, side=16, seed=0):
+    path.mkdir()
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC).save(
+            path / f"{index}.png"
+        )
+    return f"folder:{path}"
+
+
+def tiny(name, tmp_path, **changes):
+    config = MODULES[name].get_config("tiny")
+    config.data.source = folder(tmp_path / "train", 8)
+    config.data.test = folder(tmp_path / "test", 5, seed=1)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    return config.lock()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_from_a_users_images_to_a_report(name, tmp_path, capsys):
+    config = tiny(name, tmp_path)
+    workdir = tmp_path / "run"
+    harness.execute(MODULES[name].EXPERIMENT, config, workdir)
+    report = json.loads((workdir / "report.json").read_text())
+    assert list(report["figures"]) == [BASELINES[name], "teacher", "alone", "distilled"]
+    assert report["images"] == 5
+    assert report["extractor"] is None  # one class: nothing to train a classifier with
+    for figures in report["figures"].values():
+        assert set(figures[0]) == {"psnr", "ssim"}
+        assert all(math.isfinite(value) for value in figures[0].values())
+    page = (workdir / "report.md").read_text()
+    assert "5 images that no network has seen, one seed." in page
+    for picture in ("examples.png", "quality.png"):
+        assert f"({picture})" in page
+        with Image.open(workdir / picture) as opened:
+            assert opened.width > 100
+    rows = read_jsonl(workdir / "seed0/distilled/metrics.jsonl")
+    assert {"g/truth", "g/response"} <= set(rows[0])
+    made, _ = checkpoint.load_network(workdir / "seed0/alone/best")
+    assert made.network.module is not None
+    assert "report.md" in capsys.readouterr().out
+    harness.execute(MODULES[name].EXPERIMENT, config, workdir)  # all is found done
+    again = json.loads((workdir / "report.json").read_text())
+    assert again["figures"] == report["figures"]
+
+
+def test_photographs_have_a_frechet_distance_and_features_are_connected(tmp_path):
+    config = superres.get_config("tiny")
+    config.distilled.feature = 1.0
+    harness.execute(superres.EXPERIMENT, config.lock(), tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["extractor"].startswith("photos-classifier-")
+    assert set(report["figures"]["teacher"][0]) == {"psnr", "ssim", "frechet"}
+    assert "g/feature" in read_jsonl(tmp_path / "seed0/distilled/metrics.jsonl")[0]
+    # The projections of the features are for learning alone.
+    assert report["costs"]["student"]["parameters"] < report["costs"]["teacher"]["parameters"]
+
+
+def test_the_classical_methods(tmp_path):
+    """Of a plane, bicubic and biharmonic interpolation find nearly everything that is missing."""
+    rows, columns = jnp.meshgrid(jnp.linspace(-0.5, 0.5, 16), jnp.linspace(-0.3, 0.3, 16))
+    plane = jnp.stack([rows, columns, -rows], axis=-1)[None]
+    for name, atol in (("superres", 0.02), ("inpainting", 1e-3)):
+        (tmp_path / name).mkdir()
+        config = tiny(name, tmp_path / name)
+        lesson = MODULES[name].build(config)
+        asked = lesson.exam(jax.random.key(0), {"image": plane})
+        inside = np.s_[:, 6:-6, 6:-6]
+        np.testing.assert_allclose(lesson.restore(asked)[inside], plane[inside], atol=atol)
+        assert lesson.shown(asked).shape == plane.shape
+
+
+def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path):
+    config = tiny("superres", tmp_path, **{"distilled.response": 0.0})
+    lesson = superres.build(config)
+    plans, batch = restoration.plan(config, lesson)
+    state = plans["alone"].init(jax.random.key(0), batch)
+    key = jax.random.key(1)
+    batch = {**batch, "image": jax.random.uniform(key, batch["image"].shape, minval=-1)}
+    teacher = lesson.teacher.init(key, jnp.zeros((1, 4, 4, 3)))
+    alone, _ = plans["alone"].step(state, None, batch)
+    made = restoration.recipe(config, lesson, "distilled", teacher)
+    distilled, _ = made.step(state, made.teacher, batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), alone.ema, distilled.ema)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("superres", {"scale": 3}, "config.data.size=16 is no multiple of config.scale=3"),
+        ("superres", {"teacher.model": "edsr"}, "'edsr' is not one of srresnet, rrdb"),
+        ("superres", {"noise": -1.0}, "config.noise=-1.0 is a standard deviation"),
+        ("superres", {"data.test": ""}, "--config.data.test=folder:PATH is needed too"),
+        ("superres", {"batch_size": 9}, "has 8 images, fewer than one batch"),
+        ("superres", {"data.size": 20}, r"\d.png is 16x16 RGB; 20x20 RGB is asked for"),
+        ("superres", {"student.width": 0}, "width=0"),
+        ("inpainting", {"masks.strokes": 0, "masks.largest_box": 0.0}, "nothing would be missing"),
+        ("inpainting", {"masks.smallest_box": 0.9}, "0 < smallest <= largest <= 1"),
+        ("inpainting", {"teacher.downs": 5}, "multiples of 32"),
+        ("inpainting", {"dtype": "float16"}, "neither float32 nor bfloat16"),
+        ("inpainting", {"evaluate.examples": 0}, "examples=0"),
+        ("inpainting", {"evaluate_every": 3}, "not a multiple of config.log_every=2"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, changes, message, tmp_path):
+    config = tiny(name, tmp_path, **changes)
+    with pytest.raises(harness.UsageError, match=message):
+        harness.execute(MODULES[name].EXPERIMENT, config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
