@@ -22,6 +22,7 @@ import optax
 from kd_jax import losses, weights
 from kd_jax.network import connected, tap_pairs
 from kd_jax.objective import Bound, Forward, Schedule, Term, Weight
+from kd_jax.pool import Pool, empty, exchange
 from kd_jax.state import Pair
 from kd_jax.types import Array, MissingTapError
 
@@ -29,7 +30,7 @@ TapNames: TypeAlias = Sequence[str] | Mapping[str, str]
 Strength: TypeAlias = float | Schedule | Weight
 
 _ADVERSARIAL = "adversarial"
-_PENALTY, _RELATION = 0, 1  # folded into the key of the terms that draw
+_PENALTY, _RELATION, _POOL = 0, 1, 2  # folded into the key of the terms that draw
 
 
 def nonsaturating(gamma: float = 1.0, every: int = 1) -> Pair:
@@ -505,6 +506,62 @@ def mobile_stylegan(
     if layers:
         terms["perceptual"] = Term(_perceptual(layers), perceptual)
     return Pair({**generator, **terms}, discriminator)
+
+
+def cyclegan(
+    shape: Sequence[int],
+    *,
+    cycle: Strength = 10.0,
+    identity: Strength = 5.0,
+    pool: int = 50,
+) -> Pair:
+    """Translation between two domains without pairs: Zhu et al. 2017 (CycleGAN), section 4.
+
+    The least-squares game of both directions, and L1 of what has gone there and back, and of what
+    is in its domain already. For `tasks.unpaired` and networks put together by
+    `models.pair.side_by_side`: of the generator the first translates the first domain into the
+    second one, of the discriminator the first judges the second domain.
+
+    Args:
+      shape: of one image, `(H, W, C)`.
+      cycle: the weight of going there and back, summed over both directions.
+      identity: that of what should stay; half of `cycle`, as the authors have it. 0 leaves it out.
+      pool: how many images of each domain are kept to be shown to the discriminator again; 0 for
+        none.
+    """
+    loss = losses.adversarial
+
+    def there_and_back(f: Forward) -> Array:
+        return 2 * losses.response.l1(f.generate(f.fake[:, ::-1])[0], _needs_real(f))
+
+    def stays(f: Forward) -> Array:
+        real = _needs_real(f)
+        return 2 * losses.response.l1(f.generate(real)[0], real)
+
+    def judged(f: Forward, fake_scores: Any) -> Array:
+        _needs_real(f)
+        real_scores: Any = f.real_scores
+        return 2 * loss.least_squares_d(real_scores, fake_scores)
+
+    def judged_later(f: Forward, pools: Pool) -> tuple[Array, Pool]:
+        keys = jax.random.split(jax.random.fold_in(f.key, _POOL), 2)
+        across = jax.vmap(exchange, in_axes=(0, 0, 1), out_axes=(1, 0))
+        shown, pools = across(keys, pools, f.fake)
+        return judged(f, f.score(shown)[0]), pools
+
+    def pools() -> Pool:
+        return jax.vmap(lambda _: empty(pool, tuple(shape)))(jnp.arange(2))
+
+    generator = {
+        # Of both directions' scores the mean is taken; the authors' losses are sums.
+        _ADVERSARIAL: Term(lambda f: 4 * loss.least_squares_g(f.fake_scores)),
+        "cycle": Term(there_and_back, cycle),
+    }
+    if identity:
+        generator["identity"] = Term(stays, identity)
+    if pool:
+        return Pair(generator, {_ADVERSARIAL: Term(judged_later, init=pools)})
+    return Pair(generator, {_ADVERSARIAL: Term(lambda f: judged(f, f.fake_scores))})
 
 
 def soft_label(weight: Strength = 1.0, game: Pair | None = None) -> Pair:

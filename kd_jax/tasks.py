@@ -145,9 +145,9 @@ def paired(source: Callable[[Array], Array] | str, *, conditional: bool = True) 
 def unpaired(first: str = "first", second: str = "second") -> MakeInputs:
     """Images of two domains into each other (Zhu et al. 2017, CycleGAN), both ways at once.
 
-    For networks that `kd_jax.network.side_by_side` has put together: the generator takes `(first,
-    second)` and its output is `[B, 2, H, W, C]`, the first images as ones of the second domain and
-    the other way around. The real images are stacked alike: second, first.
+    For networks that `kd_jax.models.pair.side_by_side` has put together: the generator takes
+    `[B, 2, H, W, C]`, an image of the first and one of the second domain, and makes of them one of
+    the second and one of the first. The real images are stacked alike: second, first.
 
     Args:
       first: the batch's entry with images of one domain.
@@ -159,7 +159,7 @@ def unpaired(first: str = "first", second: str = "second") -> MakeInputs:
         a, b = _entry(batch, first), _entry(batch, second)
         if a.shape != b.shape:
             raise ValueError(f"images of two domains have shapes {a.shape} and {b.shape}")
-        return Inputs((a, b), (), jnp.stack([b, a], axis=1), batch)
+        return Inputs((jnp.stack([a, b], axis=1),), (), jnp.stack([b, a], axis=1), batch)
 
     return make
 

@@ -1,0 +1,114 @@
+"""Two networks side by side are the two networks, and CycleGAN's losses are those of its paper."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import kd_jax as kd
+from kd_jax import architecture
+from kd_jax.models import pair, translation
+from kd_jax.network import Network
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+SHAPE = (16, 16, 3)
+
+
+def networks():
+    generators = [translation.resnet_generator(width=width, blocks=1) for width in (2, 3)]
+    judges = [translation.patch_discriminator(width=width, layers=1) for width in (2, 3)]
+    return generators, judges
+
+
+def images(batch=3):
+    return jnp.asarray(RNG.uniform(-1, 1, (batch, 2, *SHAPE)), jnp.float32)
+
+
+def test_each_network_sees_its_own_images():
+    x = images()
+    for one, other in networks():
+        both = pair.side_by_side(one, other)
+        variables = both.init(KEY, x)
+        found, taps, _ = both.apply(variables, x, train=False)
+        for index, (name, network) in enumerate((("first", one), ("second", other))):
+            own = {kind: tree[name] for kind, tree in variables.items() if name in tree}
+            expected, expected_taps, _ = network.apply(own, x[:, index])
+            np.testing.assert_allclose(found[:, index], expected, atol=1e-6)
+            for tap, feature in expected_taps.items():
+                np.testing.assert_allclose(taps[f"{name}/{tap}"], feature, atol=1e-6)
+        described = architecture.describe(both, x)
+        again = architecture.rebuild(described).network
+        np.testing.assert_array_equal(again.apply(variables, x)[0], found)
+
+
+def test_what_cannot_stand_side_by_side():
+    (one, _), _ = networks()
+    with pytest.raises(ValueError, match="the second network is not made of one Linen module"):
+        pair.side_by_side(one, Network(lambda key: {}, lambda v: ()))
+    grey = translation.resnet_generator(width=2, blocks=1, channels=1)
+    with pytest.raises(ValueError, match=r"shapes \(1, 16, 16, 3\) and \(1, 16, 16, 1\)"):
+        pair.side_by_side(one, grey).init(KEY, images(1))
+    with pytest.raises(ValueError, match=r"inputs \[B, 2, ...\] are needed"):
+        pair.side_by_side(one, one).init(KEY, images(1)[:, 0])
+
+
+def cyclegan(pool):
+    generators, judges = networks()
+    nets = kd.Networks(pair.side_by_side(*generators), pair.side_by_side(*judges))
+    recipe = kd.recipes.cyclegan(SHAPE, pool=pool)
+    parts = {
+        "nets": nets,
+        "optimizers": kd.Pair(optax.sgd(1e-2), optax.sgd(1e-2)),
+        "g_terms": recipe.generator,
+        "d_terms": recipe.discriminator,
+        "inputs": kd.tasks.unpaired(),
+    }
+    return generators, judges, parts
+
+
+@pytest.mark.parametrize("pool", [0, 2])
+def test_the_losses_by_hand(pool):
+    """The sums of Zhu et al., eq. 1 to 3, with least squares, in the discriminator's first step."""
+    generators, judges, parts = cyclegan(pool)
+    a, b = images(2).swapaxes(0, 1)
+    batch = {"first": a, "second": b}
+    state = kd.init_state(KEY, batch, **parts)
+    params = state.generator.variables["params"]
+
+    def go(index, x):
+        name = ("first", "second")[index]
+        return np.asarray(generators[index].apply({"params": params[name]}, x)[0], np.float64)
+
+    def judge(variables, index, x):
+        own = {kind: tree[("first", "second")[index]] for kind, tree in variables.items()}
+        scores = judges[index].apply(own, jnp.asarray(x, jnp.float32), train=True)[0]
+        return np.asarray(scores, np.float64)
+
+    fake_b, fake_a = go(0, a), go(1, b)
+    metrics = jax.jit(kd.make_train_step(**parts))(state, None, batch)[1]
+    before = state.discriminator.variables
+    of_d = sum(
+        ((judge(before, index, real) - 1) ** 2).mean() / 2
+        + (judge(before, index, fake) ** 2).mean() / 2
+        for index, (real, fake) in enumerate(((b, fake_b), (a, fake_a)))
+    )
+    assert float(metrics["d/adversarial"]) == pytest.approx(of_d, rel=1e-4)
+    cycle = np.abs(go(1, fake_b) - a).mean() + np.abs(go(0, fake_a) - b).mean()
+    assert float(metrics["g/cycle"]) == pytest.approx(cycle, rel=1e-4)
+    stays = np.abs(go(0, b) - b).mean() + np.abs(go(1, a) - a).mean()
+    assert float(metrics["g/identity"]) == pytest.approx(stays, rel=1e-4)
+
+
+def test_the_pool_is_part_of_the_train_state():
+    _, _, parts = cyclegan(3)
+    batch = {"first": images(2)[:, 0], "second": images(2)[:, 1]}
+    state = kd.init_state(KEY, batch, **parts)
+    step = jax.jit(kd.make_train_step(**parts))
+    for taken in (2, 3, 3):
+        state, _ = step(state, None, batch)
+        pools = state.terms.discriminator["adversarial"].state
+        assert pools.filled.tolist() == [taken, taken]
+        assert pools.images.shape == (2, 3, *SHAPE)
+    assert np.abs(pools.images).max() <= 1
