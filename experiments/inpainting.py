@@ -98,7 +98,7 @@ def build(config: ConfigDict) -> restoration.Lesson:
         student,
         ("middle",),
         baseline="biharmonic",
-        restore=biharmonic,
+        restore=lambda asked, _: biharmonic(asked),
         shown=lambda asked: np.where(asked.generator[1] > 0.5, 1.0, asked.generator[0]),
     )
 

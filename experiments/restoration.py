@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 
 from experiments import comparison, harness, report
 from kd_jax import data as kd_data
-from kd_jax import losses, tasks
+from kd_jax import losses, recipes, tasks
 from kd_jax.evaluate import extractor, frechet, paired, pictures
 from kd_jax.evaluate.summary import Summary, summarize
+from kd_jax.models import translation
 from kd_jax.network import Network, connect_to, disconnect
 from kd_jax.objective import Inputs, MakeInputs, Term
-from kd_jax.recipes import on_taps
 from kd_jax.state import Networks, Pair, Teacher
 from kd_jax.types import Array, Batch, Variables
 
@@ -62,6 +62,8 @@ def settings() -> ConfigDict:
                 "response": 1.0,  # to the teacher's
                 "feature": 0.0,  # of the connected features' L2
             },
+            "adversarial": 0.0,  # weight of a least-squares game with a PatchGAN; 0 for none
+            "discriminator": {"width": 16, "layers": 2, "rate": 2e-4},
             "ema": 0.999,
             "final_rate": 0.01,  # the cosine schedule's end, as a part of the learning rate
             "health": False,
@@ -93,9 +95,10 @@ class Lesson(NamedTuple):
       inputs: the task as it is trained.
       exam: the task as it is asked for in the end.
       teacher, student: the generators.
+      discriminator: of all trainings; None where there is no game.
       taps: names of features, or `{student's: teacher's}`, that can be matched.
       baseline: the classical method's name.
-      restore: it: `what the generator is given -> [N, H, W, C]`.
+      restore: it: `(what the generator is given, training images) -> [N, H, W, C]`.
       shown: what the generator is given, as images `[N, H, W, C]` for a picture.
       mesh: where to train.
     """
@@ -106,9 +109,10 @@ class Lesson(NamedTuple):
     exam: MakeInputs
     teacher: Network
     student: Network
+    discriminator: Network | None
     taps: Sequence[str] | Mapping[str, str]
     baseline: str
-    restore: Callable[[Inputs], Any]
+    restore: Callable[[Inputs, kd_data.Source], Any]
     shown: Callable[[Inputs], Any]
     mesh: Mesh
 
@@ -152,7 +156,7 @@ def lesson(
     taps: Sequence[str] | Mapping[str, str],
     *,
     baseline: str,
-    restore: Callable[[Inputs], Any],
+    restore: Callable[[Inputs, kd_data.Source], Any],
     shown: Callable[[Inputs], Any],
 ) -> Lesson:
     """Opens the images and puts everything together; see `Lesson`.
@@ -168,6 +172,7 @@ def lesson(
         exam=task,
         teacher=teacher,
         student=student,
+        discriminator=discriminator(config),
         taps=taps,
         baseline=baseline,
         restore=restore,
@@ -188,6 +193,20 @@ def lesson(
     return made
 
 
+def discriminator(config: ConfigDict) -> Network | None:
+    """The PatchGAN of Isola et al. 2017, which sees what the task lets it see; or none.
+
+    Raises:
+      ValueError: a setting does not fit.
+    """
+    if config.adversarial < 0:
+        raise ValueError(f"config.adversarial={config.adversarial} is negative")
+    if not config.adversarial:
+        return None
+    sizes = config.discriminator
+    return translation.patch_discriminator(sizes.width, layers=sizes.layers, dtype=dtype(config))
+
+
 def recipe(
     config: ConfigDict, given: Lesson, name: str, teacher: Variables | None = None
 ) -> harness.Recipe:
@@ -198,12 +217,23 @@ def recipe(
     else:
         nets = Networks(given.teacher if name == "teacher" else given.student)
         terms = {"truth": Term(lambda f: losses.response.l1(f.fake, f.real))}
-    schedule = optax.cosine_decay_schedule(sizes.rate, sizes.steps, config.final_rate)
+    judged: dict[str, Term] = {}
+    if given.discriminator is not None:
+        nets = nets._replace(discriminator=given.discriminator)
+        game = recipes.least_squares()
+        terms["adversarial"] = game.generator["adversarial"]._replace(weight=config.adversarial)
+        judged = dict(game.discriminator)
+    rates = (sizes.rate, config.discriminator.rate)
+    schedules = [
+        optax.cosine_decay_schedule(rate, sizes.steps, config.final_rate) for rate in rates
+    ]
+    # Isola et al. 2017 have b1 = 0.5 in the game.
+    first = 0.9 if given.discriminator is None else 0.5
     return comparison.recipe(
         config,
         nets,
-        Pair(terms, {}),
-        Pair(optax.adam(schedule), optax.identity()),
+        Pair(terms, judged),
+        Pair(*(optax.adam(schedule, b1=first) for schedule in schedules)),
         given.inputs,
         sizes.steps,
         None if teacher is None else Teacher(teacher),
@@ -215,7 +245,9 @@ def _distilled(config: ConfigDict, given: Lesson) -> tuple[Networks, dict[str, T
     terms = {
         "truth": Term(lambda f: losses.response.l1(f.fake, f.real), weights.truth),
         "response": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.response),
-        "feature": Term(on_taps(losses.feature.l2, given.taps, connect=True), weights.feature),
+        "feature": Term(
+            recipes.on_taps(losses.feature.l2, given.taps, connect=True), weights.feature
+        ),
     }
     terms = {name: term for name, term in terms.items() if term.weight}
     student = given.student
@@ -331,7 +363,7 @@ def main(config: ConfigDict, given: Lesson, workdir: Path, title: str) -> None:
             trained[name].append(disconnect(variables))
             teacher = variables if name == "teacher" else teacher
     found = {name: [ask[name](v) for v in versions] for name, versions in trained.items()}
-    baseline = np.asarray(given.restore(exam.inputs), np.float32)
+    baseline = np.asarray(given.restore(exam.inputs, given.train), np.float32)
     figures = {given.baseline: [exam.mark(baseline)]}
     figures |= {name: [exam.mark(images) for images in found[name]] for name in TRAININGS}
     examples = np.linspace(0, len(baseline) - 1, min(config.evaluate.examples, len(baseline)))

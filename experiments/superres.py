@@ -83,7 +83,7 @@ def build(config: ConfigDict) -> restoration.Lesson:
         student,
         ("trunk",),
         baseline="bicubic",
-        restore=lambda asked: np.asarray(degrade.upsampled(asked.generator[0], config.scale)),
+        restore=lambda asked, _: np.asarray(degrade.upsampled(asked.generator[0], config.scale)),
         shown=lambda asked: restoration.as_large(asked.generator[0], config.data.size),
     )
 

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import harness, inpainting, restoration, superres
+from experiments import harness, inpainting, restoration, superres, translation
 from kd_jax import checkpoint
 from kd_jax.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
-MODULES = {"superres": superres, "inpainting": inpainting}
-BASELINES = {"superres": "bicubic", "inpainting": "biharmonic"}
+MODULES = {"superres": superres, "inpainting": inpainting, "translation": translation}
+BASELINES = {
+    "superres": "bicubic",
+    "inpainting": "biharmonic",
+    "translation": "nearest edges",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +68,7 @@ def test_from_a_users_images_to_a_report(name, tmp_path, capsys):
             assert opened.width > 100
     rows = read_jsonl(workdir / "seed0/distilled/metrics.jsonl")
     assert {"g/truth", "g/response"} <= set(rows[0])
+    assert ("d/adversarial" in rows[0]) == (name == "translation")
     made, _ = checkpoint.load_network(workdir / "seed0/alone/best")
     assert made.network.module is not None
     assert "report.md" in capsys.readouterr().out
@@ -94,8 +99,20 @@ def test_the_classical_methods(tmp_path):
         lesson = MODULES[name].build(config)
         asked = lesson.exam(jax.random.key(0), {"image": plane})
         inside = np.s_[:, 6:-6, 6:-6]
-        np.testing.assert_allclose(lesson.restore(asked)[inside], plane[inside], atol=atol)
+        np.testing.assert_allclose(
+            lesson.restore(asked, lesson.train)[inside], plane[inside], atol=atol
+        )
         assert lesson.shown(asked).shape == plane.shape
+
+
+def test_the_nearest_drawing_is_that_of_the_image_itself(tmp_path):
+    config = tiny("translation", tmp_path)
+    lesson = translation.build(config)
+    known = np.stack([lesson.train[i]["image"] for i in (5, 2)])
+    asked = lesson.exam(jax.random.key(0), {"image": jnp.asarray(known)})
+    np.testing.assert_array_equal(lesson.restore(asked, lesson.train), known)
+    # The discriminator sees the drawing too.
+    assert asked.condition[0].shape == (2, 16, 16, 1)
 
 
 def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path):
@@ -126,6 +143,10 @@ def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path
         ("inpainting", {"masks.smallest_box": 0.9}, "0 < smallest <= largest <= 1"),
         ("inpainting", {"teacher.downs": 5}, "multiples of 32"),
         ("inpainting", {"dtype": "float16"}, "neither float32 nor bfloat16"),
+        ("translation", {"sigma": 0.0}, "config.sigma=0.0 is not positive"),
+        ("translation", {"adversarial": -1.0}, "config.adversarial=-1.0 is negative"),
+        ("translation", {"discriminator.layers": 0}, "layers=0"),
+        ("translation", {"data.size": 18}, "18x18"),
         ("inpainting", {"evaluate.examples": 0}, "examples=0"),
         ("inpainting", {"evaluate_every": 3}, "not a multiple of config.log_every=2"),
     ],

@@ -1,0 +1,105 @@
+"""Distil pix2pix: photographs from their edges, by teacher, student alone and student distilled.
+
+    python -m experiments.translation --workdir=runs/translation     # photographs, minutes
+    python -m experiments.translation --workdir=runs/full --preset=full    # 256x256, a GPU, and
+                                      --config.data.source=folder:A --config.data.test=folder:B
+    python -m experiments.translation --dry_run --config.student.width=12
+
+The ResNet generator of Johnson et al. 2016 learns to colour in what Sobel's filter leaves of
+patches of photographs, by L1 and a game against a PatchGAN that sees the edges too (Isola et al.
+2017). A narrower one with separable convolutions learns it alone, and from the teacher too. The
+classical answer is the patch seen in training whose edges are nearest.
+
+Hardware and results: two CPU cores; the table in README.md.
+"""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from numpy.typing import NDArray
+
+from experiments import harness, restoration
+from kd_jax import data as kd_data
+from kd_jax import degrade, tasks
+from kd_jax.models import translation
+
+
+def get_config(preset: str = "laptop") -> ConfigDict:
+    """The configuration, every value of which is a flag `--config.path.to.value`."""
+    config = restoration.settings()
+    config.sigma = 1.0  # of the Gaussian that smooths before edges are looked for, in pixels
+    config.adversarial = 0.01
+    config.teacher.update({"width": 24, "blocks": 3, "separable": False})
+    config.student.update({"width": 8, "blocks": 3, "separable": True})
+    if preset == "full":
+        config.data.update({"source": "folder:train", "test": "folder:test", "size": 256})
+        config.discriminator.update({"width": 64, "layers": 3})
+        config.teacher.update({"width": 64, "blocks": 9, "steps": 200_000, "rate": 2e-4})
+        config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})
+        config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
+    if preset == "tiny":
+        restoration.tiny(config)
+        config.discriminator.update({"width": 4, "layers": 1})
+        config.teacher.update({"width": 4, "blocks": 1})
+        config.student.update({"width": 2, "blocks": 1})
+    return config
+
+
+def build(config: ConfigDict) -> restoration.Lesson:
+    """Opens the data and makes the networks.
+
+    Raises:
+      ValueError, FileNotFoundError: when a setting does not fit; one line.
+    """
+    if config.sigma <= 0:
+        raise ValueError(f"config.sigma={config.sigma} is not positive")
+    teacher, student = (
+        translation.resnet_generator(
+            sizes.width,
+            channels=config.data.channels,
+            blocks=sizes.blocks,
+            separable=sizes.separable,
+            dtype=restoration.dtype(config),
+        )
+        for sizes in (config.teacher, config.student)
+    )
+
+    return restoration.lesson(
+        config,
+        tasks.paired(lambda images: degrade.edges(images, sigma=config.sigma)),
+        teacher,
+        student,
+        ("down_1",),
+        baseline="nearest edges",
+        restore=lambda asked, train: nearest(np.asarray(asked.generator[0]), train, config.sigma),
+        shown=lambda asked: np.repeat(asked.generator[0], config.data.channels, axis=3),
+    )
+
+
+def nearest(edges: NDArray[np.float32], train: kd_data.Source, sigma: float) -> NDArray[np.float32]:
+    """For each drawing `[N, H, W, 1]` the image, seen in training, whose edges are nearest."""
+    images = kd_data.arrays(train)["image"]
+    known = np.concatenate(
+        [
+            np.asarray(degrade.edges(jnp.asarray(images[start : start + 64]), sigma=sigma))
+            for start in range(0, len(images), 64)
+        ]
+    ).reshape(len(images), -1)
+    asked = edges.reshape(len(edges), -1)
+    distances = (known**2).sum(axis=1)[None] - 2 * asked @ known.T
+    return images[distances.argmin(axis=1)]
+
+
+def main(config: ConfigDict, lesson: restoration.Lesson, workdir: Path) -> None:
+    """Trains everything that is not trained yet, measures it, and writes the report."""
+    restoration.main(config, lesson, workdir, "Distilling translation of edges to photographs")
+
+
+EXPERIMENT = harness.Experiment(
+    get_config, ("laptop", "full", "tiny"), build, restoration.plan, main
+)
+
+if __name__ == "__main__":
+    harness.launch(EXPERIMENT)
