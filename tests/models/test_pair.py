@@ -70,7 +70,7 @@ def cyclegan(pool):
 
 @pytest.mark.parametrize("pool", [0, 2])
 def test_the_losses_by_hand(pool):
-    """The sums of Zhu et al., eq. 1 to 3, with least squares, in the discriminator's first step."""
+    """The sums of Zhu et al., eq. 1 to 3, with least squares, in the first step."""
     generators, judges, parts = cyclegan(pool)
     a, b = images(2).swapaxes(0, 1)
     batch = {"first": a, "second": b}
@@ -87,7 +87,7 @@ def test_the_losses_by_hand(pool):
         return np.asarray(scores, np.float64)
 
     fake_b, fake_a = go(0, a), go(1, b)
-    metrics = jax.jit(kd.make_train_step(**parts))(state, None, batch)[1]
+    after, metrics = jax.jit(kd.make_train_step(**parts))(state, None, batch)
     before = state.discriminator.variables
     of_d = sum(
         ((judge(before, index, real) - 1) ** 2).mean() / 2
@@ -95,6 +95,9 @@ def test_the_losses_by_hand(pool):
         for index, (real, fake) in enumerate(((b, fake_b), (a, fake_a)))
     )
     assert float(metrics["d/adversarial"]) == pytest.approx(of_d, rel=1e-4)
+    judged = after.discriminator.variables  # the generator moves second
+    of_g = sum(((judge(judged, i, x) - 1) ** 2).mean() for i, x in enumerate((fake_b, fake_a)))
+    assert float(metrics["g/adversarial"]) == pytest.approx(of_g, rel=1e-4)
     cycle = np.abs(go(1, fake_b) - a).mean() + np.abs(go(0, fake_a) - b).mean()
     assert float(metrics["g/cycle"]) == pytest.approx(cycle, rel=1e-4)
     stays = np.abs(go(0, b) - b).mean() + np.abs(go(1, a) - a).mean()
