@@ -7,14 +7,11 @@ import pytest
 
 from kd_jax.objective import (
     Forward,
-    Inputs,
     Term,
     TermState,
     Weight,
     as_weight,
     init_terms,
-    latents,
-    noise,
     weighted_total,
 )
 from kd_jax.types import Taps
@@ -180,68 +177,6 @@ def test_malformed_terms_are_refused():
     for every in (0, -1, 2.0, None):
         with pytest.raises(ValueError, match=r"term 'lazy': every=.* is not a positive integer"):
             init_terms({"lazy": Term(lambda forward: forward.fake, every=every)})
-
-
-def test_latents_task():
-    batch = {"image": np.ones((5, 2, 2, 1), np.float32), "label": np.arange(5), "mask": None}
-    given = latents(3)(jax.random.key(0), batch)
-    z, labels = given.generator
-    assert z.shape == (5, 3)
-    assert labels is given.condition[0] is batch["label"]
-    assert given.real is batch["image"]
-    assert given.extra is batch
-    again = latents(3)(jax.random.key(0), batch)
-    np.testing.assert_array_equal(z, again.generator[0])
-    assert not np.array_equal(z, latents(3)(jax.random.key(1), batch).generator[0])
-
-    many = latents(64)(jax.random.key(0), {"label": np.zeros(500, int)})
-    assert many.real is None
-    np.testing.assert_allclose(many.generator[0].mean(), 0.0, atol=0.03)  # 5 sigma
-    np.testing.assert_allclose(many.generator[0].std(), 1.0, atol=0.02)
-
-    unconditional = latents(3, conditional=False)(jax.random.key(0), {"image": batch["image"]})
-    assert unconditional.condition == ()
-    assert [x.shape for x in unconditional.generator] == [(5, 3)]
-    assert Inputs((z,)) == Inputs((z,), (), None, {})
-
-
-def test_noise_task_draws_latents_and_labels():
-    task = noise(3, 500, classes=7)
-    given = task(jax.random.key(0), {})
-    z, labels = given.generator
-    assert z.shape == (500, 3)
-    np.testing.assert_allclose(z.mean(), 0.0, atol=0.13)  # 5 sigma
-    np.testing.assert_allclose(z.std(), 1.0, atol=0.1)
-    assert labels.shape == (500,)
-    assert jnp.issubdtype(labels.dtype, jnp.integer)
-    counts = np.bincount(labels, minlength=7)
-    assert len(counts) == 7
-    assert np.all(np.abs(counts - 500 / 7) < 5 * np.sqrt(500 / 7))
-    assert given.condition[0] is labels is given.extra["label"]
-    assert given.real is None
-    # Each from a key of its own, neither from the one given.
-    assert not np.array_equal(z, jax.random.normal(jax.random.key(0), (500, 3)))
-    assert not np.array_equal(labels, jax.random.randint(jax.random.key(0), (500,), 0, 7))
-    again, other = task(jax.random.key(0), {}), task(jax.random.key(1), {})
-    np.testing.assert_array_equal(again.generator[1], labels)
-    assert not np.array_equal(other.generator[0], z)
-    assert not np.array_equal(other.generator[1], labels)
-
-    plain = noise(3, 5)(jax.random.key(0), {})
-    assert [x.shape for x in plain.generator] == [(5, 3)]
-    assert (plain.condition, plain.real, plain.extra) == ((), None, {})
-
-
-def test_noise_task_uses_what_the_batch_has():
-    batch = {"image": np.ones((6, 2, 2, 1), np.float32)}
-    given = noise(3, 500, classes=7)(jax.random.key(0), batch)
-    assert [len(x) for x in given.generator] == [6, 6]
-    assert given.real is batch["image"]
-    assert "label" not in batch  # the caller's stays as it is
-    batch["label"] = np.arange(6)
-    given = noise(3, 500, classes=7)(jax.random.key(0), batch)
-    assert given.condition[0] is batch["label"] is given.generator[1]
-    assert set(given.extra) == {"image", "label"}
 
 
 def test_a_pass_at_another_image():
