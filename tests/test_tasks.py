@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kd_jax import degrade, tasks
+from kd_jax.objective import Inputs
 
 KEY = jax.random.key(0)
 IMAGES = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (6, 16, 24, 3)), "float32")
