@@ -10,7 +10,7 @@ patches of photographs, by L1 and a game against a PatchGAN that sees the edges 
 2017). A narrower one with separable convolutions learns it alone, and from the teacher too. The
 classical answer is the patch seen in training whose edges are nearest.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of it.
 """
 
 from pathlib import Path
