@@ -104,13 +104,18 @@ def build(config: ConfigDict) -> restoration.Lesson:
 
 
 def biharmonic(asked: Inputs) -> NDArray[Any]:
-    """The images with missing pixels as smooth as can be (Damelin & Hoang 2018)."""
+    """The images with missing pixels as smooth as can be (Damelin & Hoang 2018).
+
+    Where nothing is known, they are grey.
+    """
     from skimage.restoration import inpaint_biharmonic
 
     known, missing = (np.asarray(x, np.float64) for x in asked.generator)
     return np.stack(
         [
-            inpaint_biharmonic(image, mask[..., 0] > 0.5, channel_axis=2)
+            np.zeros_like(image)
+            if mask.all()
+            else inpaint_biharmonic(image, mask[..., 0] > 0.5, channel_axis=2)
             for image, mask in zip(known, missing, strict=True)
         ]
     )

@@ -33,6 +33,8 @@ from kd_jax.types import Array, Batch, Variables
 
 TRAININGS = ("teacher", *comparison.ARMS)
 
+_WINDOW = 11
+
 FIGURES = {  # name: (its unit, whether more is better, digits)
     "psnr": ("PSNR, dB", True, 2),
     "ssim": ("SSIM", True, 4),
@@ -130,6 +132,10 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
         raise ValueError(
             "a folder has no images set aside: --config.data.test=folder:PATH is needed too"
         )
+    if config.data.size < _WINDOW:
+        raise ValueError(
+            f"config.data.size={config.data.size} is below {_WINDOW}, the side of SSIM's window"
+        )
     if config.evaluate.images < 0 or config.evaluate.examples < 1:
         raise ValueError(
             f"config.evaluate.images={config.evaluate.images} and examples="
@@ -190,6 +196,9 @@ def lesson(
             raise ValueError(
                 f"the {name} makes images {made_of.shape[1:]}, {example.real.shape[1:]} are right"
             )
+    if made.discriminator is not None:
+        judge, key = made.discriminator, jax.random.key(0)
+        jax.eval_shape(judge.init, key, example.real, *example.condition)
     return made
 
 
@@ -302,7 +311,7 @@ def make_exam(config: ConfigDict, given: Lesson) -> Exam:
         images = np.clip(images, -1, 1)
         figures = {
             "psnr": float(np.minimum(paired.psnr(images, right), 100.0).mean()),
-            "ssim": float(paired.ssim(images, right).mean()),
+            "ssim": float(paired.ssim(images, right, window=_WINDOW).mean()),
         }
         if reference is not None:
             found = frechet.moments(features.features(images))

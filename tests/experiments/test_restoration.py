@@ -14,6 +14,7 @@ from PIL import Image
 from experiments import harness, inpainting, restoration, superres, translation
 from kd_jax import checkpoint
 from kd_jax.logs import read_jsonl
+from kd_jax.objective import Inputs
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"superres": superres, "inpainting": inpainting, "translation": translation}
@@ -105,6 +106,14 @@ def test_the_classical_methods(tmp_path):
         assert lesson.shown(asked).shape == plane.shape
 
 
+@pytest.mark.parametrize("part", [0.0, 1.0])
+def test_masks_that_hide_nothing_or_everything(part):
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3))
+    mask = np.full((1, 16, 16, 1), part)
+    found = inpainting.biharmonic(Inputs((image * (1 - part), mask)))
+    np.testing.assert_array_equal(found, image * (1 - part))
+
+
 def test_the_nearest_drawing_is_that_of_the_image_itself(tmp_path):
     config = tiny("translation", tmp_path)
     lesson = translation.build(config)
@@ -147,6 +156,8 @@ def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path
         ("translation", {"adversarial": -1.0}, "config.adversarial=-1.0 is negative"),
         ("translation", {"discriminator.layers": 0}, "layers=0"),
         ("translation", {"data.size": 18}, "18x18"),
+        ("translation", {"discriminator.layers": 6}, "whose sides are at least 192"),
+        ("superres", {"data.size": 8}, "config.data.size=8 is below 11, the side of SSIM's window"),
         ("inpainting", {"evaluate.examples": 0}, "examples=0"),
         ("inpainting", {"evaluate_every": 3}, "not a multiple of config.log_every=2"),
     ],
