@@ -1,4 +1,4 @@
-"""Real images: `open_source` finds them, `subset` makes them scarce, `batches` deals them out.
+"""Real images: found, made scarce, and dealt out, one set or several at once (`together`).
 
     source = open_source("digits", "train", size=16, channels=1, cache=Path("data"))
     few = subset(source, fraction=0.05, seed=0)
@@ -10,10 +10,20 @@ that need them.
 
 from pathlib import Path
 
-from kd_jax.data.pipeline import Batches, NoBatches, batches
+from kd_jax.data.pipeline import Batches, NoBatches, Together, batches, together
 from kd_jax.data.source import Source, arrays, remember, subset
 
-__all__ = ["Batches", "NoBatches", "Source", "arrays", "batches", "open_source", "subset"]
+__all__ = [
+    "Batches",
+    "NoBatches",
+    "Source",
+    "Together",
+    "arrays",
+    "batches",
+    "open_source",
+    "subset",
+    "together",
+]
 
 
 def open_source(

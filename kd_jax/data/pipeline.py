@@ -77,6 +77,79 @@ class NoBatches(Iterator[dict[str, np.ndarray]]):
             raise ValueError(f"a position in data does not fit a run without: {str(state)[:80]}")
 
 
+class Together(Iterator[dict[str, np.ndarray]]):
+    """Batches of several sets of images at once, with one position; made by `together`."""
+
+    def __init__(self, parts: Mapping[str, Batches]):
+        self._parts = dict(parts)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        before = self.get_state()
+        try:
+            return {name: next(part)["image"] for name, part in self._parts.items()}
+        except Exception:
+            self.set_state(before)  # of those that have gone on already
+            raise
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, as `Batches.get_state` has it, of each set."""
+        return {name: part.get_state() for name, part in self._parts.items()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position.
+
+        Raises:
+          ValueError: it is of other sets (the first difference is named), or no position.
+        """
+        if sorted(state) != sorted(self._parts):
+            raise ValueError(
+                f"a position in {', '.join(map(str, state)) or 'nothing'} does not fit "
+                f"{', '.join(self._parts)}"
+            )
+        before = self.get_state()
+        try:
+            for name, part in self._parts.items():
+                part.set_state(state[name])
+        except ValueError:
+            for name, part in self._parts.items():
+                part.set_state(before[name])
+            raise
+
+
+def together(sources: Mapping[str, Source], batch_size: int, seed: int, **options: int) -> Together:
+    """Batches without end of several sets of images at once, as unpaired translation needs them.
+
+    Each is shuffled on its own and begins anew when it is through: the sets may have different
+    numbers of images, and which meet is chance.
+
+    Args:
+      sources: by the names of the batches' entries.
+      batch_size: of each, in the global batch.
+      seed: of the orders, not negative.
+      **options: of `batches`.
+
+    Returns:
+      An iterator of `{name: [batch_size / process_count, H, W, C] float32 in [-1, 1]}`.
+
+    Raises:
+      ValueError: there is no set, the images' shapes differ, or as `batches`.
+    """
+    shapes = {name: source.image_shape for name, source in sources.items()}
+    if len(set(shapes.values())) != 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+        raise ValueError(f"sets of images of one shape are needed, there are: {listed}")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: it must not be negative")
+    # Of one seed, sets of equal size would be in the same order, and always the same images meet.
+    seeds = {name: seed * len(sources) + index for index, name in enumerate(sources)}
+    return Together(
+        {
+            name: batches(source, batch_size, seeds[name], **options)
+            for name, source in sources.items()
+        }
+    )
+
+
 def batches(
     source: Source,
     batch_size: int,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kd_jax.data import NoBatches, Source, batches
+from kd_jax.data import NoBatches, Source, batches, together
 
 pytest.importorskip("grain")
 
@@ -240,3 +240,94 @@ def test_no_data_without_end():
         none.set_state(batches(made(4), 2, 0).get_state())
     with pytest.raises(ValueError, match="a position in None does not fit made: fingerprint"):
         batches(made(4), 2, 0).set_state({**position, "position": {"next_index": 0}})
+
+
+def both(batch) -> list[list[int]]:
+    return [numbers({"image": x, "label": _labels(x)}) for x in batch.values()]
+
+
+def _labels(images):
+    return (np.rint((images[:, 0, 0, 0] + 1) * 127.5).astype(int) % 7).astype(np.int32)
+
+
+def test_sets_together_are_shuffled_apart_and_begin_anew_on_their_own():
+    sets = {"first": made(12), "second": made(5)}
+    dealt = [both(batch) for batch in itertools.islice(together(sets, 4, 0), 15)]
+    for index, count in enumerate((12, 5)):
+        flat = flatten(batch[index] for batch in dealt)
+        for start in range(0, 60, count):
+            assert sorted(flat[start : start + count]) == list(range(count))
+    # Sets of equal size are not in the same order, whatever the seed.
+    equal = {"first": made(12), "second": made(12)}
+    meetings = Counter()
+    for seed in range(20):
+        first, second = both(next(together(equal, 12, seed)))
+        meetings.update(a == b for a, b in zip(first, second, strict=True))
+    assert meetings[True] < 40  # 20 are chance
+    orders = [both(next(together(equal, 12, seed))) for seed in range(3)]
+    assert len({tuple(order) for pair in orders for order in pair}) == 6
+
+
+def test_the_position_of_sets_together():
+    sets = {"first": made(12), "second": made(5)}
+    iterator = together(sets, 4, 1)
+    for _ in range(7):
+        next(iterator)
+    position = json.loads(json.dumps(iterator.get_state()))
+    expected = [both(next(iterator)) for _ in range(5)]
+    again = together(sets, 4, 1)
+    again.set_state(position)
+    assert [both(next(again)) for _ in range(5)] == expected
+
+
+def test_positions_of_other_sets_are_refused_and_nothing_moves():
+    sets = {"first": made(12), "second": made(5)}
+    iterator = together(sets, 4, 1)
+    next(iterator)
+    here = iterator.get_state()
+    other = together({"first": made(12), "second": replace(made(5), fingerprint="g")}, 4, 1)
+    for _ in range(3):
+        next(other)
+    with pytest.raises(ValueError, match="fingerprint is 'g' there, 'f' here"):
+        iterator.set_state(other.get_state())
+    with pytest.raises(ValueError, match="a position in first does not fit first, second"):
+        iterator.set_state({"first": here["first"]})
+    assert iterator.get_state() == here
+
+
+def test_a_damaged_image_leaves_sets_together_where_they_were():
+    broken = []
+
+    def read(i):
+        if broken:
+            raise ValueError("image 3 is damaged")
+        return np.full((2, 3, 1), i, np.uint8), i % 7
+
+    iterator = together({"first": made(12), "second": replace(made(5), read=read)}, 4, 1)
+    here = iterator.get_state()
+    expected = both(next(iterator))
+    iterator.set_state(here)
+    broken.append(True)
+    with pytest.raises(ValueError, match="image 3 is damaged"):
+        next(iterator)
+    assert iterator.get_state() == here
+    broken.clear()
+    assert both(next(iterator)) == expected
+
+
+@pytest.mark.parametrize(
+    ("sets", "seed", "match"),
+    [
+        ({}, 0, "there are: none"),
+        (
+            {"a": made(3), "b": replace(made(3), image_shape=(4, 3, 1))},
+            0,
+            r"a \(2, 3, 1\), b \(4, 3, 1\)",
+        ),
+        ({"a": made(3)}, -1, "seed is -1"),
+    ],
+    ids=["none", "shapes", "seed"],
+)
+def test_sets_that_do_not_go_together(sets, seed, match):
+    with pytest.raises(ValueError, match=match):
+        together(sets, 2, seed)
