@@ -31,7 +31,7 @@ ALLOWED = {
     "sharding": {"types", "state", "step"},
     "channels": {"types", "network"},
     "models": {"types", "ops", "network", "state", "channels"},
-    "data": set(),
+    "data": {"types"},
     "logs": set(),
     "loop": {"types"},
     "architecture": {"network"},

@@ -1,0 +1,84 @@
+"""Captions say what is in the image, by shapes of which it is known."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax import data
+from kd_jax.data import captions
+
+
+def stroke(lean, width=2, side=24, light=1.0):
+    """A straight stroke that goes `lean` columns to the right with each row upwards."""
+    image = np.full((side, side, 1), -1.0, np.float32)
+    for row in range(4, side - 4):
+        middle = side / 2 + lean * (side / 2 - row)
+        left = round(middle - width / 2)
+        image[row, left : left + width] = 2 * light - 1
+    return image
+
+
+@pytest.mark.parametrize("lean", [-0.5, -0.25, 0.0, 0.25, 0.5])
+def test_slant_is_that_of_the_stroke(lean):
+    images = np.stack([stroke(lean), stroke(lean, width=5), stroke(lean, light=0.3)])
+    np.testing.assert_allclose(captions.slant(images), lean, atol=0.06)
+
+
+def test_weight_is_the_ink_where_there_is_some():
+    images = np.stack([stroke(0.2, light=light) for light in (0.25, 0.5, 1.0)])
+    np.testing.assert_allclose(captions.weight(images), [0.25, 0.5, 1.0], atol=1e-6)
+    halves = np.concatenate([images[1:2], images[2:3]], axis=2)
+    # Of as many pixels with 1/2 as with 1: (1/4 + 1) / (1/2 + 1).
+    np.testing.assert_allclose(captions.weight(halves), [1.25 / 1.5], atol=1e-6)
+
+
+def test_images_without_ink():
+    empty = np.full((1, 8, 8, 1), -1.0)
+    assert captions.weight(empty) == captions.slant(empty) == 0
+
+
+def test_of_real_digits_each_word_tells_a_third(tmp_path):
+    digits = data.arrays(data.open_source("digits", "train", 16, 1, Path(tmp_path)))
+    made = captions.captioner(digits["image"])
+    tokens = np.asarray(jax.jit(made.tokens)(digits["image"], digits["label"]))
+    assert tokens.shape == (1797, 3)
+    assert tokens.dtype == np.int32
+    for column, count in ((0, 3), (1, 3)):
+        found = np.bincount(tokens[:, column] - 3 * column, minlength=count)
+        assert np.abs(found - 599).max() <= 1
+    assert (tokens[:, 2] - 6 == digits["label"]).all()
+    # Turned around its vertical axis a digit leans the other way.
+    mirrored = np.asarray(captions.slant(digits["image"][:, :, ::-1]))
+    np.testing.assert_allclose(mirrored, -captions.slant(digits["image"]), atol=1e-4)
+    text = captions.decode(tokens[0])
+    assert text.endswith(captions.DIGITS[int(digits["label"][0])])
+    np.testing.assert_array_equal(captions.encode(text), tokens[0])
+
+
+def test_words_by_hand():
+    made = captions.Captioner((0.3, 0.6), (-0.1, 0.1))
+    images = np.stack([stroke(-0.4, light=0.2), stroke(0.0, light=0.5), stroke(0.4)])
+    found = [captions.decode(row) for row in made.tokens(images, np.array([1, 7, 1]))]
+    assert found == ["thin leftward one", "medium upright seven", "bold leaning one"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "message"),
+    [
+        ("bold upright sevn", "unknown word 'sevn' in 'bold upright sevn'; did you mean 'seven'"),
+        ("bold upright cat", "known are thin, medium"),
+        ("upright bold one", r"is not a weight \(thin, medium, bold\), a slant"),
+        ("one", "is not a weight"),
+        ("", "is not a weight"),
+    ],
+)
+def test_captions_that_say_nothing(caption, message):
+    with pytest.raises(ValueError, match=message):
+        captions.encode(caption)
+
+
+def test_too_few_for_thirds():
+    with pytest.raises(ValueError, match="2 images cannot be told into thirds"):
+        captions.captioner(np.zeros((2, 4, 4, 1)))
