@@ -16,6 +16,7 @@ from kd_jax.models import (
     stylegan2,
     stylegan3,
     superres,
+    text,
     tinygan,
     translation,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "stylegan2",
     "stylegan3",
     "superres",
+    "text",
     "tinygan",
     "translation",
 ]

@@ -14,6 +14,7 @@ from kd_jax.losses import (
     discriminator,
     feature,
     image,
+    matching,
     moments,
     penalties,
     relation,
@@ -156,6 +157,7 @@ CASES = [
     Case(image.masked_l1, MASKED, ("teacher", "mask"), zero_when_equal=True, any_last_axis=True),
     teacher_case(perceptual, IMAGE, FEATURE_PAIR, zero_when_equal=True),
     Case(lpips, {"features": IMAGE, "others": IMAGE}, zero_when_equal=True),
+    Case(matching.contrastive, {"images": LOGITS, "sentences": LOGITS}, relational=True),
     Case(
         moments.matching,
         MOMENTS,
@@ -189,7 +191,7 @@ def gradients(case, arguments):
 
 
 def test_every_public_loss_is_in_the_table():
-    modules = [adversarial, discriminator, feature, image, moments, penalties]
+    modules = [adversarial, discriminator, feature, image, matching, moments, penalties]
     modules += [learned, relation, response]
     public = {
         f"{module.__name__.split('.')[-1]}.{name}"
@@ -201,7 +203,7 @@ def test_every_public_loss_is_in_the_table():
     wrapped |= {"image.structural", "image.multi_scale", "image.perceptual", "perceptual.lpips"}
     parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # no losses
     parts |= {"penalties.path_lengths", "perceptual.directions", "perceptual.distance"}
-    parts |= {"perceptual.lpips_map"}
+    parts |= {"perceptual.lpips_map", "matching.same_rows"}
     parts |= {"image.gaussian_window", "moments.moments", "penalties.orthogonal"}  # nor of examples
     assert public == wrapped | parts | {c.name for c in CASES if c.fn.__module__ != __name__}
 
