@@ -146,13 +146,7 @@ def make_judge(config: ConfigDict, source: kd_data.Source, conditional: bool = T
     apply = jax.jit(lambda network, v, *inputs: network.apply(v, *inputs)[0], static_argnums=0)
 
     def sample(network: Network, variables: Variables) -> np.ndarray:
-        part = min(count, 256)
-        padded = np.arange(-(-count // part) * part) % count
-        images = [
-            np.asarray(apply(network, variables, z[chosen], *(x[chosen] for x in condition)))
-            for chosen in np.split(padded, len(padded) // part)
-        ]
-        return np.concatenate(images)[:count]
+        return in_parts(partial(apply, network, variables), (z, *condition), at_most=256)
 
     return Judge(
         sample=sample,
@@ -164,6 +158,24 @@ def make_judge(config: ConfigDict, source: kd_data.Source, conditional: bool = T
         samples=count,
         reference=reference.examples,
     )
+
+
+def in_parts(apply: Callable[..., Any], inputs: Sequence[Any], at_most: int) -> np.ndarray:
+    """`apply(*inputs)` for all examples, so many at a time, by one compiled program.
+
+    Args:
+      apply: makes `[B, ...]` of them.
+      inputs: `[N, ...]` each.
+      at_most: examples at a time.
+    """
+    count = len(inputs[0])
+    part = min(count, at_most)
+    padded = np.arange(-(-count // part) * part) % count
+    outputs = [
+        np.asarray(apply(*(x[chosen] for x in inputs)))
+        for chosen in np.split(padded, len(padded) // part)
+    ]
+    return np.concatenate(outputs)[:count]
 
 
 def train(

@@ -33,7 +33,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import comparison, digits, harness, ways
+from experiments import comparison, digits, harness, report, ways
 from experiments.benchmarks import timing
 from kd_jax import data as kd_data
 from kd_jax import sharding
@@ -396,7 +396,8 @@ def markdown(
         "",
         f"Frechet distance of {runner.judge.samples:,} samples to the {runner.judge.reference:,} "
         f"real images in the features of `{runner.judge.extractor}`, lower is better, mean ± "
-        f"standard deviation over {len(teachers)} seeds; the teacher's is {_spread(reached)}. Each "
+        f"standard deviation over {len(teachers)} seeds; the teacher's is "
+        f"{report.spread(summarize(reached))}. Each "
         f"student takes {config.student.steps:,} steps. In brackets, the factor on the row's "
         f"distillation weights, chosen of {', '.join(f'{s:g}' for s in config.tuning.strengths)} "
         "on a seed that is not in the table.",
@@ -412,7 +413,7 @@ def markdown(
             result = results[regime][name]
             distances = [o.frechet for o in result.outcomes]
             factor = "" if math.isnan(result.strength) else f" ({result.strength:g})"
-            cells.append(f"{_spread(distances)}{factor}")
+            cells.append(f"{report.spread(summarize(distances))}{factor}")
             alone = [o.frechet for o in results[regime]["alone"].outcomes]
             cells.append("" if name == "alone" else _closed(alone, distances, reached))
         cost = costs[name]
@@ -439,13 +440,6 @@ def markdown(
         "",
     ]
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    summary = summarize(values)
-    if math.isnan(summary.deviation):
-        return f"{summary.mean:.2f}"
-    return f"{summary.mean:.2f} ± {summary.deviation:.2f}"
 
 
 def _closed(alone: Sequence[float], distilled: Sequence[float], teacher: Sequence[float]) -> str:

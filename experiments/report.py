@@ -186,11 +186,11 @@ def _sentence(name: str, regime: Regime) -> str:
     )
 
 
-def spread(summary: Summary) -> str:
+def spread(summary: Summary, digits: int = 2) -> str:
     """A mean and its deviation, where there is one."""
     if math.isnan(summary.deviation):
-        return f"{summary.mean:.2f}"
-    return f"{summary.mean:.2f} ± {summary.deviation:.2f}"
+        return f"{summary.mean:.{digits}f}"
+    return f"{summary.mean:.{digits}f} ± {summary.deviation:.{digits}f}"
 
 
 def _share(gap: Summary | None) -> str:

@@ -26,6 +26,7 @@ from kd_jax import losses, recipes, tasks
 from kd_jax.evaluate import extractor, frechet, paired, pictures
 from kd_jax.evaluate.summary import Summary, summarize
 from kd_jax.models import translation
+from kd_jax.models.resnet import upsample
 from kd_jax.network import Network, connect_to, disconnect
 from kd_jax.objective import Inputs, MakeInputs, Term
 from kd_jax.state import Networks, Pair, Teacher
@@ -321,25 +322,12 @@ def make_exam(config: ConfigDict, given: Lesson) -> Exam:
     return Exam(inputs, mark, name)
 
 
-_AT_ONCE = 32
-
-
 def answers(network: Network, exam: Exam) -> Callable[[Variables], NDArray[np.float32]]:
     """`variables -> [N, H, W, C]`: what a network makes of everything asked."""
     apply = jax.jit(lambda v, *x: network.apply(v, *x)[0])
-    asked = exam.inputs.generator
-    count = len(asked[0])
-    part = min(count, _AT_ONCE)
-
-    def answer(variables: Variables) -> NDArray[np.float32]:
-        padded = np.arange(-(-count // part) * part) % count
-        images = [
-            np.asarray(apply(variables, *(x[chosen] for x in asked)))
-            for chosen in np.split(padded, len(padded) // part)
-        ]
-        return np.concatenate(images)[:count]
-
-    return answer
+    return lambda variables: comparison.in_parts(
+        partial(apply, variables), exam.inputs.generator, at_most=32
+    )
 
 
 def main(config: ConfigDict, given: Lesson, workdir: Path, title: str) -> None:
@@ -452,7 +440,9 @@ def page(
         "|---" + "|---:" * len(known) + "|",
     ]
     for name, versions in figures.items():
-        cells = [_spread([v[key] for v in versions], FIGURES[key][2]) for key in known]
+        cells = [
+            report.spread(summarize([v[key] for v in versions]), FIGURES[key][2]) for key in known
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     if exam.extractor:
         lines += [
@@ -490,13 +480,6 @@ def _interval(found: Summary) -> str:
     return f" (95% confidence interval {found.low:+.2f} to {found.high:+.2f})"
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
-    found = summarize(values)
-    if math.isnan(found.deviation):
-        return f"{found.mean:.{digits}f}"
-    return f"{found.mean:.{digits}f} ± {found.deviation:.{digits}f}"
-
-
 def plan(config: ConfigDict, given: Lesson) -> tuple[dict[str, harness.Recipe], Batch]:
     """Every training, with shapes in the place of the teacher's variables, and a batch."""
     batch = comparison.example_batch(config, given.train)
@@ -516,5 +499,4 @@ def dtype(config: ConfigDict) -> Any:
 
 def as_large(images: Array, size: int) -> Array:
     """Images enlarged to another height, pixel by pixel, to be shown beside others of it."""
-    factor = size // images.shape[1]
-    return jnp.repeat(jnp.repeat(images, factor, axis=1), factor, axis=2)
+    return upsample(images, size // images.shape[1])

@@ -227,11 +227,12 @@ def count_blocks(variables: Variables) -> int:
     return count
 
 
-def upsample(x: Array) -> Array:
-    """`[B, H, W, C] -> [B, 2H, 2W, C]`, each pixel four times."""
+def upsample(x: Array, factor: int = 2) -> Array:
+    """`[B, H, W, C] -> [B, factor H, factor W, C]`, each pixel `factor^2` times."""
     batch, height, width, features = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, features))
-    return x.reshape(batch, 2 * height, 2 * width, features)
+    shape = (batch, height, factor, width, factor, features)
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], shape)
+    return x.reshape(batch, factor * height, factor * width, features)
 
 
 def average_pool(x: Array) -> Array:

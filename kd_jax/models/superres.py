@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.channels import Axes, Axis, Reads, group_widths, tensors
 from kd_jax.models.norm import BatchNorm, norm_axes
-from kd_jax.models.resnet import count_blocks
+from kd_jax.models.resnet import count_blocks, upsample
 from kd_jax.models.spectral import Conv, layer_axes
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
@@ -202,14 +202,6 @@ def conv_axes(
         return layer_axes(found, path, reads, writes)
     axes: dict[str, tuple[Axis, ...]] = {depthwise: (None, None, reads)}
     return axes | layer_axes(found, f"{path}/pointwise", reads, writes)
-
-
-def nearest(x: Array, factor: int) -> Array:
-    """`[B, H, W, C] -> [B, factor H, factor W, C]`, each pixel `factor^2` times."""
-    batch, height, width, channels = x.shape
-    shape = (batch, height, factor, width, factor, channels)
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], shape)
-    return x.reshape(batch, factor * height, factor * width, channels)
 
 
 def depth_to_space(x: Array, factor: int) -> Array:
@@ -418,7 +410,7 @@ class RRDBNet(nn.Module):
         x = taps["trunk"] = taps["stem"] + plain(self.width, name="trunk")(x)
         for index, factor in enumerate(STEPS[self.scale]):
             name = f"up_{index}"
-            x = _leaky_relu(plain(self.width, name=name)(nearest(x, factor)))
+            x = _leaky_relu(plain(self.width, name=name)(upsample(x, factor)))
             taps[name] = x
         x = _leaky_relu(plain(self.width, name="full")(x))
         last = partial(plain, self.channels, name="image")

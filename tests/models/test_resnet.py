@@ -371,3 +371,10 @@ def test_taps_are_those_that_are_documented():
     taps = tap_shapes(CASES["biggan generator"][0]((8, 8, 8, 8)), _z(8), LABELS)
     sides = ["4x4", "8x8", "16x16", "32x32"]
     assert set(taps) == {*sides, "block_0", "block_1", "block_2", "attention_1"}
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+def test_upsampled_pixels_are_repeated(factor):
+    x = RNG.normal(size=(2, 3, 2, 4)).astype(np.float32)
+    expected = x.repeat(factor, axis=1).repeat(factor, axis=2)
+    np.testing.assert_array_equal(resnet.upsample(x, factor), expected)

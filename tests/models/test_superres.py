@@ -74,13 +74,6 @@ def enlarged_by_two(x):
     return jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "cubic")
 
 
-@pytest.mark.parametrize("factor", [1, 2, 3])
-def test_nearest(factor):
-    x = RNG.normal(size=(2, 3, 2, 4)).astype(np.float32)
-    expected = x.repeat(factor, axis=1).repeat(factor, axis=2)
-    np.testing.assert_array_equal(superres.nearest(x, factor), expected)
-
-
 def _zeros(module, x):
     return jax.tree.map(jnp.zeros_like, jax.eval_shape(module.init, KEY, x))
 
