@@ -74,4 +74,7 @@ def check_dead_channels(teacher, student, describe, x):
     dead = jax.tree_util.tree_map_with_path(kill, variables)
     small = students.shrink(dead, axes, kept)
     expected = output(teacher, dead, x)
-    np.testing.assert_allclose(output(student, small, x), expected, rtol=1e-3, atol=1e-4)
+    # Of the largest value: where the drawn weights make millions, the small ones are what is left
+    # of cancelling them.
+    largest = np.abs(expected).max()
+    np.testing.assert_allclose(output(student, small, x) / largest, expected / largest, atol=1e-5)
