@@ -178,23 +178,27 @@ def in_parts(apply: Callable[..., Any], inputs: Sequence[Any], at_most: int) -> 
     return np.concatenate(outputs)[:count]
 
 
-def train(
-    config: ConfigDict,
-    directory: Path,
-    made: harness.Recipe,
-    source: kd_data.Source,
-    quality: Callable[[Variables], Mapping[str, float]],
-    seed: int,
-    mesh: Mesh,
-) -> Teacher:
-    """Trains one generator, or finds it trained; what it can teach."""
-    batches = kd_data.batches(
+def dealt(config: ConfigDict, source: kd_data.Source, seed: int) -> kd_data.Batches:
+    """A set of images in batches without end, this process's part of them."""
+    return kd_data.batches(
         source,
         config.batch_size,
         seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+
+
+def train(
+    config: ConfigDict,
+    directory: Path,
+    made: harness.Recipe,
+    batches: kd_data.Endless,
+    quality: Callable[[Variables], Mapping[str, float]],
+    seed: int,
+    mesh: Mesh,
+) -> Teacher:
+    """Trains one generator, or finds it trained; what it can teach."""
     return harness.train(
         directory,
         made,
@@ -311,8 +315,8 @@ def teach(config: ConfigDict, lesson: Lesson, workdir: Path, title: str) -> None
             return judge.quality(networks[name])(disconnect(variables))
 
         directory = workdir / f"seed{seed}" / name
-        source, mesh = lesson.source, lesson.mesh
-        return train(config, directory, made, source, quality, seed, mesh)
+        batches = dealt(config, lesson.source, seed)
+        return train(config, directory, made, batches, quality, seed, lesson.mesh)
 
     for seed in config.seeds:
         teacher = lesson.given or run("teacher", seed, lesson.teacher_recipe())

@@ -310,7 +310,13 @@ def main(config: ConfigDict, task: Task, workdir: Path) -> None:
         quality = judge.quality(networks[name])
         directory = workdir / f"seed{seed}" / name
         variables = comparison.train(
-            config, directory, made, source, quality, seed, task.mesh
+            config,
+            directory,
+            made,
+            comparison.dealt(config, source, seed),
+            quality,
+            seed,
+            task.mesh,
         ).generator
         trained.setdefault(name, []).append(variables)
         return variables

@@ -242,7 +242,7 @@ class Recipe(NamedTuple):
 def train(
     directory: Path,
     recipe: Recipe,
-    batches: kd_data.Batches | kd_data.NoBatches,
+    batches: kd_data.Endless,
     *,
     seed: int,
     configuration: Mapping[str, Any],
@@ -385,7 +385,7 @@ def _check(compiled: Any, state: Any, teacher: Teacher | None, batch: Batch) -> 
     compiled.eval_shape(state, teacher, shapes)
 
 
-def _example(batches: kd_data.Batches | kd_data.NoBatches) -> Batch:
+def _example(batches: kd_data.Endless) -> Batch:
     """The first batch, for its shapes, leaving the position where it was."""
     position = batches.get_state()
     batch = next(batches)

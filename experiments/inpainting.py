@@ -13,14 +13,13 @@ Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of i
 """
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, restoration
+from experiments import harness, lessons, restoration
 from kd_jax import degrade, tasks
 from kd_jax.models import inpainting
 from kd_jax.objective import Inputs
@@ -37,6 +36,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
             "largest_box": 0.4,  # 0 for no boxes; of both kinds each image has one
         }
     )
+    config.batch_size = 8
     config.teacher.update({"width": 16, "downs": 2, "dilations": (2, 4), "separable": False})
     config.student.update({"width": 4, "downs": 2, "dilations": (2, 4), "separable": False})
     if preset == "full":
@@ -74,7 +74,7 @@ def masks(config: ConfigDict) -> list[tasks.MakeMask]:
     return found
 
 
-def build(config: ConfigDict) -> restoration.Lesson:
+def build(config: ConfigDict) -> lessons.Lesson:
     """Opens the data and makes the networks.
 
     Raises:
@@ -87,12 +87,13 @@ def build(config: ConfigDict) -> restoration.Lesson:
             downs=sizes.downs,
             dilations=sizes.dilations,
             separable=sizes.separable,
-            dtype=restoration.dtype(config),
+            dtype=lessons.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
     return restoration.lesson(
         config,
+        "Distilling an inpainting network",
         tasks.inpainting(masks(config)),
         teacher,
         student,
@@ -121,14 +122,7 @@ def biharmonic(asked: Inputs) -> NDArray[Any]:
     )
 
 
-def main(config: ConfigDict, lesson: restoration.Lesson, workdir: Path) -> None:
-    """Trains everything that is not trained yet, measures it, and writes the report."""
-    restoration.main(config, lesson, workdir, "Distilling an inpainting network")
-
-
-EXPERIMENT = harness.Experiment(
-    get_config, ("laptop", "full", "tiny"), build, restoration.plan, main
-)
+EXPERIMENT = lessons.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

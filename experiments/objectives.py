@@ -220,7 +220,7 @@ class Runner:
         made: harness.Recipe,
         network: Network,
         seed: int,
-        batches: kd_data.Batches | kd_data.NoBatches,
+        batches: kd_data.Endless,
         marks: Mapping[str, Any],
     ) -> Teacher:
         return harness.train(

@@ -15,12 +15,11 @@ Hardware and results: two CPU cores; the table in README.md.
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, restoration
+from experiments import harness, lessons, restoration
 from kd_jax import degrade, tasks
 from kd_jax.models import superres
 from kd_jax.network import Network
@@ -52,7 +51,7 @@ TEACHERS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build(config: ConfigDict) -> restoration.Lesson:
+def build(config: ConfigDict) -> lessons.Lesson:
     """Opens the data and makes the networks.
 
     Raises:
@@ -68,7 +67,7 @@ def build(config: ConfigDict) -> restoration.Lesson:
         )
     if config.noise < 0:
         raise ValueError(f"config.noise={config.noise} is a standard deviation, and negative")
-    common = {"channels": config.data.channels, "dtype": restoration.dtype(config)}
+    common = {"channels": config.data.channels, "dtype": lessons.dtype(config)}
     large, small = config.teacher, config.student
     teacher = TEACHERS[large.model](
         config.scale, large.width, large.blocks, separable=large.separable, **common
@@ -78,6 +77,7 @@ def build(config: ConfigDict) -> restoration.Lesson:
     )
     return restoration.lesson(
         config,
+        f"Distilling {config.scale}x super-resolution",
         tasks.super_resolution(config.scale, deviation=config.noise),
         teacher,
         student,
@@ -88,15 +88,7 @@ def build(config: ConfigDict) -> restoration.Lesson:
     )
 
 
-def main(config: ConfigDict, lesson: restoration.Lesson, workdir: Path) -> None:
-    """Trains everything that is not trained yet, measures it, and writes the report."""
-    title = f"Distilling {config.scale}x super-resolution"
-    restoration.main(config, lesson, workdir, title)
-
-
-EXPERIMENT = harness.Experiment(
-    get_config, ("laptop", "full", "tiny"), build, restoration.plan, main
-)
+EXPERIMENT = lessons.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -13,14 +13,12 @@ classical answer is the patch seen in training whose edges are nearest.
 Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of it.
 """
 
-from pathlib import Path
-
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, restoration
+from experiments import harness, lessons, restoration
 from kd_jax import data as kd_data
 from kd_jax import degrade, tasks
 from kd_jax.models import translation
@@ -31,8 +29,9 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config = restoration.settings()
     config.sigma = 1.0  # of the Gaussian that smooths before edges are looked for, in pixels
     config.adversarial = 0.01
-    config.teacher.update({"width": 24, "blocks": 3, "separable": False})
-    config.student.update({"width": 8, "blocks": 3, "separable": True})
+    config.batch_size = 8
+    config.teacher.update({"width": 16, "blocks": 4, "separable": False})
+    config.student.update({"width": 6, "blocks": 3, "separable": True})
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test", "size": 256})
         config.discriminator.update({"width": 64, "layers": 3})
@@ -47,7 +46,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     return config
 
 
-def build(config: ConfigDict) -> restoration.Lesson:
+def build(config: ConfigDict) -> lessons.Lesson:
     """Opens the data and makes the networks.
 
     Raises:
@@ -61,13 +60,14 @@ def build(config: ConfigDict) -> restoration.Lesson:
             channels=config.data.channels,
             blocks=sizes.blocks,
             separable=sizes.separable,
-            dtype=restoration.dtype(config),
+            dtype=lessons.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
 
     return restoration.lesson(
         config,
+        "Distilling translation of edges to photographs",
         tasks.paired(lambda images: degrade.edges(images, sigma=config.sigma)),
         teacher,
         student,
@@ -92,14 +92,7 @@ def nearest(edges: NDArray[np.float32], train: kd_data.Source, sigma: float) -> 
     return images[distances.argmin(axis=1)]
 
 
-def main(config: ConfigDict, lesson: restoration.Lesson, workdir: Path) -> None:
-    """Trains everything that is not trained yet, measures it, and writes the report."""
-    restoration.main(config, lesson, workdir, "Distilling translation of edges to photographs")
-
-
-EXPERIMENT = harness.Experiment(
-    get_config, ("laptop", "full", "tiny"), build, restoration.plan, main
-)
+EXPERIMENT = lessons.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

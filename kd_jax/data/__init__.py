@@ -10,16 +10,28 @@ that need them.
 
 from pathlib import Path
 
-from kd_jax.data.pipeline import Batches, NoBatches, Together, batches, together
+from kd_jax.data.pipeline import (
+    Batches,
+    Drawn,
+    Endless,
+    NoBatches,
+    Together,
+    batches,
+    drawn,
+    together,
+)
 from kd_jax.data.source import Source, arrays, remember, subset
 
 __all__ = [
     "Batches",
+    "Drawn",
+    "Endless",
     "NoBatches",
     "Source",
     "Together",
     "arrays",
     "batches",
+    "drawn",
     "open_source",
     "subset",
     "together",

@@ -3,13 +3,23 @@
 import functools
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from kd_jax.data.source import Source, digest, to_batch
+
+
+class Endless(Iterator[dict[str, np.ndarray]], Protocol):
+    """Batches without end, whose position can be saved: what a training needs of its data."""
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the last batch given: JSON values."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position; a ValueError where it is none of this data."""
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -43,18 +53,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         Raises:
           ValueError: it is of another pipeline (the first difference is named), or no position.
         """
-        there = state.get("pipeline")
-        position = state.get("position")
-        if not isinstance(there, Mapping) or not isinstance(position, Mapping):
-            raise ValueError(f"no position in the data: {str(dict(state))[:80]}")
-        names = f"a position in {there.get('source')} does not fit {self._pipeline['source']}"
-        for key, here in self._pipeline.items():
-            if key != "source" and there.get(key) != here:
-                raise ValueError(f"{names}: {key} is {there.get(key)!r} there, {here!r} here")
-        index = position.get("next_index")
-        if not isinstance(index, int) or index < 0:
-            raise ValueError(f"no position in the data: next_index is {index!r}")
-        self._iterator.set_state({"next_index": index})
+        self._iterator.set_state({"next_index": _position(state, self._pipeline)})
 
 
 class NoBatches(Iterator[dict[str, np.ndarray]]):
@@ -75,6 +74,46 @@ class NoBatches(Iterator[dict[str, np.ndarray]]):
         """
         if state != self.get_state():
             raise ValueError(f"a position in data does not fit a run without: {str(state)[:80]}")
+
+
+class Drawn(Iterator[dict[str, np.ndarray]]):
+    """Batches that a function draws; made by `drawn`."""
+
+    def __init__(
+        self,
+        draw: Callable[[np.random.Generator, int], Mapping[str, npt.ArrayLike]],
+        pipeline: Mapping[str, Any],
+        part: slice,
+    ):
+        self._draw = draw
+        self._pipeline = dict(pipeline)
+        self._part = part
+        self._number = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        size, seed = self._pipeline["batch_size"], self._pipeline["seed"]
+        drawn = self._draw(np.random.default_rng([seed, self._number]), size)
+        batch = {name: np.asarray(values) for name, values in drawn.items()}
+        for name, values in batch.items():
+            if values.ndim < 1 or len(values) != size:
+                raise ValueError(
+                    f"{self._pipeline['source']}: {name} has shape {values.shape}, not {size} "
+                    "examples"
+                )
+        self._number += 1
+        return {name: values[self._part] for name, values in batch.items()}
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, in the form of `Batches.get_state`; equal in all processes."""
+        return {"position": {"next_index": self._number}, "pipeline": dict(self._pipeline)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Goes to a position.
+
+        Raises:
+          ValueError: it is of another pipeline (the first difference is named), or no position.
+        """
+        self._number = _position(state, self._pipeline)
 
 
 class Together(Iterator[dict[str, np.ndarray]]):
@@ -114,6 +153,42 @@ class Together(Iterator[dict[str, np.ndarray]]):
             for name, part in self._parts.items():
                 part.set_state(before[name])
             raise
+
+
+def drawn(
+    draw: Callable[[np.random.Generator, int], Mapping[str, npt.ArrayLike]],
+    batch_size: int,
+    seed: int,
+    *,
+    name: str,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Drawn:
+    """Batches without end of what is synthesised: no two are the same.
+
+    Batch number k is a function of `draw`, `batch_size`, `seed` and k alone.
+
+    Args:
+      draw: `(random generator, count) -> {name: [count, ...]}`.
+      batch_size: of the global batch.
+      seed: of everything drawn, not negative.
+      name: of what is drawn, with all that determines it: positions of another name do not fit.
+      process_index: which part of each global batch to give: part i of `process_count`, in order.
+      process_count: how many processes share each batch; it must divide `batch_size`.
+
+    Raises:
+      ValueError: an argument is out of range; by the iterator, when `draw` gives another number of
+        examples.
+    """
+    per_process = _per_process(batch_size, seed, process_index, process_count)
+    first = process_index * per_process
+    pipeline = {
+        "source": name,
+        "fingerprint": digest(name),
+        "batch_size": int(batch_size),
+        "seed": int(seed),
+    }
+    return Drawn(draw, pipeline, slice(first, first + per_process))
 
 
 def together(sources: Mapping[str, Source], batch_size: int, seed: int, **options: int) -> Together:
@@ -182,18 +257,9 @@ def batches(
     """
     import grain
 
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index} of {process_count} processes")
-    if batch_size % process_count:
-        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}: it must not be negative")
+    per_process = _per_process(batch_size, seed, process_index, process_count)
     if start < 0:
         raise ValueError(f"start is {start}: it is a number of batches")
-
-    per_process = batch_size // process_count
 
     @functools.lru_cache(maxsize=4)
     def order(epoch: int) -> npt.NDArray[np.int64]:
@@ -225,3 +291,32 @@ def batches(
         "order": digest(indices(0, 256)),  # Another NumPy may shuffle otherwise.
     }
     return Batches(iterator, pipeline)
+
+
+def _per_process(batch_size: int, seed: int, process_index: int, process_count: int) -> int:
+    """The examples of each batch that are this process's, once the arguments are known to fit."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index} of {process_count} processes")
+    if batch_size % process_count:
+        raise ValueError(f"batch_size {batch_size} does not divide over {process_count} processes")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: it must not be negative")
+    return batch_size // process_count
+
+
+def _position(state: Mapping[str, Any], pipeline: Mapping[str, Any]) -> int:
+    """The number of the next batch, if this is a position in that pipeline."""
+    there = state.get("pipeline")
+    position = state.get("position")
+    if not isinstance(there, Mapping) or not isinstance(position, Mapping):
+        raise ValueError(f"no position in the data: {str(dict(state))[:80]}")
+    names = f"a position in {there.get('source')} does not fit {pipeline['source']}"
+    for key, here in pipeline.items():
+        if key != "source" and there.get(key) != here:
+            raise ValueError(f"{names}: {key} is {there.get(key)!r} there, {here!r} here")
+    index = position.get("next_index")
+    if not isinstance(index, int) or index < 0:
+        raise ValueError(f"no position in the data: next_index is {index!r}")
+    return index
