@@ -5,13 +5,16 @@
                                       --config.data.source=folder:A --config.data.test=folder:B
     python -m experiments.translation --dry_run --config.student.width=12
 
-The ResNet generator of Johnson et al. 2016 learns to colour in what Sobel's filter leaves of
-patches of photographs, by L1 and a game against a PatchGAN that sees the edges too (Isola et al.
-2017). A narrower one with separable convolutions learns it alone, and from the teacher too. The
-classical answer is the patch seen in training whose edges are nearest.
+The ResNet generator of Johnson et al. 2016 learns to make photographs of what Sobel's filter leaves
+of patches of them and of a few pixels that say where which colour is, by L1 and a game against a
+PatchGAN that sees the same (Isola et al. 2017). A narrower one with separable convolutions learns
+it alone, and from the teacher too. The classical answer is the colours enlarged (bicubic); without
+any (`--config.hints=0`) it is the patch seen in training whose edges are nearest.
 
 Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of it.
 """
+
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,16 +25,20 @@ from experiments import harness, lessons, restoration
 from kd_jax import data as kd_data
 from kd_jax import degrade, tasks
 from kd_jax.models import translation
+from kd_jax.types import Array
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
     config = restoration.settings()
     config.sigma = 1.0  # of the Gaussian that smooths before edges are looked for, in pixels
+    config.hints = 8  # the side of the coarse colours given beside the edges; 0 for none
+    config.norm = "batch"  # or instance, which forgets how bright an image is
     config.adversarial = 0.01
     config.batch_size = 8
-    config.teacher.update({"width": 16, "blocks": 4, "separable": False})
-    config.student.update({"width": 6, "blocks": 3, "separable": True})
+    config.discriminator.width = 8
+    config.teacher.update({"width": 16, "blocks": 4, "separable": False, "steps": 1000})
+    config.student.update({"width": 6, "blocks": 3, "separable": True, "steps": 1000})
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test", "size": 256})
         config.discriminator.update({"width": 64, "layers": 3})
@@ -46,6 +53,9 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     return config
 
 
+NORMS: dict[str, translation.Norm] = {"batch": translation.BATCH, "instance": translation.INSTANCE}
+
+
 def build(config: ConfigDict) -> lessons.Lesson:
     """Opens the data and makes the networks.
 
@@ -54,28 +64,51 @@ def build(config: ConfigDict) -> lessons.Lesson:
     """
     if config.sigma <= 0:
         raise ValueError(f"config.sigma={config.sigma} is not positive")
+    if config.norm not in NORMS:
+        raise ValueError(f"config.norm={config.norm!r} is not one of {', '.join(NORMS)}")
+    if config.hints < 0 or (config.hints and config.data.size % config.hints):
+        raise ValueError(
+            f"config.hints={config.hints} does not divide config.data.size={config.data.size}"
+        )
     teacher, student = (
         translation.resnet_generator(
             sizes.width,
             channels=config.data.channels,
             blocks=sizes.blocks,
+            norm=NORMS[config.norm],
             separable=sizes.separable,
             dtype=lessons.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
-
     return restoration.lesson(
         config,
         "Distilling translation of edges to photographs",
-        tasks.paired(lambda images: degrade.edges(images, sigma=config.sigma)),
+        tasks.paired(partial(drawing, sigma=config.sigma, hints=config.hints)),
         teacher,
         student,
         ("down_1",),
-        baseline="nearest edges",
-        restore=lambda asked, train: nearest(np.asarray(asked.generator[0]), train, config.sigma),
-        shown=lambda asked: np.repeat(asked.generator[0], config.data.channels, axis=3),
+        baseline="enlarged colours" if config.hints else "nearest edges",
+        restore=lambda asked, train: (
+            asked.generator[0][..., 1:]
+            if config.hints
+            else nearest(np.asarray(asked.generator[0]), train, config.sigma)
+        ),
+        shown=lambda asked: np.repeat(asked.generator[0][..., :1], config.data.channels, axis=3),
     )
+
+
+def drawing(images: Array, sigma: float, hints: int) -> Array:
+    """The edges of photographs, and after that channel their colours at `hints` pixels a side.
+
+    The colours are enlarged to the photographs' size.
+    """
+    edges = degrade.edges(images, sigma=sigma)
+    if not hints:
+        return edges
+    factor = images.shape[1] // hints
+    colours = degrade.upsampled(degrade.downsampled(images, factor), factor)
+    return jnp.concatenate([edges, colours], axis=3)
 
 
 def nearest(edges: NDArray[np.float32], train: kd_data.Source, sigma: float) -> NDArray[np.float32]:

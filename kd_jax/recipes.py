@@ -188,7 +188,7 @@ def hinton(alpha: float = 0.5, temperature: float = 4.0) -> Pair:
         inputs = lambda key, batch: Inputs((batch["image"],), extra=batch)
 
     Args:
-      alpha: the labels' part, in [0, 1].
+      alpha: the labels' part, in [0, 1]. With 1 there is no need of a teacher.
       temperature: of the divergence.
 
     Raises:
@@ -200,6 +200,8 @@ def hinton(alpha: float = 0.5, temperature: float = 4.0) -> Pair:
         if "label" not in f.inputs.extra:
             raise ValueError(f"labels are needed; inputs.extra has {sorted(f.inputs.extra)}")
         label = f.inputs.extra["label"]
+        if alpha == 1:
+            return optax.softmax_cross_entropy_with_integer_labels(f.fake, label)
         return losses.response.hinton(f.fake, _needs_teacher(f), label, alpha, temperature)
 
     return Pair({"hinton": Term(mixed)}, {})

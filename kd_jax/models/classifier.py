@@ -19,7 +19,12 @@ def classifier(classes: int, width: int = 32, *, dtype: Any = jnp.float32) -> Ne
       classes: the number of classes.
       width: channels of the first layer.
       dtype: what is computed in; parameters and logits are float32.
+
+    Raises:
+      ValueError: there are no classes, or no channels.
     """
+    if classes < 1 or width < 1:
+        raise ValueError(f"classes={classes} and width={width} must be at least 1")
     return from_linen(Classifier(classes, width, dtype))
 
 

@@ -1,7 +1,9 @@
 """Inpainting by gated convolutions (Yu et al. 2019, "Free-form image inpainting").
 
 One stage of the paper's two, without contextual attention. Every layer has a gate of its own, so
-that it learns where there is an image to see; nothing is normalised.
+that it learns where there is an image to see; nothing is normalised. The network learns what a
+smooth filling lacks, unless `residual=False` asks for the paper's, which makes the pixels itself:
+the last layer begins small, so that a fresh network fills smoothly and training starts from there.
 
 Images are `[B, H, W, channels]` in [-1, 1]; masks `[B, H, W, 1]`, 1 where pixels are missing.
 """
@@ -14,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax import ops
 from kd_jax.channels import Axes, Axis, group_widths, tensors
 from kd_jax.models.resnet import upsample
 from kd_jax.models.spectral import Conv, layer_axes
@@ -23,6 +26,7 @@ from kd_jax.types import Array, Variables
 
 # A gate begins at about a half, which leaves a quarter of the variance.
 _gated = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
+_least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 
 
 def gated_generator(
@@ -32,6 +36,7 @@ def gated_generator(
     downs: int = 2,
     dilations: Sequence[int] = (2, 4, 8, 16),
     separable: bool = False,
+    residual: bool = True,
     dtype: Any = jnp.float32,
 ) -> Network:
     """`(images, masks) -> images`: known pixels as they are, missing ones filled in.
@@ -39,7 +44,7 @@ def gated_generator(
     What an image holds where pixels are missing does not matter, be it NaN. Taps are the layers
     (`stem`, `down_1`, `encoder_1`, ..., `dilated_0`, ..., `middle`, ..., `up_0`, `decoder_0`; the
     numbers are how often the side is halved there, but those of `dilated` count) and `generated`,
-    the whole image as the network made it, in [-1, 1].
+    the whole image as the network made it, which `residual` does not clip.
 
     Args:
       width: channels at full size; they double as the side halves.
@@ -48,6 +53,8 @@ def gated_generator(
       dilations: of the convolutions in the middle, one for each.
       separable: whether the 3x3 convolutions, but for the last one, are a depthwise 3x3 one and
         a 1x1 one.
+      residual: whether the network sees missing pixels filled in smoothly (`ops.smooth`), and adds
+        to that. Otherwise it sees zeros there, and makes the pixels, in [-1, 1], itself.
       dtype: what is computed in; parameters are float32 always, images too.
 
     Raises:
@@ -60,7 +67,7 @@ def gated_generator(
             f"width={width}, channels={channels} and dilations={dilations} must be at least 1 and "
             f"downs={downs} at least 0"
         )
-    return from_linen(GatedGenerator(width, channels, downs, dilations, separable, dtype))
+    return from_linen(GatedGenerator(width, channels, downs, dilations, separable, residual, dtype))
 
 
 def gated_generator_axes(variables: Variables) -> Axes:
@@ -163,6 +170,7 @@ class GatedGenerator(nn.Module):
     downs: int
     dilations: tuple[int, ...]
     separable: bool
+    residual: bool
     dtype: Any
 
     @nn.compact
@@ -173,7 +181,7 @@ class GatedGenerator(nn.Module):
         _check_inputs(images, masks, self.channels, 2**self.downs)
         missing = masks > 0.5
         # Not a product with 1 - mask, which would keep a NaN.
-        known = jnp.where(missing, 0.0, images)
+        known = ops.smooth(images, missing) if self.residual else jnp.where(missing, 0.0, images)
         x = jnp.concatenate([known, missing.astype(known.dtype)], axis=-1)
         taps = {}
         for layer in _layers(self.downs, self.dilations):
@@ -189,11 +197,12 @@ class GatedGenerator(nn.Module):
             )(x)
         last = Conv(
             self.channels,
-            kernel_init=nn.initializers.lecun_normal(),
+            kernel_init=_least if self.residual else nn.initializers.lecun_normal(),
             dtype=self.dtype,
             name="image",
         )
-        generated = taps["generated"] = jnp.tanh(last(x).astype(jnp.float32))
+        made = last(x).astype(jnp.float32)
+        generated = taps["generated"] = known + made if self.residual else jnp.tanh(made)
         return jnp.where(missing, generated, images), taps
 
 

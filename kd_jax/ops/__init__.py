@@ -4,6 +4,7 @@ from kd_jax.ops.activation import ACTIVATIONS, Activation, bias_act, filtered_lr
 from kd_jax.ops.batch import minibatch_stddev
 from kd_jax.ops.convolution import conv, conv_transpose
 from kd_jax.ops.depthwise import depthwise_conv
+from kd_jax.ops.filling import smooth
 from kd_jax.ops.modulated import conv_resample, modulated_conv
 from kd_jax.ops.resample import (
     downsample2d,
@@ -31,6 +32,7 @@ __all__ = [
     "pil_bicubic",
     "resampling_filter",
     "resize",
+    "smooth",
     "tf1_bilinear",
     "torch_bilinear",
     "upfirdn2d",

@@ -23,7 +23,7 @@ MODULES = {"superres": superres, "inpainting": inpainting, "translation": transl
 BASELINES = {
     "superres": "bicubic",
     "inpainting": "biharmonic",
-    "translation": "nearest edges",
+    "translation": "enlarged colours",
 }
 
 
@@ -128,7 +128,22 @@ def test_the_nearest_drawing_is_that_of_the_image_itself(tmp_path):
 def test_the_discriminator_sees_the_drawing_too(tmp_path):
     lesson = translation.build(tiny("translation", tmp_path))
     asked = lesson.inputs(jax.random.key(0), lessons.example(lesson))
-    assert asked.condition[0].shape == (4, 16, 16, 1)
+    assert asked.condition[0].shape == (4, 16, 16, 4)
+    np.testing.assert_array_equal(asked.condition[0], asked.generator[0])
+
+
+def test_drawings_hold_edges_and_coarse_colours():
+    """Of an image of one colour nothing is left but that; without hints, not even that."""
+    image = jnp.broadcast_to(jnp.array([0.5, -0.25, 0.0]), (1, 16, 16, 3))
+    made = translation.drawing(image, 1.0, 4)
+    np.testing.assert_allclose(made, np.broadcast_to([-1, 0.5, -0.25, 0.0], made.shape), atol=1e-6)
+    assert translation.drawing(image, 1.0, 0).shape == (1, 16, 16, 1)
+
+
+def test_without_colours_the_nearest_edges_are_the_classical_answer(tmp_path):
+    exam = translation.build(tiny("translation", tmp_path, hints=0)).exam()
+    assert list(exam.classical) == ["nearest edges"]
+    assert exam.inputs.generator[0].shape == (5, 16, 16, 1)
 
 
 def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path):
@@ -162,7 +177,9 @@ def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path
         ("translation", {"sigma": 0.0}, "config.sigma=0.0 is not positive"),
         ("translation", {"adversarial": -1.0}, "config.adversarial=-1.0 is negative"),
         ("translation", {"discriminator.layers": 0}, "layers=0"),
-        ("translation", {"data.size": 18}, "18x18"),
+        ("translation", {"data.size": 18, "hints": 0}, "18x18"),
+        ("translation", {"hints": 5}, "config.hints=5 does not divide config.data.size=16"),
+        ("translation", {"norm": "group"}, "'group' is not one of batch, instance"),
         ("translation", {"discriminator.layers": 6}, "whose sides are at least 192"),
         ("superres", {"data.size": 8}, "config.data.size=8 is below 11, the side of SSIM's window"),
         ("inpainting", {"evaluate.examples": 0}, "examples=0"),

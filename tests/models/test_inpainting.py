@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import students
+from kd_jax import ops, students
 from kd_jax.architecture import describe, rebuild
 from kd_jax.channels import group_widths
 from kd_jax.evaluate.cost import parameter_count
@@ -93,9 +93,22 @@ def test_what_is_missing_is_not_seen(separable):
 def test_what_is_missing_is_told_from_what_is_black():
     _, apply, variables, (images, masks) = _fresh(False)
     grey = jnp.zeros_like(images)
-    generated = apply(variables, grey, masks)[1]["generated"]
-    other = apply(variables, grey, jnp.zeros_like(masks))[1]["generated"]
-    assert np.abs(generated - other).max() > 1e-3
+    features = apply(variables, grey, masks)[1]["decoder_0"]
+    other = apply(variables, grey, jnp.zeros_like(masks))[1]["decoder_0"]
+    assert np.abs(features - other).max() > 1e-2
+
+
+def test_a_fresh_network_fills_smoothly_unless_it_makes_the_pixels_itself():
+    _, apply, variables, (images, masks) = _fresh(False)
+    smooth = ops.smooth(images, masks > 0.5)
+    np.testing.assert_allclose(apply(variables, images, masks)[0], smooth, atol=0.05)
+    paper = inpainting.gated_generator(**SMALL, residual=False)
+    variables = jax.jit(paper.init)(QUICK, images, masks)
+    made = jax.jit(paper.apply)(variables, images, masks)[0]
+    assert np.abs(made - smooth).max() > 0.3
+    wild = jax.tree.map(lambda leaf: 30 * leaf, variables)
+    generated = jax.jit(paper.apply)(wild, images, masks)[1]["generated"]
+    assert 0.9 < np.abs(generated).max() <= 1
 
 
 def test_masks_are_missing_above_a_half():
