@@ -207,12 +207,12 @@ def cost_section(costs: Mapping[str, Cost], device: str) -> list[str]:
     return [
         "## Cost",
         "",
-        f"| generator | parameters | multiply-accumulates | 1 image | {first.batch_size} images |",
+        f"| network | parameters | multiply-accumulates | batch of 1 | batch of {first.batch_size} |",
         "|---|---:|---:|---:|---:|",
         *(_cost_row(name, cost) for name, cost in costs.items()),
         "",
         f"Latency: median of {first.single.runs} calls after warming up (quartiles), on {device}. "
-        "Multiply-accumulates: of one image, half of XLA's FLOPs.",
+        "Multiply-accumulates: of one example, half of XLA's FLOPs.",
     ]
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax import degrade
+from kd_jax import degrade, ops
 from kd_jax.objective import Inputs, MakeInputs
 from kd_jax.types import Array, Batch
 
@@ -87,6 +87,25 @@ def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
         if deviation:
             small = degrade.noisy(key, small, deviation)
         return Inputs((small,), (), images, {**batch, "small": small})
+
+    return make
+
+
+def bandwidth_extension(factor: int) -> MakeInputs:
+    """Waveforms from what a rate `factor` times lower leaves of them: `[B, L / f, C]`.
+
+    The discriminator takes, after the waveform `[B, L, C]`, what interpolation makes of what the
+    generator was given. The batch's entry is `wave`.
+
+    Args:
+      factor: divides the waveforms' lengths; see `kd_jax.ops.decimated`.
+    """
+
+    def make(key: Array, batch: Batch) -> Inputs:
+        del key
+        waves = _entry(batch, "wave")
+        low = ops.decimated(waves, factor)
+        return Inputs((low,), (ops.interpolated(low, factor),), waves, batch)
 
     return make
 

@@ -23,7 +23,7 @@ ALLOWED = {
     "modes": {"types", "network", "objective", "state", "step"},
     "augment": {"types", "checks", "ops", "network", "objective", "state", "step"},
     "degrade": {"types", "ops"},
-    "tasks": {"types", "degrade", "objective"},
+    "tasks": {"types", "ops", "degrade", "objective"},
     "weights": {"types", "objective"},
     "pool": {"types"},
     "recipes": {"types", "losses", "pool", "network", "objective", "state", "weights"},

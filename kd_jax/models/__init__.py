@@ -19,6 +19,7 @@ from kd_jax.models import (
     text,
     tinygan,
     translation,
+    waveform,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "text",
     "tinygan",
     "translation",
+    "waveform",
 ]

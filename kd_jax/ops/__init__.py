@@ -14,6 +14,7 @@ from kd_jax.ops.resample import (
     upsample2d,
 )
 from kd_jax.ops.resizing import pil_bicubic, resize, tf1_bilinear, torch_bilinear
+from kd_jax.ops.sampling import decimated, interpolated
 
 __all__ = [
     "ACTIVATIONS",
@@ -22,10 +23,12 @@ __all__ = [
     "conv",
     "conv_resample",
     "conv_transpose",
+    "decimated",
     "depthwise_conv",
     "downsample2d",
     "filter2d",
     "filtered_lrelu",
+    "interpolated",
     "leaky_relu",
     "minibatch_stddev",
     "modulated_conv",

@@ -1,0 +1,155 @@
+"""Networks for waveforms: one that restores the upper part of a spectrum, and a discriminator.
+
+The generator is an SRResNet of one dimension (Ledig et al. 2017; Kuleshov et al. 2017 for sound):
+residual blocks at the low rate, and one layer that makes several samples of each. It learns what
+band-limited interpolation lacks: the last layer begins small, so that a fresh network interpolates
+and training starts from there. The discriminator scores stretches of a waveform, as PatchGAN does
+patches, with layers that halve the rate (Kumar et al. 2019, MelGAN).
+
+Waveforms are `[B, L, channels]`, mostly in [-1, 1].
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax import ops
+from kd_jax.network import Network, from_linen
+from kd_jax.types import Array
+
+_he = nn.initializers.he_normal()
+_least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
+_KERNEL = 9
+_SLOPE = 0.2
+
+
+def generator(
+    factor: int = 4,
+    width: int = 32,
+    blocks: int = 6,
+    *,
+    channels: int = 1,
+    dtype: Any = jnp.float32,
+) -> Network:
+    """`waves [B, l, channels] -> waves [B, factor l, channels]`, not clipped.
+
+    Taps are `stem`, `block_0`, `block_1`, ..., `trunk` (after the skip over all blocks), all at the
+    low rate, and `up` at the high one.
+
+    Args:
+      factor: how many samples are made of each.
+      width: channels of every layer.
+      blocks: residual blocks, of two convolutions each.
+      channels: the waveforms'.
+      dtype: what is computed in; parameters are float32 always, waveforms too.
+
+    Raises:
+      ValueError: a number is not positive. The network refuses waveforms of another shape.
+    """
+    _check(factor=factor, width=width, blocks=blocks, channels=channels)
+    return from_linen(Generator(factor, width, blocks, channels, dtype))
+
+
+def discriminator(width: int = 16, layers: int = 4, *, dtype: Any = jnp.float32) -> Network:
+    """`waves [B, L, any][, condition [B, L, any]] -> scores [B, L / 2^layers]` (logits).
+
+    Each layer sees five pairs of samples.
+
+    Taps are `layer_0`, `layer_1`, ..., after activation.
+
+    Args:
+      width: channels of the first layer; they double with each, up to eight times as many.
+      layers: how often the rate is halved.
+      dtype: what is computed in; parameters and scores are float32 always.
+
+    Raises:
+      ValueError: a number is not positive. The network refuses lengths that are no multiples of
+        `2^layers`.
+    """
+    _check(width=width, layers=layers)
+    return from_linen(Discriminator(width, layers, dtype))
+
+
+def _check(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name}={count} must be at least 1")
+
+
+class Conv(nn.Module):
+    """A convolution along the samples, over `kd_jax.ops`, whose gradients are fast."""
+
+    features: int
+    kernel: int = _KERNEL
+    kernel_init: nn.initializers.Initializer = _he
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (self.kernel, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        x = ops.conv(x.astype(self.dtype)[:, None], kernel[None])[:, 0]
+        return x + bias[None, None]
+
+
+class Generator(nn.Module):
+    """See `generator`."""
+
+    factor: int
+    width: int
+    blocks: int
+    channels: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, waves: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
+        del train
+        if waves.ndim != 3 or waves.shape[2] != self.channels:
+            raise ValueError(f"waves [B, L, {self.channels}] are needed, not {waves.shape}")
+        conv = partial(Conv, dtype=self.dtype)
+        taps = {}
+        x = taps["stem"] = nn.relu(conv(self.width, name="stem")(waves))
+        trunk = x
+        for index in range(self.blocks):
+            y = nn.relu(conv(self.width, name=f"block_{index}_0")(x))
+            y = conv(self.width, kernel_init=_least, name=f"block_{index}_1")(y)
+            x = taps[f"block_{index}"] = x + y
+        x = taps["trunk"] = trunk + x
+        x = conv(self.factor * self.width, name="up")(x)
+        batch, length, _ = waves.shape
+        x = taps["up"] = nn.relu(x).reshape(batch, self.factor * length, self.width)
+        x = conv(self.channels, kernel_init=_least, name="wave")(x)
+        return ops.interpolated(waves, self.factor) + x.astype(jnp.float32), taps
+
+
+class Discriminator(nn.Module):
+    """See `discriminator`."""
+
+    width: int
+    layers: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, waves: Array, condition: Array | None = None, *, train: bool
+    ) -> tuple[Array, dict[str, Array]]:
+        del train
+        if waves.ndim != 3 or waves.shape[1] % 2**self.layers:
+            raise ValueError(
+                f"waves [B, L, C] with L a multiple of {2**self.layers} are needed, not "
+                f"{waves.shape}"
+            )
+        x = waves if condition is None else jnp.concatenate([waves, condition], axis=2)
+        taps = {}
+        for index in range(self.layers):
+            features = self.width * min(8, 2**index)
+            batch, length, channels = x.shape
+            x = x.reshape(batch, length // 2, 2 * channels)  # pairs of samples
+            x = Conv(features, kernel=5, dtype=self.dtype, name=f"layer_{index}")(x)
+            x = taps[f"layer_{index}"] = jax.nn.leaky_relu(x, _SLOPE)
+        scores = Conv(1, kernel=3, dtype=self.dtype, name="score")(x)
+        return scores[..., 0].astype(jnp.float32), taps
