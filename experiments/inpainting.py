@@ -37,6 +37,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         }
     )
     config.batch_size = 8
+    config.teacher.steps = config.student.steps = 1000
     config.teacher.update({"width": 16, "downs": 2, "dilations": (2, 4), "separable": False})
     config.student.update({"width": 4, "downs": 2, "dilations": (2, 4), "separable": False})
     if preset == "full":

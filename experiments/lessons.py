@@ -169,6 +169,7 @@ def recipe(
     *,
     judge_rate: float = 2e-4,
     b1: float | None = None,
+    b2: float = 0.999,
 ) -> harness.Recipe:
     """A training by Adam with a cosine schedule: the teacher's or the student's steps and rate.
 
@@ -181,6 +182,7 @@ def recipe(
       teacher: the teacher's variables, if it teaches.
       judge_rate: the discriminator's learning rate.
       b1: Adam's; by default 0.9, and 0.5 in a game, as Isola et al. 2017 have it.
+      b2: Adam's.
     """
     sizes = config.teacher if name == "teacher" else config.student
     first = (0.5 if nets.discriminator else 0.9) if b1 is None else b1
@@ -192,7 +194,7 @@ def recipe(
         config,
         nets,
         terms,
-        Pair(*(optax.adam(schedule, b1=first) for schedule in schedules)),
+        Pair(*(optax.adam(schedule, b1=first, b2=b2) for schedule in schedules)),
         inputs,
         sizes.steps,
         None if teacher is None else Teacher(teacher),

@@ -207,7 +207,8 @@ def cost_section(costs: Mapping[str, Cost], device: str) -> list[str]:
     return [
         "## Cost",
         "",
-        f"| network | parameters | multiply-accumulates | batch of 1 | batch of {first.batch_size} |",
+        "| network | parameters | multiply-accumulates | batch of 1 | "
+        f"batch of {first.batch_size} |",
         "|---|---:|---:|---:|---:|",
         *(_cost_row(name, cost) for name, cost in costs.items()),
         "",

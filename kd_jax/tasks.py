@@ -71,6 +71,31 @@ def noise(size: int, batch_size: int, classes: int = 0) -> MakeInputs:
     return make
 
 
+def text_to_image(
+    size: int, tokens: Callable[[Array, Array], Array] | str = "tokens"
+) -> MakeInputs:
+    """Images from noise and a caption: generators take `(latents, tokens)`.
+
+    The discriminator takes the tokens after the image; `extra["tokens"]` has them too.
+
+    Args:
+      size: the latent's length; latents are standard normal `[B, size]`.
+      tokens: the batch's entry that holds the captions, int `[B, L]`, or what makes them of its
+        images and labels, `kd_jax.data.captions.Captioner.tokens` for one.
+    """
+
+    def make(key: Array, batch: Batch) -> Inputs:
+        images = _entry(batch, "image")
+        if isinstance(tokens, str):
+            words = _entry(batch, tokens)
+        else:
+            words = tokens(images, _entry(batch, "label"))
+        z = jax.random.normal(key, (images.shape[0], size))
+        return Inputs((z, words), (words,), images, {**batch, "tokens": words})
+
+    return make
+
+
 def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
     """Images from their own, `factor` times smaller: generators take `[B, H / f, W / f, C]`.
 

@@ -14,13 +14,16 @@ def to_uint8(images: Any) -> NDArray[np.uint8]:
     return np.clip(scaled, 0, 255).astype(np.uint8)
 
 
-def save_grid(path: Path, rows: Mapping[str, Any], scale: int = 3) -> None:
+def save_grid(
+    path: Path, rows: Mapping[str, Any], scale: int = 3, titles: Sequence[str] = ()
+) -> None:
     """Writes a PNG with one labelled row of images per entry.
 
     Args:
       path: the file.
       rows: images `[N, H, W, C]` in [-1, 1], C of 1 or 3, by the row's label. All of one size.
       scale: each pixel becomes a square of this side.
+      titles: what stands above the columns, a word a line.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -29,16 +32,26 @@ def save_grid(path: Path, rows: Mapping[str, Any], scale: int = 3) -> None:
     first = next(iter(rows.values()))
     height, width = (side * scale + gap for side in first.shape[1:3])
     columns = max(len(images) for images in rows.values())
-    sheet = Image.new("RGB", (margin + columns * width, len(rows) * height + gap), "white")
+    lines = max((len(title.split()) for title in titles), default=0)
+    line = 16
+    top = lines * line
+    sheet = Image.new("RGB", (margin + columns * width, top + len(rows) * height + gap), "white")
     draw = ImageDraw.Draw(sheet)
+    small = ImageFont.load_default(size=10)
+    for column, title in enumerate(titles[:columns]):
+        for number, word in enumerate(title.split()):
+            place = (margin + column * width + width // 2, number * line + line // 2)
+            draw.text(place, word, fill="black", font=small, anchor="mm")
     for row, (label, images) in enumerate(rows.items()):
-        draw.text((2, row * height + height // 2), label, fill="black", font=font, anchor="lm")
+        draw.text(
+            (2, top + row * height + height // 2), label, fill="black", font=font, anchor="lm"
+        )
         for column, pixels in enumerate(to_uint8(images)):
             pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
             tile = Image.fromarray(pixels).resize(
                 (width - gap, height - gap), Image.Resampling.NEAREST
             )
-            sheet.paste(tile, (margin + column * width, row * height + gap))
+            sheet.paste(tile, (margin + column * width, top + row * height + gap))
     sheet.save(path)
 
 

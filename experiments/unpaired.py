@@ -1,0 +1,349 @@
+"""Distil CycleGAN: photographs to drawings and back, learnt from two sets that do not correspond.
+
+    python -m experiments.unpaired --workdir=runs/unpaired           # photographs, minutes
+    python -m experiments.unpaired --workdir=runs/full --preset=full # your own two folders, a GPU
+    python -m experiments.unpaired --dry_run --config.student.width=8
+
+Two ResNet generators, one for either way, learn from photographs and from the edges of others, by
+two games, what has gone there and back, and what is in its domain already (Zhu et al. 2017). Two
+narrower ones with separable convolutions learn the same alone, and from the teachers' images too.
+Side by side the two are one network, and the step knows nothing of it. As in the paper, what was
+learnt without pairs is measured with some: of unseen photographs the edges are known. The classical
+method gives an image the other set's mean and deviation of each channel (Reinhard et al. 2001).
+
+Hardware and results: two CPU cores; the table in README.md.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import harness, lessons, restoration
+from experiments.lessons import Answers, Exam, Figure, Lesson
+from kd_jax import data as kd_data
+from kd_jax import degrade, losses, recipes, tasks
+from kd_jax.evaluate import extractor, frechet, paired, pictures
+from kd_jax.models import translation
+from kd_jax.models.pair import side_by_side
+from kd_jax.network import Network
+from kd_jax.objective import Inputs, MakeInputs, Term
+from kd_jax.state import Networks
+from kd_jax.types import Array, Batch, Variables
+
+
+def get_config(preset: str = "laptop") -> ConfigDict:
+    """The configuration, every value of which is a flag `--config.path.to.value`."""
+    config = lessons.settings()
+    config.update(
+        {
+            "data": {
+                "first": "photos",  # or folder:PATH, tfds:NAME
+                "first_split": "train[:50%]",
+                "first_test": "photos",
+                "second": "photos",
+                "second_split": "train[50%:]",
+                "second_test": "photos",
+                "test_split": "test",
+                "drawn": True,  # the second set is of drawings, the edges of its images
+                "sigma": 0.7,  # of the Gaussian that smooths before edges are looked for, in pixels
+                "size": 32,
+                "channels": 3,
+                "resize": False,  # make images of other sizes fit
+            },
+            "cycle": 10.0,  # weight of what has gone there and back
+            "identity": 0.0,  # of what is in its domain already; Zhu et al. have 5 for photographs
+            "pool": 50,  # generated images shown again
+            "distilled": {"response": 10.0},  # weight of the L1 to the teacher's images
+            "discriminator": {"width": 8, "layers": 2, "rate": 4e-4},
+        }
+    )
+    config.batch_size = 4
+    config.teacher.update({"width": 14, "blocks": 3, "steps": 600, "rate": 1e-3})
+    config.student.update({"width": 4, "blocks": 2, "separable": True, "steps": 600, "rate": 2e-3})
+    config.evaluate_every = config.checkpoint_every = 300
+    config.evaluate.images = 0  # of each set; 0: all there are
+    if preset == "full":
+        config.data.update({"first": "folder:first/train", "first_test": "folder:first/test"})
+        config.data.update({"second": "folder:second/train", "second_test": "folder:second/test"})
+        config.data.update({"drawn": False, "size": 256})
+        config.data.first_split = config.data.second_split = config.data.test_split = "train"
+        config.identity = 5.0
+        config.batch_size = 1
+        config.discriminator.update({"width": 64, "layers": 3, "rate": 2e-4})
+        config.teacher.update({"width": 64, "blocks": 9, "steps": 200_000, "rate": 2e-4})
+        config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})
+        config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
+    if preset == "tiny":
+        lessons.tiny(config)
+        config.data.size = 16
+        config.discriminator.update({"width": 2, "layers": 1})
+        config.teacher.update({"width": 2, "blocks": 1})
+        config.student.update({"width": 1, "blocks": 1})
+        config.pool = 4
+        config.evaluate.images = 4
+    return config
+
+
+class Sets(NamedTuple):
+    """The images of both domains, to learn from and to be examined on."""
+
+    train: Mapping[str, kd_data.Source]
+    test: Mapping[str, kd_data.Source]
+
+
+def open_sets(config: ConfigDict) -> Sets:
+    """Opens four sets of images.
+
+    Raises:
+      ValueError, FileNotFoundError: one line.
+    """
+    given = config.data
+
+    def opened(spec: str, split: str) -> kd_data.Source:
+        return kd_data.open_source(
+            spec,
+            split,
+            given.size,
+            given.channels,
+            harness.cache_dir() / "tfds",
+            resize=given.resize,
+        )
+
+    return Sets(
+        {
+            "first": opened(given.first, given.first_split),
+            "second": opened(given.second, given.second_split),
+        },
+        {
+            "first": opened(given.first_test, given.test_split),
+            "second": opened(given.second_test, given.test_split),
+        },
+    )
+
+
+def build(config: ConfigDict) -> Lesson:
+    """Opens the data and makes the networks.
+
+    Raises:
+      ValueError, FileNotFoundError: when a setting does not fit; one line.
+    """
+    lessons.check(config)
+    given = config.data
+    if given.drawn and given.sigma <= 0:
+        raise ValueError(f"config.data.sigma={given.sigma} is not positive")
+    weights = {
+        "cycle": config.cycle,
+        "identity": config.identity,
+        "response": config.distilled.response,
+    }
+    for name, weight in weights.items():
+        if weight < 0:
+            raise ValueError(f"the weight of {name} is {weight}: it must not be negative")
+    if config.evaluate.images < 0 or config.pool < 0:
+        raise ValueError(
+            f"config.evaluate.images={config.evaluate.images} and config.pool={config.pool} must "
+            "not be negative"
+        )
+    sets = open_sets(config)
+    for source in sets.train.values():
+        if len(source) < config.batch_size:
+            raise ValueError(f"{source.name} has {len(source)} images, fewer than one batch")
+    sizes = config.discriminator
+    dtype = lessons.dtype(config)
+    teacher, student = (
+        twice(
+            translation.resnet_generator(
+                sizes.width,
+                channels=given.channels,
+                blocks=sizes.blocks,
+                separable=sizes.get("separable", False),
+                dtype=dtype,
+            )
+        )
+        for sizes in (config.teacher, config.student)
+    )
+    judge = twice(translation.patch_discriminator(sizes.width, layers=sizes.layers, dtype=dtype))
+    inputs = task(config)
+    shape = (config.batch_size, given.size, given.size, given.channels)
+    example = jax.eval_shape(
+        inputs, jax.random.key(0), {name: np.zeros(shape, np.float32) for name in sets.train}
+    )
+    restoration.check_images(teacher, student, example)
+    jax.eval_shape(judge.init, jax.random.key(0), example.real)
+    return Lesson(
+        title="Distilling translation without pairs",
+        batches=lambda seed: kd_data.together(
+            sets.train,
+            config.batch_size,
+            seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        inputs=inputs,
+        teacher=teacher,
+        student=student,
+        recipe=partial(recipe, config, inputs, teacher, student, judge),
+        exam=lambda: make_exam(config, sets),
+        watched=("psnr_second", "PSNR of what the second set is like, dB")
+        if given.drawn
+        else ("cycle", "L1 of what has gone there and back"),
+        mesh=harness.mesh(config.mesh, config.batch_size),
+    )
+
+
+def twice(network: Network) -> Network:
+    """A network for each way."""
+    return side_by_side(network, network)
+
+
+def task(config: ConfigDict) -> MakeInputs:
+    """Both ways at once, the second set's images as they are or drawn."""
+    both = tasks.unpaired()
+
+    def make(key: Array, batch: Batch) -> Inputs:
+        return both(key, {**batch, "second": second_domain(config, batch["second"])})
+
+    return make
+
+
+def second_domain(config: ConfigDict, images: Array) -> Array:
+    """`[B, H, W, C]`: what images of the second set are turned into."""
+    if not config.data.drawn:
+        return images
+    edges = degrade.edges(images, sigma=config.data.sigma)
+    return jnp.broadcast_to(edges, images.shape)
+
+
+def recipe(
+    config: ConfigDict,
+    inputs: MakeInputs,
+    teacher: Network,
+    student: Network,
+    judge: Network,
+    name: str,
+    variables: Variables | None = None,
+) -> harness.Recipe:
+    """One of `lessons.TRAININGS`: CycleGAN and, distilled, the L1 to the teacher's images."""
+    side, channels = config.data.size, config.data.channels
+    terms = recipes.cyclegan(
+        (side, side, channels), cycle=config.cycle, identity=config.identity, pool=config.pool
+    )
+    nets = Networks(teacher if name == "teacher" else student, judge)
+    if name == "distilled":
+        nets = nets._replace(teacher=teacher)
+        response = Term(lambda f: losses.response.l1(f.fake, f.teacher), config.distilled.response)
+        terms = terms._replace(generator={**terms.generator, "response": response})
+    rate = config.discriminator.rate
+    return lessons.recipe(config, name, nets, terms, inputs, variables, judge_rate=rate)
+
+
+def make_exam(config: ConfigDict, sets: Sets) -> Exam:
+    """Unseen images of both sets; the same ones where the drawings of photographs are known."""
+    first, second = (
+        jnp.asarray(restoration.some_of(source, config.evaluate.images or len(source))["image"])
+        for source in sets.test.values()
+    )
+    count = min(len(first), len(second))
+    first, second = first[:count], second[:count]
+    second = second_domain(config, first if config.data.drawn else second)
+    pairs = np.stack([first, second], axis=1)
+    right = pairs[:, ::-1]
+    known = {name: np.asarray(kd_data.arrays(s)["image"]) for name, s in sets.train.items()}
+    known["second"] = np.concatenate(
+        [
+            np.asarray(second_domain(config, jnp.asarray(known["second"][start : start + 64])))
+            for start in range(0, len(known["second"]), 64)
+        ]
+    )
+    features = extractor.classifier_extractor(
+        np.concatenate([known["first"], known["second"]]),
+        np.repeat(np.arange(2, dtype=np.int32), [len(x) for x in known.values()]),
+        name="two-domains",
+        classes=2,
+        cache=harness.cache_dir(),
+        steps=300,
+        batch=32,
+    )
+    # What comes out first is of the second domain, and the other way round.
+    references = [frechet.moments(features.features(right[:, way])) for way in range(2)]
+    names = ("second", "first")
+
+    def mark(images: Answers) -> dict[str, float]:
+        images = np.clip(images, -1, 1)
+        figures = {}
+        for way, name in enumerate(names):
+            made = images[:, way]
+            if config.data.drawn:
+                psnr = np.minimum(paired.psnr(made, right[:, way]), 100.0)
+                figures[f"psnr_{name}"] = float(psnr.mean())
+            figures[f"frechet_{name}"] = frechet.frechet_distance(
+                frechet.moments(features.features(made)), references[way]
+            )
+        return figures
+
+    def watch(images: Answers) -> dict[str, float]:
+        figures = mark(images)
+        return {"frechet_second": figures.pop("frechet_second"), **figures}
+
+    def draw(file: Path, found: Mapping[str, Answers]) -> None:
+        chosen = restoration.spaced(count, config.evaluate.examples)
+        rows = {"input": pairs, **found}
+        if config.data.drawn:
+            rows["truth"] = right
+        sheet = {
+            f"{name}, {what}": images[chosen, way]
+            for name, images in rows.items()
+            for way, what in enumerate(("there", "back"))
+        }
+        pictures.save_grid(file, sheet)
+
+    figures = {
+        "psnr_second": Figure("PSNR there, dB", more=True, unit=" dB"),
+        "frechet_second": Figure("Frechet distance there", more=False),
+        "psnr_first": Figure("PSNR back, dB", more=True, unit=" dB"),
+        "frechet_first": Figure("Frechet distance back", more=False),
+    }
+    classical = np.stack(
+        [
+            colours_of(pairs[:, 0], known["first"], known["second"]),
+            colours_of(pairs[:, 1], known["second"], known["first"]),
+        ],
+        axis=1,
+    )
+    return Exam(
+        inputs=Inputs((pairs,)),
+        figures={k: v for k, v in figures.items() if config.data.drawn or "psnr" not in k},
+        mark=mark,
+        watch=watch,
+        classical={"colour transfer": classical},
+        asked=f"{count:,} images of each set that no network has seen",
+        notes=[
+            "There: from the first set to the second; back: from the second to the first. "
+            + restoration.distance_note(features.name, "images of the set asked for")
+        ],
+        draw=draw,
+    )
+
+
+def colours_of(images: Answers, domain: Answers, other: Answers) -> Answers:
+    """Images with each channel's mean and deviation in their domain turned into the other's.
+
+    Reinhard et al. 2001, eq. 10 and 11, in the channels that there are.
+    """
+    (mean, deviation), (wanted, spread) = (
+        (x.mean(axis=(0, 1, 2)), x.std(axis=(0, 1, 2))) for x in (domain, other)
+    )
+    moved = (images - mean) / np.maximum(deviation, 1e-6) * spread + wanted
+    return np.clip(moved, -1, 1).astype(np.float32)
+
+
+EXPERIMENT = lessons.experiment(get_config, build)
+
+if __name__ == "__main__":
+    harness.launch(EXPERIMENT)
