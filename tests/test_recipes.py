@@ -806,6 +806,23 @@ def test_hinton(settings, alpha, t):
     assert not np.array_equal(state.generator.variables["params"]["kernel"], ours)
 
 
+def test_hinton_of_labels_alone_needs_no_teacher():
+    (student, ours), x = _dense(1), _double(CLASSIFIER_BATCH["x"])
+    logits = x @ ours
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    expected = -logs[np.arange(5), CLASSIFIER_BATCH["label"]].mean()
+    parts = {
+        "nets": Networks(student),
+        "optimizers": SGD,
+        "g_terms": recipes.hinton(alpha=1.0).generator,
+        "d_terms": {},
+        "inputs": _scalar_task,
+    }
+    state = init_state(jax.random.key(0), CLASSIFIER_BATCH, **parts)
+    _, metrics = jax.jit(make_train_step(**parts))(state, None, CLASSIFIER_BATCH)
+    np.testing.assert_allclose(metrics["g/hinton"], expected, rtol=1e-5)
+
+
 # Defaults.
 
 WEIGHTS = {

@@ -178,3 +178,35 @@ def _same(key, batch):
 def test_batches_that_lack_something(task, batch, match):
     with pytest.raises(ValueError, match=match):
         task(KEY, batch)
+
+
+def test_text_to_image_has_captions_of_the_batch_or_of_its_images():
+    tokens = jnp.arange(18).reshape(6, 3)
+    for task, batch in (
+        (tasks.text_to_image(5), {**BATCH, "tokens": tokens}),
+        (tasks.text_to_image(5, lambda images, labels: labels[:, None] + tokens * 0), BATCH),
+    ):
+        given = task(KEY, batch)
+        z, words = given.generator
+        assert z.shape == (6, 5)
+        assert given.condition[0] is words is given.extra["tokens"]
+        assert given.real is batch["image"]
+        assert words.shape == (6, 3)
+        assert not np.array_equal(z, task(jax.random.key(1), batch).generator[0])
+    np.testing.assert_array_equal(words[:, 0], BATCH["label"])
+    with pytest.raises(ValueError, match="this task needs 'tokens'"):
+        tasks.text_to_image(5)(KEY, BATCH)
+
+
+def test_bandwidth_extension_keeps_the_waveform_whole():
+    waves = jnp.sin(0.05 * jnp.arange(128.0))[None, :, None]
+    given = tasks.bandwidth_extension(4)(KEY, {"wave": waves})
+    assert given.generator[0].shape == (1, 32, 1)
+    assert given.real is waves
+    assert given.condition[0].shape == waves.shape
+    # A slow wave is sampled less often, and interpolated back.
+    inside = slice(44, -44)
+    np.testing.assert_allclose(given.generator[0][:, 11:-11], waves[:, ::4][:, 11:-11], atol=5e-3)
+    np.testing.assert_allclose(given.condition[0][:, inside], waves[:, inside], atol=5e-3)
+    with pytest.raises(ValueError, match="needs 'wave'"):
+        tasks.bandwidth_extension(4)(KEY, BATCH)

@@ -33,6 +33,26 @@ def test_a_grid_holds_the_images(tmp_path, channels):
             np.testing.assert_array_equal(tile, np.broadcast_to(expected, (5, 6, 3)))
 
 
+def test_titles_stand_above_the_columns_and_move_the_rest_down(tmp_path):
+    rows = {"a": np.random.default_rng(0).uniform(-1, 1, (3, 20, 20, 1))}
+    for name, titles in (("without", ()), ("with", ("bold leaning seven", "thin", ""))):
+        save_grid(tmp_path / f"{name}.png", rows, titles=titles)
+    plain, titled = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("L"))
+        for name in ("without", "with")
+    )
+    top = titled.shape[0] - plain.shape[0]
+    assert top > 0
+    np.testing.assert_array_equal(titled[top:], plain)
+    third = plain.shape[1] - 62  # the last column, which has no title
+    assert (titled[:top, third:] == 255).all()
+    ink = [
+        (titled[top * k // 3 : top * (k + 1) // 3, third - 124 : third] < 128).sum()
+        for k in range(3)
+    ]
+    assert all(count > 5 for count in ink)  # three words in the first column, on three lines
+
+
 def test_curves(tmp_path):
     save_curves(tmp_path / "c.png", {"one": {"a": ([1, 2], [3.0, 400.0])}, "none": {}})
     with Image.open(tmp_path / "c.png") as image:

@@ -1,0 +1,99 @@
+"""Synthesised tones: their pitch, their harmonics, and that no two are the same."""
+
+import itertools
+from functools import partial
+
+import numpy as np
+import pytest
+
+from kd_jax.data import drawn, tones
+
+RATE = 8000
+
+
+def plucked(count=40, length=8192, seed=0, **options):
+    return tones.plucked(np.random.default_rng(seed), count, length=length, rate=RATE, **options)
+
+
+def test_shapes_and_ranges():
+    made = plucked()
+    assert made["wave"].shape == (40, 8192, 1)
+    assert made["wave"].dtype == made["pitch"].dtype == np.float32
+    loudest = np.abs(made["wave"]).max(axis=(1, 2))
+    assert (loudest <= 1).all()
+    assert (loudest >= 0.299).all()
+    assert (made["pitch"] >= 110).all()
+    assert (made["pitch"] <= 440).all()
+    assert made["pitch"].std() > 50
+
+
+def test_energy_is_at_multiples_of_the_pitch():
+    made = plucked()
+    spectra = np.abs(np.fft.rfft(made["wave"][:, :, 0] * np.hanning(8192), axis=1)) ** 2
+    frequencies = np.fft.rfftfreq(8192, 1 / RATE)
+    for spectrum, pitch in zip(spectra, made["pitch"], strict=True):
+        distance = np.abs(frequencies - pitch * np.rint(frequencies / pitch))
+        assert spectrum[(distance < 6) & (frequencies > 50)].sum() > 0.999 * spectrum.sum()
+        # Low harmonics are the loudest: amplitudes fall as the square of their number.
+        first = spectrum[np.abs(frequencies - pitch) < 6].sum()
+        tenth = spectrum[np.abs(frequencies - 10 * pitch) < 6].sum()
+        assert tenth < 0.01 * first
+
+
+def test_a_seed_is_a_set_of_tones():
+    first, again, other = (plucked(3, 64, seed)["wave"] for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0.1
+
+
+def test_a_rate_too_low_and_no_samples():
+    for options in ({"rate": 880}, {"length": 0}):
+        with pytest.raises(ValueError, match="rate="):
+            tones.plucked(np.random.default_rng(0), 2, **options)
+
+
+def take(count, **options):
+    iterator = drawn(partial(tones.plucked, length=16), 4, 3, name="tones", **options)
+    return [batch["wave"] for batch in itertools.islice(iterator, count)]
+
+
+def test_what_is_drawn_never_comes_again_and_its_position_does():
+    whole = take(6)
+    flat = np.concatenate(whole).reshape(24, 16)
+    assert len(np.unique(flat, axis=0)) == 24
+    iterator = drawn(partial(tones.plucked, length=16), 4, 3, name="tones")
+    for _ in range(2):
+        next(iterator)
+    position = iterator.get_state()
+    fresh = drawn(partial(tones.plucked, length=16), 4, 3, name="tones")
+    fresh.set_state(position)
+    for expected in whole[2:]:
+        np.testing.assert_array_equal(next(fresh)["wave"], expected)
+
+
+def test_processes_share_what_is_drawn():
+    parts = [take(2, process_index=index, process_count=2) for index in range(2)]
+    for batch, first, second in zip(take(2), *parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([first, second]), batch)
+
+
+def test_positions_of_other_data_do_not_fit():
+    iterator = drawn(partial(tones.plucked, length=16), 4, 3, name="tones")
+    for name, seed in (("others", 3), ("tones", 4)):
+        other = drawn(partial(tones.plucked, length=16), 4, seed, name=name)
+        with pytest.raises(ValueError, match="does not fit tones"):
+            iterator.set_state(other.get_state())
+    with pytest.raises(ValueError, match="no position in the data"):
+        iterator.set_state({})
+
+
+def test_what_draws_another_number_is_named():
+    with pytest.raises(ValueError, match=r"odd: x has shape \(3,\), not 4 examples"):
+        next(drawn(lambda random, count: {"x": np.zeros(3)}, 4, 0, name="odd"))
+    for options, message in (
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"process_count": 3}, "does not divide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            drawn(plucked, **{"batch_size": 4, "seed": 0, "name": "x", **options})

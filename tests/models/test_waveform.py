@@ -1,0 +1,124 @@
+"""Networks of one dimension: shapes, what each sample sees, and where training starts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kd_jax import ops
+from kd_jax.architecture import describe, rebuild
+from kd_jax.models import waveform
+
+KEY = jax.random.key(0)
+WAVES = jnp.asarray(np.random.default_rng(0).normal(size=(3, 32, 1)), jnp.float32)
+
+
+def made(network, *inputs):
+    variables = jax.jit(network.init)(KEY, *inputs)
+    return variables, jax.jit(network.apply)(variables, *inputs)
+
+
+def drawn(variables, seed=1):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape) / max(1, np.prod(x.shape[:-1])) ** 0.5),
+        variables,
+    )
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_shapes_and_a_fresh_network_interpolates(factor):
+    _, (out, taps, _) = made(waveform.generator(factor, 6, 2), WAVES)
+    assert out.shape == (3, factor * 32, 1)
+    assert out.dtype == jnp.float32
+    assert {name: x.shape for name, x in taps.items()} == {
+        **dict.fromkeys(("stem", "block_0", "block_1", "trunk"), (3, 32, 6)),
+        "up": (3, factor * 32, 6),
+    }
+    np.testing.assert_allclose(out, ops.interpolated(WAVES, factor), atol=0.1)
+    assert np.abs(out - ops.interpolated(WAVES, factor)).max() > 0
+
+
+def test_what_a_sample_sees():
+    """A stem, two blocks of two, the layer up and the last: nine samples wide each."""
+    network = waveform.generator(4, 3, 2)
+    variables = drawn(made(network, WAVES)[0])
+    waves = jnp.zeros((1, 128, 1))
+    moved = network.apply(variables, waves.at[0, 64].set(1.0))[0]
+    difference = np.abs(moved - network.apply(variables, waves)[0])[0, :, 0]
+    (touched,) = np.nonzero(difference > 1e-7)
+    reach = 4 * 6 * 4 + 4  # four to a side at the low rate, six layers; at the high one, one
+    assert 4 * 64 - reach <= touched.min() < 4 * 64 - 50
+    assert 4 * 64 + 50 < touched.max() <= 4 * 64 + 3 + reach
+
+
+def test_examples_do_not_meet_and_shifts_stay_shifts():
+    network = waveform.generator(2, 3, 1)
+    variables = drawn(made(network, WAVES)[0])
+    whole = network.apply(variables, WAVES)[0]
+    np.testing.assert_allclose(whole[1:2], network.apply(variables, WAVES[1:2])[0], atol=1e-5)
+    long = jnp.pad(WAVES, ((0, 0), (40, 40), (0, 0)))
+    shifted = network.apply(variables, jnp.roll(long, 5, axis=1))[0]
+    inside = slice(60, -60)
+    np.testing.assert_allclose(
+        shifted[:, inside],
+        jnp.roll(network.apply(variables, long)[0], 10, axis=1)[:, inside],
+        atol=1e-5,
+    )
+
+
+def test_the_discriminator_scores_stretches():
+    waves = jnp.tile(WAVES, (1, 4, 1))
+    network = waveform.discriminator(4, 3)
+    _, (scores, taps, _) = made(network, waves, waves)
+    assert scores.shape == (3, 16)
+    assert {name: x.shape for name, x in taps.items()} == {
+        "layer_0": (3, 64, 4),
+        "layer_1": (3, 32, 8),
+        "layer_2": (3, 16, 16),
+    }
+    variables = drawn(made(network, waves, waves)[0])
+    apply = jax.jit(network.apply)
+    before, after = (apply(variables, x, waves)[0] for x in (waves, waves.at[:, 0].add(1.0)))
+    changed = np.abs(before - after).max(axis=0) > 1e-6
+    assert changed[0]
+    assert not changed[5:].any()
+    other = apply(variables, waves, 2 * waves)[0]
+    assert np.abs(before - other).max() > 1e-3
+    alone = waveform.discriminator(4, 3)
+    assert made(alone, waves)[0]["params"]["layer_0"]["kernel"].shape == (5, 2, 4)
+
+
+def test_half_precision_computes_in_it_and_answers_in_single():
+    network = waveform.generator(2, 4, 1, dtype=jnp.bfloat16)
+    variables, (out, taps, _) = made(network, WAVES)
+    assert out.dtype == jnp.float32
+    assert taps["trunk"].dtype == jnp.bfloat16
+    assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    judge = waveform.discriminator(4, 2, dtype=jnp.bfloat16)
+    assert made(judge, WAVES)[1][0].dtype == jnp.float32
+
+
+def test_networks_can_be_rebuilt_from_their_description():
+    for network in (waveform.generator(2, 4, 1), waveform.discriminator(4, 2)):
+        again = rebuild(describe(network, WAVES))
+        variables, (out, _, _) = made(network, WAVES)
+        np.testing.assert_array_equal(again.network.apply(variables, WAVES)[0], out)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: waveform.generator(0), "factor=0"),
+        (lambda: waveform.generator(2, 0), "width=0"),
+        (lambda: waveform.generator(2, 2, 0), "blocks=0"),
+        (lambda: waveform.discriminator(0), "width=0"),
+        (lambda: waveform.discriminator(2, 0), "layers=0"),
+        (lambda: made(waveform.generator(2, 2, 1), WAVES[..., 0]), r"\[B, L, 1\]"),
+        (lambda: made(waveform.generator(2, 2, 1, channels=2), WAVES), r"\[B, L, 2\]"),
+        (lambda: made(waveform.discriminator(2, 6), WAVES), "multiple of 64"),
+    ],
+)
+def test_what_does_not_fit(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
