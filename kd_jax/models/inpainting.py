@@ -26,6 +26,7 @@ from kd_jax.types import Array, Variables
 
 # A gate begins at about a half, which leaves a quarter of the variance.
 _gated = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
+_LEAST_VARIANCE = 1e-4  # about a byte's step, squared, of [-1, 1]
 _least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 
 
@@ -54,7 +55,9 @@ def gated_generator(
       separable: whether the 3x3 convolutions, but for the last one, are a depthwise 3x3 one and
         a 1x1 one.
       residual: whether the network sees missing pixels filled in smoothly (`ops.smooth`), and adds
-        to that. Otherwise it sees zeros there, and makes the pixels, in [-1, 1], itself.
+        to that; both in units of the known pixels, less their mean and over their deviation, so
+        that a smooth image is changed little. Otherwise it sees zeros there, and makes the pixels,
+        in [-1, 1], itself.
       dtype: what is computed in; parameters are float32 always, images too.
 
     Raises:
@@ -181,8 +184,12 @@ class GatedGenerator(nn.Module):
         _check_inputs(images, masks, self.channels, 2**self.downs)
         missing = masks > 0.5
         # Not a product with 1 - mask, which would keep a NaN.
-        known = ops.smooth(images, missing) if self.residual else jnp.where(missing, 0.0, images)
-        x = jnp.concatenate([known, missing.astype(known.dtype)], axis=-1)
+        known = jnp.where(missing, 0.0, images)
+        mean, deviation = jnp.zeros(()), jnp.ones(())
+        if self.residual:
+            mean, deviation = _statistics(known, missing)
+            known = ops.smooth(known, missing)
+        x = jnp.concatenate([(known - mean) / deviation, missing.astype(known.dtype)], axis=-1)
         taps = {}
         for layer in _layers(self.downs, self.dilations):
             x = upsample(x) if layer.doubles else x
@@ -202,8 +209,19 @@ class GatedGenerator(nn.Module):
             name="image",
         )
         made = last(x).astype(jnp.float32)
-        generated = taps["generated"] = known + made if self.residual else jnp.tanh(made)
+        generated = known + deviation * made if self.residual else jnp.tanh(made)
+        taps["generated"] = generated
         return jnp.where(missing, generated, images), taps
+
+
+def _statistics(known: Array, missing: Array) -> tuple[Array, Array]:
+    """The known pixels' mean in each channel `[B, 1, 1, C]` and deviation in all `[B, 1, 1, 1]`."""
+    weights = jnp.where(missing, 0.0, 1.0)
+    total = jnp.maximum(weights.sum(axis=(1, 2), keepdims=True), 1.0)
+    mean = known.sum(axis=(1, 2), keepdims=True) / total
+    squares = (weights * (known - mean) ** 2).mean(axis=3, keepdims=True)
+    variance = squares.sum(axis=(1, 2), keepdims=True) / total
+    return mean, jnp.sqrt(variance + _LEAST_VARIANCE)
 
 
 def _check_inputs(images: Array, masks: Array, channels: int, multiple: int) -> None:

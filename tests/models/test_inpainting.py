@@ -200,7 +200,10 @@ def test_dilated_windows_by_hand(separable, dilation):
 
 @both_kinds
 def test_whole_pixels_shift_with_the_image(separable):
-    network = inpainting.gated_generator(3, downs=1, dilations=(3,), separable=separable)
+    """Of the paper's network: a smooth filling has scales, whose pixels are larger."""
+    network = inpainting.gated_generator(
+        3, downs=1, dilations=(3,), separable=separable, residual=False
+    )
     images, masks = _inputs(48, 40)
     variables = _scaled(network, images, masks)
     # Stem 2, halving 1 or 2, at half the side 1 + 3 + 1, two and the image's layers 3.
@@ -212,6 +215,19 @@ def test_whole_pixels_shift_with_the_image(separable):
     centre = np.s_[:, border - 2 : -border, border - 4 : -border]
     np.testing.assert_allclose(found[centre], y[centre], rtol=1e-3, atol=1e-5)
     assert y[inner].std() > 0.1
+
+
+@both_kinds
+def test_brighter_images_of_more_contrast_are_filled_alike(separable):
+    network = inpainting.gated_generator(4, downs=1, dilations=(2,), separable=separable)
+    images, masks = _inputs()
+    variables = _scaled(network, images, masks)
+    colour = jnp.array([0.3, -2.0, 1.0])[None, None, None]
+    images = 30 * images  # for which the least variance is nothing
+    made = output(network, variables, images, masks)
+    moved = output(network, variables, 2 * images + colour, masks)
+    np.testing.assert_allclose(moved, 2 * made + colour, rtol=1e-3, atol=1e-3)
+    assert np.abs(made - ops.smooth(images, masks > 0.5)).max() > 1
 
 
 def test_half_precision_computes_but_does_not_store_in_half():
