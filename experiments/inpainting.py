@@ -30,24 +30,32 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config = restoration.settings()
     config.masks = ConfigDict(
         {
-            "strokes": 4,  # 0 for none
-            "thickness": 0.08,  # their mean width, as a part of the side
+            "strokes": 8,  # 0 for none
+            "thickness": 0.04,  # their mean width, as a part of the side
             "smallest_box": 0.2,  # sides, as a part of the image's
-            "largest_box": 0.4,  # 0 for no boxes; of both kinds each image has one
+            "largest_box": 0.0,  # 0 for no boxes; of both kinds each image has one
         }
     )
     config.batch_size = 8
     config.teacher.steps = config.student.steps = 1000
-    config.teacher.update({"width": 16, "downs": 2, "dilations": (2, 4), "separable": False})
-    config.student.update({"width": 4, "downs": 2, "dilations": (2, 4), "separable": False})
+    config.teacher.rate = 2e-3
+    config.teacher.update({"width": 16, "downs": 1, "dilations": (2, 4), "separable": False})
+    config.student.update({"width": 4, "downs": 1, "dilations": (2, 4), "separable": False})
     if preset == "full":
-        config.data.update({"source": "folder:train", "test": "folder:test", "size": 256})
-        config.teacher.update({"width": 48, "dilations": (2, 4, 8, 16), "steps": 400_000})
-        config.student.update({"width": 14, "dilations": (2, 4, 8, 16), "steps": 400_000})
+        config.data.update({"source": "folder:train", "test": "folder:test"})
+        config.data.update({"size": 256, "patches": True})
+        config.masks.update({"strokes": 4, "thickness": 0.08, "largest_box": 0.4})
+        config.teacher.update(
+            {"width": 48, "downs": 2, "dilations": (2, 4, 8, 16), "steps": 400_000}
+        )
+        config.student.update(
+            {"width": 14, "downs": 2, "dilations": (2, 4, 8, 16), "steps": 400_000}
+        )
         config.teacher.rate = config.student.rate = 2e-4
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
     if preset == "tiny":
         restoration.tiny(config)
+        config.masks.largest_box = 0.4
         for sizes in (config.teacher, config.student):
             sizes.update({"width": 4, "downs": 1, "dilations": (2,)})
         config.student.width = 2

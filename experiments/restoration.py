@@ -46,6 +46,7 @@ def settings() -> ConfigDict:
                 "size": 64,
                 "channels": 3,
                 "resize": False,  # make images of other sizes fit
+                "patches": False,  # cut a folder's images into patches of that size, instead
                 "turn": True,  # show them mirrored and turned by quarters
             },
             "distilled": {
@@ -93,7 +94,9 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
     split = "train" if other.startswith("folder:") else "test"
     shape = (config.data.size, config.data.channels, where)
     train, test = (
-        kd_data.open_source(spec, part, *shape, resize=config.data.resize)
+        kd_data.open_source(
+            spec, part, *shape, resize=config.data.resize, in_patches=config.data.patches
+        )
         for spec, part in ((config.data.source, "train"), (other, split))
     )
     return train, test

@@ -33,7 +33,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.teacher.update({"model": "srresnet", "width": 32, "blocks": 6, "separable": False})
     config.student.update({"width": 10, "blocks": 3, "separable": False})
     if preset == "full":
-        config.data.update({"source": "folder:train", "test": "folder:test", "size": 128})
+        config.data.update({"source": "folder:train", "test": "folder:test"})
+        config.data.update({"size": 128, "patches": True})
         config.teacher.update({"model": "rrdb", "width": 64, "blocks": 23, "steps": 400_000})
         config.teacher.rate = config.student.rate = 2e-4
         config.student.update({"width": 32, "blocks": 8, "steps": 400_000})

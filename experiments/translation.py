@@ -40,7 +40,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.teacher.update({"width": 16, "blocks": 4, "separable": False, "steps": 1000})
     config.student.update({"width": 6, "blocks": 3, "separable": True, "steps": 1000})
     if preset == "full":
-        config.data.update({"source": "folder:train", "test": "folder:test", "size": 256})
+        config.data.update({"source": "folder:train", "test": "folder:test"})
+        config.data.update({"size": 256, "patches": True})
         config.discriminator.update({"width": 64, "layers": 3})
         config.teacher.update({"width": 64, "blocks": 9, "steps": 200_000, "rate": 2e-4})
         config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})

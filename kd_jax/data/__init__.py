@@ -46,6 +46,7 @@ def open_source(
     cache: Path | None = None,
     *,
     resize: bool = False,
+    in_patches: bool = False,
 ) -> Source:
     """Opens a set of images for random access.
 
@@ -67,12 +68,17 @@ def open_source(
       resize: makes other sizes fit (the centre square, antialiased bicubic), and turns grey into
         colour and back. Without it an image of another size or colour is refused. Transparency is
         always refused, unless asked for by `channels=4`, since what is behind it is not known.
+      in_patches: of a folder, cut each image into patches of `size`, side by side; the last of a
+        row or a column ends with the image. Reading a patch decodes its whole image, unless all
+        patches fit into memory.
 
     Raises:
       FileNotFoundError: there is no such folder, it is empty, or the dataset is not prepared.
       ValueError: anything else that does not fit; one line that names the file. Images whose header
         is right but whose data are damaged raise it when they are read.
     """
+    if in_patches and not spec.startswith("folder:"):
+        raise ValueError(f"{spec} is not a folder; only a folder's images are cut into patches")
     if channels not in (1, 3, 4):
         raise ValueError(f"channels is {channels}: an image has 1 (grey), 3 (RGB) or 4 (RGBA)")
     if size < 1:
@@ -90,7 +96,7 @@ def open_source(
     elif kind == "folder" and argument:
         from kd_jax.data.folder import open_folder
 
-        source = open_folder(Path(argument).expanduser(), split, size, channels, resize)
+        source = open_folder(Path(argument).expanduser(), split, size, channels, resize, in_patches)
     elif kind == "tfds" and argument:
         from kd_jax.data.prepared import open_prepared
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 # Pillow's modes that are so many channels of 8 bits, and nothing else.
 EXACT = {1: ("L", "1"), 3: ("RGB", "P"), 4: ("RGBA",)}
@@ -52,8 +52,31 @@ def check_fits(image: Image.Image, name: str, size: int, channels: int, resize: 
     )
 
 
+def patches(image: Image.Image, name: str, size: int, channels: int) -> list[tuple[int, int]]:
+    """Where the patches of an image are: `(left, top)` each, row by row.
+
+    They lie side by side, but the last of a row or a column, which ends with the image and overlaps
+    the one before. Only the header is looked at.
+
+    Raises:
+      ValueError: the image is smaller than a patch, or has other colours than can be converted.
+    """
+    check_fits(image, name, size, channels, resize=True)
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    width, height = reversed(image.size) if turned else image.size
+    if min(width, height) < size:
+        raise ValueError(f"{name} is {width}x{height}, smaller than a patch of {size}x{size}")
+    lefts, tops = ([*range(0, side - size, size), side - size] for side in (width, height))
+    return [(left, top) for top in tops for left in lefts]
+
+
 def decode(
-    data: Path | bytes, name: str, size: int, channels: int, resize: bool
+    data: Path | bytes,
+    name: str,
+    size: int,
+    channels: int,
+    resize: bool,
+    place: tuple[int, int] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """An image's pixels, upright: `[size, size, channels]` uint8.
 
@@ -64,17 +87,21 @@ def decode(
       channels: 1, 3 or 4.
       resize: convert the colours, cut out the centre square and resize it (antialiased bicubic),
         where they do not fit.
+      place: of `patches`: convert the colours, and cut out this one.
 
     Raises:
       ValueError: it is no image, its data are damaged, or it does not fit.
     """
     with open_image(data, name) as image:
-        check_fits(image, name, size, channels, resize)
+        check_fits(image, name, size, channels, resize or place is not None)
         try:
             upright: Any = ImageOps.exif_transpose(image).convert(MODE[channels])
         except Exception as error:  # Each of Pillow's decoders has its own.
             raise ValueError(f"{name} cannot be decoded: {first_line(error)}") from None
-    if upright.size != (size, size):
+    if place is not None:
+        left, top = place
+        upright = upright.crop((left, top, left + size, top + size))
+    elif upright.size != (size, size):
         side = min(upright.size)
         left, top = (upright.width - side) // 2, (upright.height - side) // 2
         # Not resize's own `box`, whose filter would look beyond it.

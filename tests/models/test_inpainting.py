@@ -70,7 +70,6 @@ def test_known_pixels_are_kept_to_the_bit_and_missing_ones_generated(separable):
     missing = np.broadcast_to(np.asarray(masks) == 1, images.shape)
     np.testing.assert_array_equal(filled[~missing], images[~missing])
     np.testing.assert_array_equal(filled[missing], taps["generated"][missing])
-    assert np.abs(taps["generated"]).max() <= 1
     assert (filled[missing] != images[missing]).all()
     # Neither silent nor saturated.
     assert 0.005 < taps["generated"].std() < 0.9
