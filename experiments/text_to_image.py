@@ -54,8 +54,9 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     )
     config.batch_size = 32
     config.final_rate = 0.1
-    config.teacher.update({"width": 24, "embedding": 32, "steps": 1000, "rate": 1e-3})
-    config.student.update({"width": 6, "embedding": 32, "steps": 1000, "rate": 1e-3})
+    config.evaluate_every = config.checkpoint_every = 200
+    config.teacher.update({"width": 24, "embedding": 32, "steps": 600, "rate": 1e-3})
+    config.student.update({"width": 6, "embedding": 32, "steps": 600, "rate": 1e-3})
     # Each caption of a held-out image so many times, with other latents.
     config.evaluate.update({"repeat": 4, "examples": 12})
     if preset == "full":

@@ -34,11 +34,12 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.sigma = 1.0  # of the Gaussian that smooths before edges are looked for, in pixels
     config.hints = 8  # the side of the coarse colours given beside the edges; 0 for none
     config.norm = "batch"  # or instance, which forgets how bright an image is
-    config.adversarial = 0.01
+    config.adversarial = 0.002
     config.batch_size = 8
+    config.evaluate_every = config.checkpoint_every = 200
     config.discriminator.width = 8
-    config.teacher.update({"width": 16, "blocks": 4, "separable": False, "steps": 1000})
-    config.student.update({"width": 6, "blocks": 3, "separable": True, "steps": 1000})
+    config.teacher.update({"width": 16, "blocks": 4, "separable": False, "steps": 400})
+    config.student.update({"width": 6, "blocks": 3, "separable": True, "steps": 400})
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 256, "patches": True})
@@ -78,6 +79,7 @@ def build(config: ConfigDict) -> lessons.Lesson:
             blocks=sizes.blocks,
             norm=NORMS[config.norm],
             separable=sizes.separable,
+            residual=bool(config.hints),
             dtype=lessons.dtype(config),
         )
         for sizes in (config.teacher, config.student)

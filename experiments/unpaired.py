@@ -64,9 +64,9 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         }
     )
     config.batch_size = 4
-    config.teacher.update({"width": 14, "blocks": 3, "steps": 600, "rate": 1e-3})
-    config.student.update({"width": 4, "blocks": 2, "separable": True, "steps": 600, "rate": 2e-3})
-    config.evaluate_every = config.checkpoint_every = 300
+    config.teacher.update({"width": 14, "blocks": 3, "steps": 300, "rate": 1e-3})
+    config.student.update({"width": 4, "blocks": 2, "separable": True, "steps": 300, "rate": 2e-3})
+    config.evaluate_every = config.checkpoint_every = 150
     config.evaluate.images = 0  # of each set; 0: all there are
     if preset == "full":
         config.data.update({"first": "folder:first/train", "first_test": "folder:first/test"})

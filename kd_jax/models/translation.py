@@ -98,6 +98,7 @@ def resnet_generator(
     padding: str = "reflect",
     dropout: float = 0.0,
     separable: bool = False,
+    residual: bool = False,
     dtype: Any = jnp.float32,
 ) -> Network:
     """`images [B, H, W, any] -> images [B, H, W, channels]`; H and W are multiples of 4.
@@ -121,6 +122,8 @@ def resnet_generator(
       separable: whether the blocks' 3x3 convolutions are depthwise ones, normalised, with 1x1
         convolutions after them: about a ninth of the arithmetic (Howard et al. 2017; Li et al.
         2020, section 3.2).
+      residual: whether what is made is added to the last `channels` channels of what is given,
+        without tanh, and begins small; not so in the papers.
       dtype: what is computed in; parameters are float32 always, images too.
 
     Raises:
@@ -133,7 +136,9 @@ def resnet_generator(
         raise ValueError(f"blocks={blocks} must be at least 0 and channels={channels} at least 1")
     _check_dropout(dropout)
     widths = _widths("a ResNet generator", width, resnet_multiples(blocks))
-    return from_linen(ResNetGenerator(widths, channels, norm, padding, dropout, separable, dtype))
+    return from_linen(
+        ResNetGenerator(widths, channels, norm, padding, dropout, separable, residual, dtype)
+    )
 
 
 def unet_generator(
@@ -486,10 +491,15 @@ class ResNetGenerator(nn.Module):
     padding: str
     dropout: float
     separable: bool
+    residual: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
+        if self.residual and images.shape[-1] < self.channels:
+            raise ValueError(
+                f"images of {images.shape[-1]} channels hold none of {self.channels} to add to"
+            )
         stem, first, second, *hidden, third, fourth = self.widths
         # The blocks' features have a quarter of the sides, and one pixel reflects nothing.
         least = 8 if self.padding == "reflect" and hidden else 4
@@ -512,8 +522,12 @@ class ResNetGenerator(nn.Module):
         for index, features in enumerate((third, fourth)):
             name = f"up_{index}"
             x = taps[name] = nn.relu(layer(features, 3, _doubled, stride=2, name=name)(x))
-        image = Conv(self.channels, 7, reflected, dtype=self.dtype, name="image")(x)
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        start = {"kernel_init": _least} if self.residual else {}
+        image = Conv(self.channels, 7, reflected, dtype=self.dtype, name="image", **start)(x)
+        image = image.astype(jnp.float32)
+        if self.residual:
+            return images[..., -self.channels :] + image, taps
+        return jnp.tanh(image), taps
 
 
 class UNetGenerator(nn.Module):
@@ -601,6 +615,7 @@ class Discriminator(nn.Module):
 
 
 _leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
+_least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 
 
 def _normed(module: Any, x: Array) -> Array:

@@ -14,6 +14,7 @@ from PIL import Image
 from experiments import harness, inpainting, lessons, superres, translation
 from kd_jax import checkpoint, degrade
 from kd_jax import data as kd_data
+from kd_jax.evaluate import extractor
 from kd_jax.evaluate.pictures import to_uint8
 from kd_jax.logs import read_jsonl
 from kd_jax.objective import Inputs
@@ -90,6 +91,21 @@ def test_photographs_have_a_frechet_distance_and_features_are_connected(tmp_path
     assert "g/feature" in read_jsonl(tmp_path / "seed0/distilled/metrics.jsonl")[0]
     # The projections of the features are for learning alone.
     assert report["costs"]["student"]["parameters"] < report["costs"]["teacher"]["parameters"]
+
+
+def test_lpips_is_measured_where_its_weights_are(tmp_path, monkeypatch):
+    def lpips(*files):
+        assert files == ("trunk.pth", "heads.pth")
+        return extractor.Perceptual("lpips-1", lambda a, b: jnp.abs(a - b).mean(axis=(1, 2, 3)))
+
+    monkeypatch.setattr(extractor, "lpips", lpips)
+    config = tiny("superres", tmp_path, **{"evaluate.lpips": "trunk.pth, heads.pth"})
+    exam = superres.build(config).exam()
+    right = np.asarray(exam.inputs.real)
+    assert exam.mark(right)["lpips"] == 0
+    assert exam.mark(-right)["lpips"] == pytest.approx(2 * np.abs(right).mean(), rel=1e-5)
+    assert "LPIPS is `lpips-1`." in exam.notes
+    assert list(exam.figures) == ["psnr", "ssim", "lpips"]
 
 
 def test_the_classical_methods(tmp_path):
@@ -184,6 +200,10 @@ def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path
         ("superres", {"data.size": 8}, "config.data.size=8 is below 11, the side of SSIM's window"),
         ("inpainting", {"evaluate.examples": 0}, "examples=0"),
         ("inpainting", {"evaluate_every": 3}, "not a multiple of config.log_every=2"),
+        ("superres", {"evaluate.lpips": "a,b,c"}, "names 3 files"),
+        ("superres", {"evaluate.lpips": "/nowhere.pth"}, "no LPIPS weights at /nowhere.pth"),
+        ("superres", {"data.patches": True, "data.resize": True}, "either resized or cut"),
+        ("inpainting", {"data.patches": True, "data.size": 32}, "smaller than a patch of 32x32"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, changes, message, tmp_path):

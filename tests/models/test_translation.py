@@ -175,6 +175,22 @@ def test_padding_of_blocks(padding, separable):
     np.testing.assert_allclose(block.apply({"params": params}, x), x + neighbours, rtol=1e-6)
 
 
+def test_a_residual_generator_adds_to_the_last_channels_of_what_it_is_given():
+    """A fresh one changes little; without what it adds to, what is added stays the same."""
+    network = translation.resnet_generator(4, channels=3, blocks=1, residual=True)
+    given = noise(16, 16, channels=4)
+    fresh = jax.jit(network.init)(jax.random.key(0, impl="rbg"), given)
+    made = output(network, fresh, given)
+    np.testing.assert_allclose(made, given[..., 1:], atol=0.1)
+    assert np.abs(made - given[..., 1:]).max() > 0
+    variables = drawn(network, given)
+    plain = translation.resnet_generator(4, channels=3, blocks=1)
+    added = output(network, variables, given) - given[..., 1:]
+    np.testing.assert_allclose(np.tanh(added), output(plain, variables, given), atol=1e-4)
+    with pytest.raises(ValueError, match="images of 1 channels hold none of 3 to add to"):
+        abstract(network, images(16, 16, channels=1))
+
+
 def test_dropout_needs_training_and_a_key():
     x = noise(8, 8)
     network = translation.resnet_generator(2, blocks=1, dropout=0.5)
