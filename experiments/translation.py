@@ -39,7 +39,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.evaluate_every = config.checkpoint_every = 200
     config.discriminator.width = 8
     config.teacher.update({"width": 16, "blocks": 4, "separable": False, "steps": 400})
-    config.student.update({"width": 6, "blocks": 3, "separable": True, "steps": 400})
+    config.student.update({"width": 5, "blocks": 3, "separable": True, "steps": 400})
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 256, "patches": True})
