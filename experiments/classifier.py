@@ -80,14 +80,7 @@ def build(config: ConfigDict) -> Lesson:
             "by --config.data.test or --config.data.test_split"
         )
     train, test = (
-        kd_data.open_source(
-            spec,
-            split,
-            given.size,
-            given.channels,
-            harness.cache_dir() / "tfds",
-            resize=given.resize,
-        )
+        lessons.opened(given, spec, split)
         for spec, split in (
             (given.source, given.split),
             (given.test or given.source, given.test_split),

@@ -148,6 +148,23 @@ def dtype(config: ConfigDict) -> Any:
     return jnp.dtype(config.dtype)
 
 
+def opened(settings: ConfigDict, spec: str, split: str) -> kd_data.Source:
+    """A set of images of the size, channels and fit that `config.data` asks for.
+
+    Raises:
+      ValueError, FileNotFoundError: one line.
+    """
+    return kd_data.open_source(
+        spec,
+        split,
+        settings.size,
+        settings.channels,
+        harness.cache_dir() / "tfds",
+        resize=settings.resize,
+        in_patches=settings.get("patches", False),
+    )
+
+
 def deal(config: ConfigDict, source: kd_data.Source) -> Callable[[int], kd_data.Endless]:
     """`seed -> batches` of a set of images.
 

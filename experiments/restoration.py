@@ -89,14 +89,10 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
         )
     if config.evaluate.images < 0:
         raise ValueError(f"config.evaluate.images={config.evaluate.images} is negative")
-    where = harness.cache_dir() / "tfds"
     other = config.data.test or config.data.source
     split = "train" if other.startswith("folder:") else "test"
-    shape = (config.data.size, config.data.channels, where)
     train, test = (
-        kd_data.open_source(
-            spec, part, *shape, resize=config.data.resize, in_patches=config.data.patches
-        )
+        lessons.opened(config.data, spec, part)
         for spec, part in ((config.data.source, "train"), (other, split))
     )
     return train, test

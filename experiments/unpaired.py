@@ -104,17 +104,7 @@ def open_sets(config: ConfigDict) -> Sets:
       ValueError, FileNotFoundError: one line.
     """
     given = config.data
-
-    def opened(spec: str, split: str) -> kd_data.Source:
-        return kd_data.open_source(
-            spec,
-            split,
-            given.size,
-            given.channels,
-            harness.cache_dir() / "tfds",
-            resize=given.resize,
-        )
-
+    opened = partial(lessons.opened, given)
     return Sets(
         {
             "first": opened(given.first, given.first_split),

@@ -82,7 +82,7 @@ def test_the_rest_of_the_page():
         ("student", "10,600", "1.25 M", "0.50 ms (0.25 to 1.00)", "8.00 ms (4.00 to 16.00)"),
     ):
         assert f"| {name} | {parameters} | {products} | {one} | {many} |" in page.splitlines()
-    assert "1 image | 64 images" in page
+    assert "batch of 1 | batch of 64" in page
     assert "median of 50 calls" in page
     assert "on cpu x 2" in page
     assert "| teacher | 97.0% |" in page
