@@ -37,8 +37,6 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         }
     )
     config.batch_size = 8
-    config.evaluate_every = config.checkpoint_every = 200
-    config.teacher.steps = config.student.steps = 400
     config.teacher.rate = 2e-3
     config.teacher.update({"width": 16, "downs": 1, "dilations": (2, 4), "separable": False})
     config.student.update({"width": 4, "downs": 1, "dilations": (2, 4), "separable": False})

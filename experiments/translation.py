@@ -11,7 +11,7 @@ PatchGAN that sees the same (Isola et al. 2017). A narrower one with separable c
 it alone, and from the teacher too. The classical answer is the colours enlarged (bicubic); without
 any (`--config.hints=0`) it is the patch seen in training whose edges are nearest.
 
-Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of it.
+Hardware and results: two CPU cores; the table in README.md.
 """
 
 from functools import partial

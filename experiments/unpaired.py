@@ -11,7 +11,7 @@ Side by side the two are one network, and the step knows nothing of it. As in th
 learnt without pairs is measured with some: of unseen photographs the edges are known. The classical
 method gives an image the other set's mean and deviation of each channel (Reinhard et al. 2001).
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of it.
 """
 
 from collections.abc import Mapping
