@@ -249,6 +249,10 @@ def main(config: ConfigDict, lesson: Lesson, workdir: Path) -> None:
     networks = dict.fromkeys(TRAININGS, lesson.student) | {"teacher": lesson.teacher}
     trained: dict[str, list[Variables]] = {name: [] for name in TRAININGS}
     ask = {name: answers(network, exam) for name, network in networks.items()}
+
+    def quality(variables: Variables, name: str) -> Mapping[str, float]:
+        return exam.watch(ask[name](disconnect(variables)))
+
     for seed in config.seeds:
         teacher = None
         for name in TRAININGS:
@@ -257,7 +261,7 @@ def main(config: ConfigDict, lesson: Lesson, workdir: Path) -> None:
                 workdir / f"seed{seed}" / name,
                 lesson.recipe(name, teacher if name == "distilled" else None),
                 lesson.batches(seed),
-                lambda v, name=name: exam.watch(ask[name](disconnect(v))),  # type: ignore[misc]
+                partial(quality, name=name),
                 seed,
                 lesson.mesh,
             ).generator

@@ -182,7 +182,7 @@ def build(config: ConfigDict) -> Lesson:
         exam=lambda: make_exam(config, sets),
         watched=("psnr_second", "PSNR of what the second set is like, dB")
         if given.drawn
-        else ("cycle", "L1 of what has gone there and back"),
+        else ("frechet_second", "Frechet distance there"),
         mesh=harness.mesh(config.mesh, config.batch_size),
     )
 

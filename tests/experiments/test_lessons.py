@@ -14,7 +14,7 @@ from experiments import harness, lessons, text_to_image, unpaired, waveform
 from experiments.lessons import Exam, Figure
 from kd_jax import checkpoint
 from kd_jax import data as kd_data
-from kd_jax.data import captions
+from kd_jax.data import captions, tones
 from kd_jax.logs import read_jsonl
 from kd_jax.objective import Inputs
 
@@ -61,6 +61,8 @@ def test_from_data_to_a_report(name, tmp_path):
         with Image.open(workdir / picture) as opened:
             assert opened.width > 100
     assert terms <= set(read_jsonl(workdir / "seed0/distilled/metrics.jsonl")[0])
+    watched = f"quality/{MODULES[name].build(tiny(name)).watched[0]}"
+    assert any(watched in row for row in read_jsonl(workdir / "seed0/alone/metrics.jsonl"))
     alone = set(read_jsonl(workdir / "seed0/alone/metrics.jsonl")[0])
     assert not {"g/pixel", "g/response"} & alone
     made, _ = checkpoint.load_network(workdir / "seed0/alone/best")
@@ -114,6 +116,9 @@ def test_the_exams_tones_are_in_no_training():
     asked = np.asarray(lesson.exam().inputs.real)
     distances = np.abs(heard[:, None] - asked[None]).max(axis=(2, 3))
     assert distances.min() > 1e-3
+    for seed in range(4):  # nor does it draw from where a training does, were its batch as large
+        drawn = tones.plucked(np.random.default_rng([seed, 0]), 64, length=256, rate=8000)
+        assert np.abs(drawn["wave"] - asked).max(axis=(1, 2)).min() > 1e-3
 
 
 def test_the_real_images_have_their_captions():
@@ -160,10 +165,13 @@ def own(tmp_path, **changes):
 
 
 def test_two_folders_of_different_sizes(tmp_path):
-    harness.execute(unpaired.EXPERIMENT, own(tmp_path), tmp_path / "run")
+    config = own(tmp_path)
+    harness.execute(unpaired.EXPERIMENT, config, tmp_path / "run")
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert report["asked"] == "3 images of each set that no network has seen"
     assert set(report["figures"]["teacher"][0]) == {"frechet_second", "frechet_first"}
+    watched = f"quality/{unpaired.build(config).watched[0]}"
+    assert any(watched in row for row in read_jsonl(tmp_path / "run/seed0/alone/metrics.jsonl"))
 
 
 def test_unpaired_inputs_are_both_ways():
