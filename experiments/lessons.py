@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from experiments import comparison, harness, report
 from kd_jax import data as kd_data
+from kd_jax import recipes
 from kd_jax.evaluate import pictures
 from kd_jax.evaluate.summary import Summary, summarize
 from kd_jax.network import Network, connect_to, disconnect
-from kd_jax.objective import Inputs, MakeInputs
+from kd_jax.objective import Inputs, MakeInputs, Terms
 from kd_jax.state import Networks, Pair, Teacher
 from kd_jax.types import Batch, Variables
 
@@ -216,6 +217,15 @@ def recipe(
         sizes.steps,
         None if teacher is None else Teacher(teacher),
     )
+
+
+def in_game(terms: Terms, weight: float) -> Pair:
+    """A generator's terms and a least-squares game of this weight; without one where it is 0."""
+    if not weight:
+        return Pair(terms, {})
+    game = recipes.least_squares()
+    adversarial = {"adversarial": game.generator["adversarial"]._replace(weight=weight)}
+    return Pair({**terms, **adversarial}, game.discriminator)
 
 
 def connected(

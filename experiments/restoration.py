@@ -22,7 +22,7 @@ from kd_jax.models import translation
 from kd_jax.models.resnet import upsample
 from kd_jax.network import Network
 from kd_jax.objective import Inputs, MakeInputs, Term
-from kd_jax.state import Networks, Pair
+from kd_jax.state import Networks
 from kd_jax.types import Array, Batch, Variables
 
 _WINDOW = 11
@@ -201,14 +201,9 @@ def recipe(
     else:
         nets = Networks(teacher if name == "teacher" else student)
         terms = {"truth": Term(lambda f: losses.response.l1(f.fake, f.real))}
-    judged: dict[str, Term] = {}
-    if judge is not None:
-        nets = nets._replace(discriminator=judge)
-        game = recipes.least_squares()
-        terms["adversarial"] = game.generator["adversarial"]._replace(weight=config.adversarial)
-        judged = dict(game.discriminator)
+    nets = nets._replace(discriminator=judge)
     rate = config.discriminator.rate
-    both = Pair(terms, judged)
+    both = lessons.in_game(terms, config.adversarial)
     return lessons.recipe(config, name, nets, both, inputs, variables, judge_rate=rate)
 
 

@@ -25,12 +25,12 @@ from numpy.typing import NDArray
 from experiments import harness, lessons
 from experiments.lessons import Answers, Exam, Figure, Lesson
 from kd_jax import data as kd_data
-from kd_jax import losses, ops, recipes, tasks
+from kd_jax import losses, ops, tasks
 from kd_jax.data import tones
 from kd_jax.models import waveform
 from kd_jax.network import Network
 from kd_jax.objective import MakeInputs, Term
-from kd_jax.state import Networks, Pair
+from kd_jax.state import Networks
 from kd_jax.types import Variables
 
 _FRAME = 256  # samples, of a spectrum
@@ -135,12 +135,7 @@ def recipe(
             "truth": terms["truth"]._replace(weight=weights.truth),
             "response": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.response),
         }
-    judged: dict[str, Term] = {}
-    if judge is not None:
-        game = recipes.least_squares()
-        terms["adversarial"] = game.generator["adversarial"]._replace(weight=config.adversarial)
-        judged = dict(game.discriminator)
-    both = Pair(terms, judged)
+    both = lessons.in_game(terms, config.adversarial)
     rate = config.discriminator.rate
     return lessons.recipe(config, name, nets, both, inputs, variables, judge_rate=rate)
 
