@@ -7,7 +7,7 @@ asked in the end is of photographs that none has seen.
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -26,6 +26,9 @@ from kd_jax.state import Networks
 from kd_jax.types import Array, Batch, Variables
 
 _WINDOW = 11
+
+Restore: TypeAlias = Callable[[Inputs, kd_data.Source], Any]
+"""`(what the generators are given, the training's images) -> images [N, H, W, C]`."""
 
 FIGURES = {
     "psnr": Figure("PSNR, dB", more=True, unit=" dB"),
@@ -106,8 +109,7 @@ def lesson(
     student: Network,
     taps: Sequence[str] | Mapping[str, str],
     *,
-    baseline: str,
-    restore: Callable[[Inputs, kd_data.Source], Any],
+    classical: Mapping[str, Restore],
     shown: Callable[[Inputs], Any],
 ) -> Lesson:
     """Opens the images and puts everything together.
@@ -119,8 +121,7 @@ def lesson(
       teacher: the large generator.
       student: the small one.
       taps: names of features, or `{student's: teacher's}`, that can be matched.
-      baseline: the classical method's name.
-      restore: it: `(what the generator is given, training images) -> [N, H, W, C]`.
+      classical: methods that do not learn as networks do, by name.
       shown: what the generator is given, as images `[N, H, W, C]` for a picture.
 
     Raises:
@@ -137,7 +138,7 @@ def lesson(
         teacher=teacher,
         student=student,
         recipe=partial(recipe, config, train, inputs, teacher, student, judge, taps),
-        exam=lambda: make_exam(config, task, train, test, distance, baseline, restore, shown),
+        exam=lambda: make_exam(config, task, train, test, distance, classical, shown),
         watched=("psnr", "PSNR, dB"),
         mesh=harness.mesh(config.mesh, config.batch_size),
     )
@@ -234,8 +235,7 @@ def make_exam(
     train: kd_data.Source,
     test: kd_data.Source,
     distance: extractor.Perceptual | None,
-    baseline: str,
-    restore: Callable[[Inputs, kd_data.Source], Any],
+    classical: Mapping[str, Restore],
     shown: Callable[[Inputs], Any],
 ) -> Exam:
     """Draws what is asked of the unseen images, and finds the classifier."""
@@ -275,7 +275,10 @@ def make_exam(
         figures={name: FIGURES[name] for name in FIGURES if name in measures},
         mark=lambda x: {name: of(np.clip(x, -1, 1)) for name, of in measures.items()},
         watch=watch,
-        classical={baseline: np.asarray(restore(inputs, train), np.float32)},
+        classical={
+            name: np.asarray(restore(inputs, train), np.float32)
+            for name, restore in classical.items()
+        },
         asked=f"{len(right):,} images that no network has seen",
         notes=notes,
         draw=draw,

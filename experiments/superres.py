@@ -16,7 +16,6 @@ Hardware and results: two CPU cores; the table in README.md.
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import harness, lessons, restoration
@@ -83,8 +82,7 @@ def build(config: ConfigDict) -> lessons.Lesson:
         teacher,
         student,
         ("trunk",),
-        baseline="bicubic",
-        restore=lambda asked, _: np.asarray(degrade.upsampled(asked.generator[0], config.scale)),
+        classical={"bicubic": lambda asked, _: degrade.upsampled(asked.generator[0], config.scale)},
         shown=lambda asked: restoration.as_large(asked.generator[0], config.data.size),
     )
 

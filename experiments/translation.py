@@ -91,11 +91,14 @@ def build(config: ConfigDict) -> lessons.Lesson:
         teacher,
         student,
         ("down_1",),
-        baseline="enlarged colours" if config.hints else "nearest edges",
-        restore=lambda asked, train: (
-            asked.generator[0][..., 1:]
+        classical=(
+            {"enlarged colours": lambda asked, _: asked.generator[0][..., 1:]}
             if config.hints
-            else nearest(np.asarray(asked.generator[0]), train, config.sigma)
+            else {
+                "nearest edges": lambda asked, train: nearest(
+                    np.asarray(asked.generator[0]), train, config.sigma
+                )
+            }
         ),
         shown=lambda asked: np.repeat(asked.generator[0][..., :1], config.data.channels, axis=3),
     )
