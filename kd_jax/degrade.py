@@ -195,6 +195,30 @@ def edges(images: Array, *, sigma: float = 1.0) -> Array:
     return jnp.clip(8 * magnitude - 1.0, -1.0, 1.0)
 
 
+def sepia(images: Array) -> Array:
+    """Colours as an old photograph has them: brightness alone, in brown.
+
+    The matrix that photo editors use (it is documented with Microsoft's and the W3C's filters);
+    what would be brighter than white is white.
+
+    Args:
+      images: `[B, H, W, 3]` in [-1, 1].
+
+    Returns:
+      `[B, H, W, 3]` in [-1, 1].
+
+    Raises:
+      ValueError: images of another number of channels.
+    """
+    if images.shape[-1] != 3:
+        raise ValueError(f"sepia is of 3 channels, not of images of shape {images.shape}")
+    mixed = jnp.einsum("...c,dc->...d", (images + 1) / 2, jnp.array(_SEPIA))
+    return 2 * jnp.minimum(mixed, 1.0) - 1
+
+
+_SEPIA = ((0.393, 0.769, 0.189), (0.349, 0.686, 0.168), (0.272, 0.534, 0.131))
+
+
 def _filtered(images: Array, taps: Array, axis: int) -> Array:
     """The correlation along an axis; the border's pixels are repeated outside."""
     radius, count = len(taps) // 2, images.shape[axis]

@@ -114,6 +114,21 @@ def test_masks_that_cannot_be_drawn(call, match):
         call()
 
 
+def test_sepia():
+    """By the published matrix, of black, white, red, and a colour."""
+    given = np.array([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0.2, 0.4, 0.6]], np.float64)
+    expected = [
+        [0, 0, 0],
+        [1, 1, 0.937],
+        [0.393, 0.349, 0.272],
+        [0.0786 + 0.3076 + 0.1134, 0.0698 + 0.2744 + 0.1008, 0.0544 + 0.2136 + 0.0786],
+    ]
+    found = degrade.sepia(jnp.asarray(2 * given - 1, jnp.float32).reshape(1, 2, 2, 3))
+    np.testing.assert_allclose((found.reshape(-1, 3) + 1) / 2, expected, atol=1e-6)
+    with pytest.raises(ValueError, match="sepia is of 3 channels"):
+        degrade.sepia(jnp.zeros((1, 4, 4, 1)))
+
+
 def test_edges_are_those_of_scipy():
     images = np.asarray(photos(2, 20, 24, 3), np.float64)
     soft = ndimage.gaussian_filter(images.mean(axis=3), (0, 1, 1), mode="nearest", truncate=3)

@@ -30,7 +30,8 @@ def side_by_side(first: Network, second: Network) -> Network:
     for name, network in (("first", first), ("second", second)):
         if network.module is None or network.mapping is not None:
             raise ValueError(f"the {name} network is not made of one Linen module of one part")
-    return from_linen(SideBySide(first.module, second.module))
+    # Clones: Linen would give one module that is there twice one set of parameters.
+    return from_linen(SideBySide(first.module.clone(), second.module.clone()))
 
 
 class SideBySide(nn.Module):

@@ -389,6 +389,11 @@ def _doubled(x: Array, kernel: Array, stride: int) -> Array:
     return ops.conv_transpose(x, kernel, stride, "VALID")[:, 1:, 1:]
 
 
+def _start(norm: Norm | None) -> dict[str, Any]:
+    """How kernels begin: the papers' 0.02 is too little to learn from if nothing is normalised."""
+    return {} if norm else {"kernel_init": nn.initializers.he_normal()}
+
+
 class Layer(nn.Module):
     """A convolution and a normalisation if any, without activation.
 
@@ -419,6 +424,7 @@ class Layer(nn.Module):
             use_bias=not isinstance(self.norm, Batch),
             dtype=self.dtype,
             name="conv",
+            **_start(self.norm),
         )
         return _normed(self, conv(x))
 
@@ -603,7 +609,8 @@ class Discriminator(nn.Module):
                 name=name,
             )
             x = taps[name] = _leaky_relu(layer(x))
-        scores = Conv(1, self.kernel, _conv, dtype=self.dtype, name="score")(x)
+        score = Conv(1, self.kernel, _conv, dtype=self.dtype, name="score", **_start(self.norm))
+        scores = score(x)
         return scores.astype(jnp.float32)[..., 0], taps
 
     def _least(self) -> int:

@@ -161,7 +161,7 @@ def own(tmp_path, **changes):
         for name, count in (("first", 9), ("second", 5), ("first_test", 3), ("second_test", 4))
     }
     splits = {f"data.{name}_split": "train" for name in ("first", "second", "test")}
-    return tiny("unpaired", **{**folders, **splits, "data.drawn": False, **changes})
+    return tiny("unpaired", **{**folders, **splits, "data.form": "", **changes})
 
 
 def test_two_folders_of_different_sizes(tmp_path):
@@ -179,9 +179,12 @@ def test_unpaired_inputs_are_both_ways():
     batch = lessons.example(lesson)
     assert set(batch) == {"first", "second"}
     given = lesson.inputs(jax.random.key(0), batch)
-    photographs, drawings = np.asarray(given.generator[0]).swapaxes(0, 1)
+    photographs, others = np.asarray(given.generator[0]).swapaxes(0, 1)
     np.testing.assert_array_equal(photographs, batch["first"])
-    assert (drawings == drawings[..., :1]).all()  # grey
+    red, green, blue = np.moveaxis((others + 1) / 2, -1, 0)  # of sepia, in fixed proportions
+    where = (red < 0.99) & (red > 0.01)
+    np.testing.assert_allclose((green / red)[where], 0.889, atol=3e-3)
+    np.testing.assert_allclose((blue / red)[where], 0.694, atol=3e-3)
     np.testing.assert_array_equal(given.real, np.asarray(given.generator[0])[:, ::-1])
 
 
@@ -200,6 +203,8 @@ def test_unpaired_inputs_are_both_ways():
         ("text_to_image", {"evaluate.repeat": 0}, "config.evaluate.repeat=0"),
         ("text_to_image", {"batch_size": 1500}, "fewer than one batch"),
         ("unpaired", {"cycle": -1.0}, "the weight of cycle is -1.0"),
+        ("unpaired", {"data.form": "drawn"}, "data.form='drawn' is not one of sepia, edges or ''"),
+        ("unpaired", {"data.channels": 1}, "sepia' needs 3 channels, not 1"),
         ("unpaired", {"data.sigma": 0.0}, "config.data.sigma=0.0"),
         ("unpaired", {"data.size": 18}, "sides are multiples of 4"),
         ("unpaired", {"batch_size": 5000}, "fewer than one batch"),

@@ -43,6 +43,17 @@ def test_each_network_sees_its_own_images():
         np.testing.assert_array_equal(again.apply(variables, x)[0], found)
 
 
+def test_one_network_twice_has_two_sets_of_variables():
+    x = images()
+    for network in (translation.resnet_generator(width=2, blocks=1), networks()[1][0]):
+        both = pair.side_by_side(network, network)
+        variables = both.init(KEY, x)
+        assert set(variables["params"]) == {"first", "second"}
+        kernels = [variables["params"][name] for name in ("first", "second")]
+        assert jax.tree.structure(kernels[0]) == jax.tree.structure(kernels[1])
+        assert not np.array_equal(*(jax.tree.leaves(k)[-1] for k in kernels))
+
+
 def test_what_cannot_stand_side_by_side():
     (one, _), _ = networks()
     with pytest.raises(ValueError, match="the second network is not made of one Linen module"):
