@@ -87,6 +87,7 @@ def get_config(preset: str = "small") -> ConfigDict:
             "checkpoint_every": 500,
             "evaluate": {"samples": 1790, "seed": 1},
             "mesh": {"data": 1, "model": 1},
+            "run": harness.run_settings(),
         }
     )
     if preset == "imagenet128":

@@ -2,7 +2,7 @@
 
 What experiments of this shape share: how generators are measured, how one of them is trained, and
 the report. A configuration has the sections `seeds`, `latent`, `batch_size`, `data`, `evaluate`,
-`mesh`, `log_every`, `evaluate_every` and `checkpoint_every`.
+`mesh`, `run`, `log_every`, `evaluate_every` and `checkpoint_every`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax import health, sharding
+from kd_jax import health, hosts, sharding
 from kd_jax.architecture import describe
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
@@ -186,6 +186,7 @@ def dealt(config: ConfigDict, source: kd_data.Source, seed: int) -> kd_data.Batc
         seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        skip_corrupt=config.run.skip_corrupt,
     )
 
 
@@ -204,13 +205,14 @@ def train(
         made,
         batches,
         seed=seed,
-        configuration=config.to_dict(),
+        configuration=harness.lasting(config),
         quality=quality,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         mesh=mesh,
         rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
+        options=harness.options(config),
     )
 
 
@@ -253,9 +255,18 @@ def recipe(
         teacher=teacher,
         steps=steps,
         probe=health.probe(**parts) if config.health else None,
+        diagnosis=health.diagnosis(**parts),
+        floors={
+            f"{player}/{name}": term.floor
+            for player, of_one in (("g", terms.generator), ("d", terms.discriminator))
+            for name, term in of_one.items()
+            if term.floor is not None
+        },
         architecture=lambda batch: describe(
             nets.generator, *inputs(jax.random.key(0), batch).generator
         ),
+        nets=nets,
+        inputs=inputs,
     )
 
 
@@ -371,6 +382,8 @@ def write_report(
 ) -> None:
     """Measures everything that was trained, writes `report.md` and its pictures, and prints it.
 
+    Of several processes the first one does.
+
     Args:
       config: the configuration.
       workdir: the run's folder.
@@ -383,6 +396,8 @@ def write_report(
       inputs: a batch of the generators' inputs.
       conditional: whether they are made for classes that were asked for.
     """
+    if not hosts.is_first():
+        return
     samples = {
         name: [judge.sample(networks[name], variables) for variables in versions]
         for name, versions in trained.items()

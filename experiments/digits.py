@@ -111,6 +111,7 @@ def get_config(preset: str = "full") -> ConfigDict:
             "checkpoint_every": 250,
             "evaluate": {"samples": 1790, "seed": 1},
             "mesh": {"data": 1, "model": 1},
+            "run": harness.run_settings(),
         }
     )
     if preset == "demo":

@@ -9,7 +9,7 @@ A generator of gated convolutions (Yu et al. 2019) learns to fill in what brush 
 hide of patches of photographs; what is known it returns as it is. A narrower one learns it alone,
 with the L1 distance to the original, and from the teacher too.
 
-Hardware: two CPU cores for the preset `laptop`. `report.md` says what came of it.
+Hardware and results: two CPU cores; the table in README.md.
 """
 
 from functools import partial

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from experiments import comparison, harness, report
 from kd_jax import data as kd_data
-from kd_jax import recipes
+from kd_jax import hosts, recipes
 from kd_jax.evaluate import pictures
 from kd_jax.evaluate.summary import Summary, summarize
 from kd_jax.network import Network, connect_to, disconnect
@@ -118,6 +118,7 @@ def settings() -> ConfigDict:
             "checkpoint_every": 500,
             "evaluate": {"seed": 1, "examples": 8},
             "mesh": {"data": 1, "model": 1},
+            "run": harness.run_settings(),
         }
     )
 
@@ -277,6 +278,8 @@ def main(config: ConfigDict, lesson: Lesson, workdir: Path) -> None:
             ).generator
             trained[name].append(disconnect(variables))
             teacher = variables if name == "teacher" else teacher
+    if not hosts.is_first():
+        return
     found = {name: [ask[name](v) for v in versions] for name, versions in trained.items()}
     figures = {name: [dict(exam.mark(x))] for name, x in exam.classical.items()}
     figures |= {name: [dict(exam.mark(x)) for x in found[name]] for name in TRAININGS}

@@ -16,13 +16,11 @@ Started several times at once, the processes share the trainings.
 Hardware and results: two CPU cores; the table in README.md.
 """
 
-import contextlib
-import fcntl
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,6 +71,11 @@ def build(config: ConfigDict) -> digits.Task:
       ValueError, FileNotFoundError: when a setting does not fit; one line.
     """
     chosen(config)
+    if jax.process_count() > 1:
+        raise ValueError(
+            "several processes share these trainings by their folder: start each without "
+            "--distributed"
+        )
     if config.model != "dcgan":
         raise ValueError(f"config.model={config.model!r}: these rows name the taps of a dcgan")
     if config.tuning.seed in config.seeds:
@@ -134,36 +137,20 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-class BusyError(Exception):
-    """Another process is at this training."""
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, wait: bool) -> Iterator[None]:
-    """Holds a training's folder; the lock goes with the process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError as error:
-            raise BusyError(str(folder)) from error
-        yield
-
-
 class Runner:
     """The trainings of one run, each done once, whichever process comes to it first."""
 
     def __init__(self, config: ConfigDict, task: digits.Task, workdir: Path):
         self.config, self.task, self.workdir = config, task, workdir
         self.judge = comparison.make_judge(config, task.source)
-        self._settings = {k: v for k, v in config.to_dict().items() if k not in FREE}
+        self._settings = harness.lasting(config, FREE)
         self._teachers: dict[int, Teacher] = {}
 
     def teacher(self, seed: int) -> Teacher:
         """The seed's teacher, trained on all images."""
         if seed not in self._teachers:
             folder = self.workdir / f"seed{seed}" / "teacher"
-            with _locked(folder, wait=True):
+            with harness.locked(folder, wait=True):
                 made = digits.teacher_recipe(self.config, self.task)
                 network = self.task.teacher.generator
                 trained = self._train(folder, made, network, seed, self._batches("all", seed), {})
@@ -176,13 +163,13 @@ class Runner:
         """A row's training, done now unless it is done already.
 
         Raises:
-          BusyError: another process is at it.
+          BlockingIOError: another process is at it.
         """
         row, folder = ways.ROWS[name], self._folder(regime, name, seed, strength)
         found = folder / "outcome.json"
         if not found.exists():
             teacher = self.teacher(seed)
-            with _locked(folder, wait=False):
+            with harness.locked(folder):
                 if not found.exists():
                     images = partial(self._images, regime, seed)
                     made, network = row.make(
@@ -212,7 +199,7 @@ class Runner:
         return kd_data.arrays(self._source(regime, seed))["image"]
 
     def _batches(self, regime: str, seed: int) -> kd_data.Batches:
-        return kd_data.batches(self._source(regime, seed), self.config.batch_size, seed)
+        return comparison.dealt(self.config, self._source(regime, seed), seed)
 
     def _train(
         self,
@@ -235,6 +222,7 @@ class Runner:
             checkpoint_every=self.config.checkpoint_every,
             mesh=self.task.mesh,
             rule=sharding.fully_sharded() if self.config.mesh.model > 1 else sharding.replicated,
+            options=harness.options(self.config),
         )
 
     def _keep(self, folder: Path, network: Network, variables: Variables, seconds: float) -> None:
@@ -272,7 +260,7 @@ def run_all(runner: Runner, names: Sequence[str]) -> dict[str, dict[str, Result]
                     continue
                 try:
                     results[regime][name] = result = _result(runner, regime, name)
-                except BusyError:
+                except BlockingIOError:
                     continue
                 distance = summarize([o.frechet for o in result.outcomes]).mean
                 count = sum(map(len, results.values()))
@@ -349,7 +337,7 @@ def main(config: ConfigDict, task: digits.Task, workdir: Path) -> None:
         Outcome(**json.loads((workdir / f"seed{seed}" / "teacher" / "outcome.json").read_text()))
         for seed in config.seeds
     ]
-    with _locked(workdir / "report", wait=True):
+    with harness.locked(workdir / "report", wait=True):
         path = workdir / "costs.json"
         costs = json.loads(path.read_text()) if path.exists() else {}
         if costs.keys() != set(names):  # all of them in one go, or ratios mean nothing

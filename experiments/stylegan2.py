@@ -92,6 +92,7 @@ def get_config(preset: str = "small") -> ConfigDict:
             "checkpoint_every": 400,
             "evaluate": {"samples": 1500, "seed": 1},
             "mesh": {"data": 1, "model": 1},
+            "run": harness.run_settings(),
         }
     )
     if preset == "ffhq256":

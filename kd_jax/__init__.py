@@ -19,6 +19,7 @@ from kd_jax import (
 )
 from kd_jax.modes import (
     data_free,
+    guarded,
     online,
     scanned,
     self_taught,
@@ -75,6 +76,7 @@ __all__ = [
     "from_linen",
     "fully_sharded",
     "g_step",
+    "guarded",
     "health",
     "init_state",
     "initialize",

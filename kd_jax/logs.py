@@ -14,15 +14,19 @@ class JsonlWriter:
       path: the file; it is made if absent.
       step: the step that the run goes on from; lines of later steps, which a stopped run had
         written and will write again, are dropped, and so is a line cut short.
+      dry: write nothing: of several processes one has the file.
     """
 
-    def __init__(self, path: str | os.PathLike[str], step: int = 0):
-        self._path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], step: int = 0, *, dry: bool = False):
+        self._path = Path(os.devnull if dry else path)
+        if dry:
+            self._file: IO[str] = self._path.open("w", encoding="utf-8")
+            return
         kept = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         os.replace(partial, self._path)
-        self._file: IO[str] = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the line of these scalars, all of them finite."""

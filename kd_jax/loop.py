@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.types import Array, Batch
 
 Scalars: TypeAlias = Mapping[str, float]
+Row: TypeAlias = dict[str, float]
+"""The metrics of one call of a step."""
 
 
 class NonFiniteError(RuntimeError):
@@ -22,12 +25,30 @@ class Hook(NamedTuple):
 
     Attributes:
       every: called after each `every`-th step, and after the last.
-      fn: `fn(step, state)`; all metrics up to `step` were finite, and all windows that ended by
-        then have been logged. To resume with whole windows, save at multiples of `log_every`.
+      fn: `fn(step, state)`; all metrics up to `step` were finite or left no trace, and all windows
+        that ended by then have been logged.
+      at_stop: whether it is called when the loop is stopped between two of its steps, too.
     """
 
     every: int
     fn: Callable[[int, Any], None]
+    at_stop: bool = False
+
+
+class Guard(NamedTuple):
+    """What to do about the steps of `kd_jax.guarded` that left no trace.
+
+    Attributes:
+      patience: the guarded step's.
+      tell: `tell(step, count, why)`, of each after which the training goes on.
+      explain: `(state, batch) -> cause`, of each; None where it can say no more than the metrics.
+        The state is that before the step, if the training ends by it. Else its `step` is, and all
+        the rest that after the next step, which is on its way already.
+    """
+
+    patience: int = 0
+    tell: Callable[[int, int, str], None] = lambda *_: None
+    explain: Callable[[Any, Batch], str | None] = lambda *_: None
 
 
 class Progress(NamedTuple):
@@ -57,11 +78,15 @@ def fit(
     hooks: Sequence[Hook] = (),
     progress: Callable[[Progress], None] = lambda _: None,
     steps_per_call: int = 1,
+    window: list[Row] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    guard: Guard = Guard(),  # noqa: B008
 ) -> Any:
-    """Takes steps until `state.step` is `steps`; returns the final state.
+    """Takes steps until `state.step` is `steps`, or `stop()`; returns the final state.
 
     The device is never waited for right after a dispatch: a window's metrics are fetched once the
-    first step of the next window is on its way. Where a hook is due they are fetched before it.
+    first step of the next window is on its way. Where a hook is due they are fetched before it. Of
+    a guarded step (`kd_jax.guarded`) one number is fetched of every step, likewise one step late.
 
     Args:
       step: `(state, batch) -> (state, metrics)`, compiled; the state is donated to it.
@@ -69,17 +94,25 @@ def fit(
       batches: the global batches, the first one for step `state.step`.
       steps: where to stop.
       log: `log(step, means)`, the metrics' means over the `log_every` steps that end at `step`.
+        Of guarded steps those that left no trace are not in the means, and `skipped`, their number
+        since the training began, is there once there are any.
       log_every: the window's length; windows end at its multiples.
       hooks: called in order where they are due.
       progress: called after each window.
       steps_per_call: how many steps a call of `step` takes (`kd_jax.modes.scanned`); `steps`,
         `state.step`, `log_every` and every hook's `every` must be multiples of it. The call's
         metrics are the means over its steps.
+      window: the metrics of the steps since the last window's end. It is kept up to date wherever
+        a hook is called; whoever saves it beside the state and gives it back goes on with whole
+        windows.
+      stop: asked after each call of `step`; once it is true the hooks with `at_stop` are called.
+      guard: for guarded steps.
 
     Raises:
       ValueError: when something is no multiple of `steps_per_call`.
-      NonFiniteError: when a metric is not finite; it names the step (a call's last one) and the
-        metric. Every step is checked, before any hook sees its state.
+      NonFiniteError: when a metric is not finite (of guarded steps, more than `patience` times); it
+        names the step (a call's last one) and the metric. Every step is checked, before any hook
+        sees its state.
     """
     first = done = int(state.step)
     for name, every in (
@@ -90,37 +123,79 @@ def fit(
     ):
         if steps_per_call < 1 or every % steps_per_call:
             raise ValueError(f"{name}={every} is no multiple of steps_per_call={steps_per_call}")
-    started = window_started = time.perf_counter()
-    window: list[Mapping[str, Array]] = []
+    rows: list[Row] = [] if window is None else window
+    pending: list[Mapping[str, Array]] = []  # of this window, not fetched
     full: list[Mapping[str, Array]] = []
     full_end = 0
+    unseen: tuple[int, Batch, Mapping[str, Array]] | None = None  # the latest guarded step
+    count = int(getattr(state, "skipped", ()) or 0)
+    started = window_started = time.perf_counter()
+
+    def look() -> None:
+        nonlocal unseen, count
+        if unseen is None:
+            return
+        (number, batch, metrics), unseen = unseen, None
+        before, count = count, int(metrics["skipped"])
+        if count == before:
+            return
+        cause = guard.explain(
+            state._replace(step=jnp.full_like(state.step, number - steps_per_call)), batch
+        )
+        why = str(_first_fault(_row(jax.device_get(dict(metrics)))))
+        why += f" ({cause})" if cause else ""
+        if count > guard.patience:
+            raise NonFiniteError(f"step {number}: {why}")
+        guard.tell(number, count, why)
+
+    def fetch(metrics: Sequence[Mapping[str, Array]], last_step: int) -> None:
+        for number, found in enumerate(jax.device_get(list(metrics)), start=1 - len(metrics)):
+            row = _row(found)
+            fault = _first_fault(row)
+            if fault and "skipped" not in row:
+                raise NonFiniteError(f"step {last_step + steps_per_call * number}: {fault}")
+            rows.append(row)
 
     def flush() -> None:
         nonlocal full, window_started
         if not full:
             return
-        fetched, full = jax.device_get(full), []
-        _check_finite(fetched, full_end, steps_per_call)
-        log(full_end, {k: float(np.mean([m[k] for m in fetched])) for k in fetched[0]})
+        of_now = len(full)
+        fetch(full, full_end)
+        full = []
+        log(full_end, _means(rows))
+        rows.clear()
         now = time.perf_counter()
         pace = (now - started) / max(full_end - first, 1)
-        rate = len(fetched) * examples / (now - window_started)
+        rate = of_now * examples / (now - window_started)
         window_started = now
         progress(Progress(full_end, steps, rate, pace * (steps - full_end)))
 
-    while done < steps:
+    stopped = done >= steps
+    while not stopped:
         batch = next(batches)
         examples = jax.tree.leaves(batch)[0].shape[0] if batch else steps_per_call
         state, metrics = step(state, batch)
         done += steps_per_call
+        look()
+        if "skipped" in metrics:
+            unseen = done, batch, metrics
         flush()
-        window.append(metrics)
+        pending.append(metrics)
         if done % log_every == 0 or done == steps:
-            full, full_end, window = window, done, []
-        due = [hook for hook in hooks if done % hook.every == 0 or done == steps]
-        if due or done == steps:
+            full, full_end, pending = pending, done, []
+        early = done < steps and stop()
+        stopped = early or done == steps
+        due = [
+            hook
+            for hook in hooks
+            if done % hook.every == 0 or done == steps or (early and hook.at_stop)
+        ]
+        if due or stopped:
+            look()
             flush()
-            _check_finite(jax.device_get(window), done, steps_per_call)
+            fetch(pending, done)
+            pending = []
             for hook in due:
                 hook.fn(done, state)
             if due:
@@ -128,12 +203,23 @@ def fit(
     return state
 
 
-def _check_finite(metrics: Sequence[Mapping[str, Any]], last_step: int, stride: int) -> None:
-    for number, row in enumerate(metrics, start=1 - len(metrics)):
-        bad = [name for name, value in row.items() if not math.isfinite(value)]
-        if bad:
-            # What is made of the terms (their total, its gradient) comes after the terms.
-            name = min(bad, key=lambda name: name.endswith(("/total", "/grad_norm")))
-            raise NonFiniteError(
-                f"step {last_step + stride * number}: {name} is {float(row[name])}"
-            )
+def _row(metrics: Mapping[str, Any]) -> Row:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    """Of the rows without a fault; and the last count of the others, if there are any."""
+    whole = [row for row in rows if _first_fault(row) is None]
+    names = [name for name in rows[-1] if name != "skipped"]
+    means = {name: float(np.mean([row[name] for row in whole])) for name in names if whole}
+    lost = rows[-1].get("skipped", 0.0)
+    return {**means, "skipped": lost} if lost else means
+
+
+def _first_fault(row: Row) -> str | None:
+    """What is not finite: a term before what is made of the terms, their total and its gradient."""
+    bad = [name for name, value in row.items() if not math.isfinite(value)]
+    if not bad:
+        return None
+    name = min(bad, key=lambda name: name.endswith(("/total", "/grad_norm")))
+    return f"{name} is {row[name]}"

@@ -1,10 +1,11 @@
-"""Ways of distilling, as compositions of steps: data-free, self-taught, online, many in one call.
+"""Compositions of steps: data-free, self-taught, online, many in one call, guarded against NaN.
 
 Offline distillation is a step of `kd_jax.step` itself, with a frozen teacher. What is here wraps
 such steps, and the wrappers nest: `scanned(data_free(self_taught(step), ...), 8)`.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -171,6 +172,41 @@ def scanned(step: Step[Any], count: int) -> Step[Any]:
         return state, jax.tree.map(lambda values: values.mean(axis=0), metrics)
 
     return scanned_step
+
+
+def guarded(step: Step[TrainState], patience: int = 0) -> Step[TrainState]:
+    """`step`, which leaves no trace in the state where one of its numbers is NaN or infinite.
+
+    Looked at are all metrics: every term's value, each player's total, the norm of its gradient.
+    Such a step changes nothing but `state.step`, and is counted in `state.skipped`. With more than
+    `patience` of them the state stands still for good, as it was before the last one: whoever looks
+    at the metrics later still finds it. The outermost of all wrappers.
+
+    Args:
+      step: any step of a `TrainState`.
+      patience: how many steps to leave out before standing still.
+
+    Returns:
+      A step with one more metric, `skipped`, the count.
+
+    Raises:
+      ValueError: when `patience` is negative.
+    """
+    if patience < 0:
+        raise ValueError(f"patience={patience} steps left out: it must not be negative")
+
+    def guarded_step(
+        state: TrainState, teacher_variables: Teacher | None, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        after, metrics = step(state, teacher_variables, batch)
+        finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
+        moving = state.skipped <= patience
+        count = state.skipped + (moving & ~finite)
+        kept = jax.tree.map(partial(jnp.where, moving & finite), after, state)
+        number = jnp.where(count <= patience, after.step, state.step)
+        return kept._replace(step=number, skipped=count), {**metrics, "skipped": count}
+
+    return guarded_step
 
 
 def together(networks: Mapping[str, Network]) -> Network:

@@ -223,3 +223,42 @@ def _fitting(name: str, shape: tuple[int, ...], target: Sequence[int]) -> tuple[
 
 def _as_row(vector: Array, like: Array) -> Array:
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def check_variables(
+    network: Network, variables: Variables, *inputs: Any, name: str = "variables"
+) -> None:
+    """Refuses variables that are not of this network with these inputs; nothing is computed.
+
+    Args:
+      network: the network.
+      variables: arrays or `ShapeDtypeStruct`s.
+      *inputs: a batch of what it takes, likewise.
+      name: what the error calls the variables.
+
+    Raises:
+      ValueError: the first path (in alphabetical order) that is missing, that the network has not,
+        or that is of another shape or dtype.
+    """
+    expected = _by_path(jax.eval_shape(network.init, jax.random.key(0), *inputs))
+    given = _by_path(variables)
+    for path in sorted({*expected, *given}):
+        if path not in given:
+            raise ValueError(f"{name} has no {path}, which the network has")
+        if path not in expected:
+            raise ValueError(f"{name} has {path}, which the network has not")
+        here, there = (
+            f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in (expected[path], given[path])
+        )
+        if here != there:
+            raise ValueError(
+                f"{name}: {path} is {there}, and {here} in the network with inputs of "
+                + " and ".join(str(tuple(x.shape)) for x in inputs)
+            )
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

@@ -67,6 +67,7 @@ class TrainState(NamedTuple):
       ema: the generator's variables, exponentially averaged: what is evaluated and deployed.
       terms: the terms' states, by player.
       teachers: of `kd_jax.online`, the states of the teachers' trainings, by name.
+      skipped: of `kd_jax.guarded`, how many steps left no trace, int32 scalar.
     """
 
     step: Array
@@ -76,6 +77,7 @@ class TrainState(NamedTuple):
     ema: Variables
     terms: Pair
     teachers: Mapping[str, "TrainState"] = {}
+    skipped: Any = ()
 
 
 _INIT = 2**32 - 1  # folded into the key where no step's number can be
@@ -140,6 +142,7 @@ def init_state(
         # A copy: donating a state in which two leaves share one buffer fails.
         ema=jax.tree.map(jnp.copy, generator),
         terms=Pair(_distinct(init_terms(g_terms)), _distinct(init_terms(d_terms))),
+        skipped=jnp.zeros((), jnp.int32),
     )
 
 

@@ -35,7 +35,9 @@ ALLOWED = {
     "logs": set(),
     "loop": {"types"},
     "architecture": {"network"},
-    "checkpoint": {"types", "architecture", "network", "state"},
+    "hosts": {"types"},
+    "stop": {"hosts"},
+    "checkpoint": {"types", "hosts", "architecture", "network", "state"},
     "evaluate": {
         "types",
         "ops",

@@ -1,6 +1,7 @@
 """Shuffled batches without end, whose position can be saved and restored exactly."""
 
 import functools
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,6 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_jax.data.source import Source, digest, to_batch
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 class Endless(Iterator[dict[str, np.ndarray]], Protocol):
@@ -23,26 +28,48 @@ class Endless(Iterator[dict[str, np.ndarray]], Protocol):
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """An endless iterator of batches with a position; made by `batches`."""
+    """An endless iterator of batches with a position; made by `batches`.
 
-    def __init__(self, iterator: Any, pipeline: Mapping[str, Any]):
+    Attributes:
+      skipped: how often another image stood for one that could not be read, since the beginning;
+        of this process's part.
+    """
+
+    def __init__(
+        self, iterator: Any, pipeline: Mapping[str, Any], tell: Callable[[str], None] = _to_stderr
+    ):
         self._iterator = iterator
         self._pipeline = dict(pipeline)
+        self._tell = tell
+        self._told: set[str] = set()
+        self.skipped = 0
 
     def __next__(self) -> dict[str, np.ndarray]:
         before = self._iterator.get_state()
-        examples = next(self._iterator)
-        if isinstance(examples, Exception):
+        found = next(self._iterator)
+        if isinstance(found, Exception):
             self._iterator.set_state(before)
-            raise examples
-        return to_batch(examples)
+            raise found
+        examples, problems = zip(*found, strict=True)
+        self.skipped += sum(map(bool, problems))
+        for problem in itertools.chain(*problems):
+            if problem not in self._told:
+                self._told.add(problem)
+                self._tell(f"{problem}; the next image takes its place")
+        return to_batch(list(examples))
 
     def get_state(self) -> dict[str, Any]:
         """The position after the last batch given, and what it is a position in: JSON values.
 
-        Equal in all processes, and good for any number of them.
+        Good for any number of processes, and equal in all of them but for `skipped`, which is there
+        where it is not 0.
         """
-        return {"position": self._iterator.get_state(), "pipeline": dict(self._pipeline)}
+        lost = {"skipped": self.skipped} if self.skipped else {}
+        return {
+            "position": self._iterator.get_state(),
+            "pipeline": dict(self._pipeline),
+            **lost,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Goes to a position: the next batch is the one that came next when it was saved.
@@ -54,6 +81,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
           ValueError: it is of another pipeline (the first difference is named), or no position.
         """
         self._iterator.set_state({"next_index": _position(state, self._pipeline)})
+        self.skipped = int(state.get("skipped", 0))
 
 
 class NoBatches(Iterator[dict[str, np.ndarray]]):
@@ -191,7 +219,7 @@ def drawn(
     return Drawn(draw, pipeline, slice(first, first + per_process))
 
 
-def together(sources: Mapping[str, Source], batch_size: int, seed: int, **options: int) -> Together:
+def together(sources: Mapping[str, Source], batch_size: int, seed: int, **options: Any) -> Together:
     """Batches without end of several sets of images at once, as unpaired translation needs them.
 
     Each is shuffled on its own and begins anew when it is through: the sets may have different
@@ -233,6 +261,8 @@ def batches(
     start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    skip_corrupt: bool = False,
+    tell: Callable[[str], None] = _to_stderr,
 ) -> Batches:
     """Batches without end: shuffled epochs, one after another.
 
@@ -247,6 +277,10 @@ def batches(
       start: how many batches to leave out.
       process_index: which part of each global batch to give: part i of `process_count`, in order.
       process_count: how many processes share each batch; it must divide `batch_size`.
+      skip_corrupt: whether the next image that can be read stands for one that cannot: always the
+        same, so that batches stay functions of their number. Otherwise the iterator raises the
+        ValueError that names it, and stays where it is.
+      tell: is told a line about each image that cannot be read, once.
 
     Returns:
       An iterator of `{"image": [batch_size / process_count, H, W, C] float32 in [-1, 1], "label":
@@ -271,10 +305,21 @@ def batches(
         places = (divmod(place, len(source)) for place in range(start, stop))
         return [int(order(epoch)[i]) for epoch, i in places]
 
-    def read(number: int) -> list[Any] | Exception:
+    def read_one(i: int) -> tuple[Any, list[str]]:
+        problems: list[str] = []
+        for place in range(i, i + len(source)):
+            try:
+                return source.read(place % len(source)), problems
+            except ValueError as error:
+                if not skip_corrupt:
+                    raise
+                problems.append(str(error))
+        raise ValueError(f"{source.name}: no image of it can be read; the first: {problems[0]}")
+
+    def read(number: int) -> list[tuple[Any, list[str]]] | Exception:
         first = number * batch_size + process_index * per_process
         try:
-            return [source.read(i) for i in indices(first, first + per_process)]
+            return [read_one(i) for i in indices(first, first + per_process)]
         except Exception as error:  # Grain would add lines of its own, and lose the position.
             return error
 
@@ -290,7 +335,7 @@ def batches(
         "seed": int(seed),
         "order": digest(indices(0, 256)),  # Another NumPy may shuffle otherwise.
     }
-    return Batches(iterator, pipeline)
+    return Batches(iterator, pipeline, tell)
 
 
 def _per_process(batch_size: int, seed: int, process_index: int, process_count: int) -> int:

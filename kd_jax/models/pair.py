@@ -27,11 +27,13 @@ def side_by_side(first: Network, second: Network) -> Network:
       ValueError: a network was made in another way; by the network, an input has no axis of two, or
         the outputs have different shapes.
     """
+    modules = []
     for name, network in (("first", first), ("second", second)):
         if network.module is None or network.mapping is not None:
             raise ValueError(f"the {name} network is not made of one Linen module of one part")
-    # Clones: Linen would give one module that is there twice one set of parameters.
-    return from_linen(SideBySide(first.module.clone(), second.module.clone()))
+        # A clone: Linen would give one module that is there twice one set of parameters.
+        modules.append(network.module.clone())
+    return from_linen(SideBySide(*modules))
 
 
 class SideBySide(nn.Module):

@@ -1,0 +1,116 @@
+"""Several processes as one run: joining them, and what they have to agree on.
+
+Every process runs the same program on its own part of the data. The first one writes; all of them
+compute. With one process everything here is free.
+"""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from kd_jax.types import Array
+
+
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> None:
+    """Makes this process one of several (`jax.distributed`); before anything else of JAX.
+
+    Without arguments the environment says which: a TPU pod, SLURM, Open MPI, Kubernetes.
+
+    Args:
+      coordinator: where the first process listens, `HOST:PORT`.
+      processes: how many there are.
+      process: which of them this is, from 0.
+
+    Raises:
+      ValueError: only some of the three are given, they do not fit, or no process was found.
+    """
+    given = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in given.items() if value is None]
+    if missing and len(missing) < len(given):
+        raise ValueError(
+            f"coordinator, processes and process go together; {', '.join(missing)} not given"
+        )
+    if processes is not None and process is not None and not 0 <= process < processes:
+        raise ValueError(f"process={process} is none of processes={processes}, from 0")
+    if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
+        raise ValueError(f"coordinator={coordinator!r} is not HOST:PORT")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            heartbeat_timeout_seconds=int(os.environ.get("KD_JAX_HEARTBEAT", "100")),
+        )
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the processes do not find together: {reason}") from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def meet(name: str) -> None:
+    """Returns when all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def from_first(value: int) -> int:
+    """The first process's number, in all of them; a number of 32 bits."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def from_all(value: int) -> list[int]:
+    """Every process's number, in all of them; numbers of 32 bits."""
+    if jax.process_count() == 1:
+        return [value]
+    found = multihost_utils.process_allgather(np.int32(value))
+    return [int(number) for number in np.asarray(found).reshape(-1)]
+
+
+def fetched(tree: Any) -> Any:
+    """The arrays of `tree` on this host, whole, wherever their parts live; all processes call."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
+        return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(leaf)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+class AnyOf:
+    """Whether any process says yes: asked at every step, answered one step late, never waited for.
+
+    All processes get the same answer at the same step, which is what a loop that is to end needs.
+    """
+
+    def __init__(self) -> None:
+        self._asked: Array | None = None
+        if jax.process_count() > 1:
+            mesh = Mesh(np.asarray(jax.devices()), ("all",))
+            self._split = NamedSharding(mesh, PartitionSpec("all"))
+            self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def __call__(self, mine: bool) -> bool:
+        """What was answered to the question before this one; with one process, `mine`."""
+        if jax.process_count() == 1:
+            return mine
+        flags = np.full(jax.local_device_count(), mine)
+        before, self._asked = (
+            self._asked,
+            self._any(jax.make_array_from_process_local_data(self._split, flags)),
+        )
+        return before is not None and bool(before)

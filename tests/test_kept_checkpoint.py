@@ -1,0 +1,83 @@
+"""A checkpoint of the first version, which every later one has to read.
+
+`tests/kept/checkpoint-1` was written by `python tests/test_kept_checkpoint.py`; it is never written
+anew, since old files have to go on being read.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import kd_jax as kd
+from kd_jax.architecture import describe
+from kd_jax.checkpoint import Checkpoints, load_generator, load_network
+
+KEPT = Path(__file__).parent / "kept" / "checkpoint-1"
+CONFIGURATION = {"width": 2, "seeds": [0]}
+PAIR = kd.models.mlp.gan(4, 2, depth=1)
+PARTS = {
+    "nets": kd.Networks(PAIR.generator, PAIR.discriminator),
+    "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
+    "g_terms": {"g": kd.Term(lambda f, n: (-f.fake_scores, n), init=lambda: jnp.ones(()))},
+    "d_terms": {"d": kd.Term(lambda f: f.fake_scores - f.real_scores)},
+    "inputs": kd.latents(3, conditional=False),
+}
+
+
+def state():
+    """Leaves that are told apart: their numbers, then fractions."""
+    like = jax.eval_shape(
+        lambda: kd.init_state(jax.random.key(5), {"image": jnp.zeros((2, 4, 4, 1))}, **PARTS)
+    )
+    leaves, structure = jax.tree.flatten(like)
+    made = [
+        jax.random.key(7)
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else jnp.asarray(number + np.arange(leaf.size).reshape(leaf.shape) / 8, leaf.dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    return jax.tree.unflatten(structure, made)._replace(step=jnp.int32(3))
+
+
+def test_the_state(tmp_path):
+    shutil.copytree(KEPT, tmp_path / "checkpoints")
+    checkpoints = Checkpoints(
+        tmp_path / "checkpoints", CONFIGURATION, allow_changes=True, tell=lambda _: None
+    )
+    found, data = checkpoints.restore(jax.eval_shape(state))
+    checkpoints.close()
+    assert data == {"batches": {"position": {"next_index": 3}}, "window": [{"g/g": 0.5}]}
+    expected = state()
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert one.dtype == other.dtype
+        if jax.dtypes.issubdtype(one.dtype, jax.dtypes.prng_key):
+            one, other = jax.random.key_data(one), jax.random.key_data(other)
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_generator_and_its_network():
+    variables, configuration = load_generator(KEPT)
+    assert configuration == CONFIGURATION
+    expected = state().ema
+    jax.tree.map(np.testing.assert_array_equal, variables, dict(expected))
+    architecture, again = load_network(KEPT)
+    z = jnp.ones((1, 3))
+    np.testing.assert_array_equal(
+        architecture.network.apply(again, z)[0], PAIR.generator.apply(expected, z)[0]
+    )
+
+
+if __name__ == "__main__":
+    if KEPT.exists():
+        sys.exit(f"{KEPT} is there already")
+    writer = Checkpoints(
+        KEPT, CONFIGURATION, architecture=describe(PAIR.generator, jnp.ones((1, 3)))
+    )
+    writer.save(3, state(), {"batches": {"position": {"next_index": 3}}, "window": [{"g/g": 0.5}]})
+    writer.close()
