@@ -6,13 +6,17 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 export KD_JAX_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test faults lint types format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.digits --preset=demo --workdir=$(DEMO)
 
 test: $(VENV)/installed lint types
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+# Every fault in all its cases, of which `make test` has some: about half an hour.
+faults: $(VENV)/installed
+	KD_JAX_FAULTS=whole $(BIN)/python -m pytest tests/faults --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -445,3 +445,32 @@ def test_a_compiled_probe_is_the_same_on_many_devices(healthy):
     for name, value in one.items():
         np.testing.assert_allclose(many[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
     assert health.warnings(many, first=one) == []
+
+
+def windows(trend, name, values):
+    return [trend.look({name: value}) for value in values]
+
+
+def test_a_gradient_that_explodes_is_told():
+    told = windows(health.Trend(), "g/grad_norm", [1.0, 2.0, 1.5, 3.0, 200.0, 1.0])
+    assert [len(lines) for lines in told] == [0, 0, 0, 0, 1, 0]
+    assert told[4] == ["g/grad_norm is 200, 114 times what it was: the training diverges"]
+    assert windows(health.Trend(), "g/loss", [1.0, 1.0, 1.0, 1.0, 1e9]) == [[]] * 5
+
+
+def test_a_discriminator_that_has_won_is_told():
+    trend = health.Trend({"d/adversarial": 0.0, "g/adversarial": 0.0})
+    told = windows(trend, "d/adversarial", [0.5, 1e-4, 1e-4, 1e-4, 1e-4, 0.5, 1e-4])
+    assert [len(lines) for lines in told] == [0, 0, 0, 1, 1, 0, 0]
+    assert "sure of everything" in told[3][0]
+    assert windows(trend, "g/adversarial", [0.0] * 5) == [[]] * 5  # the generator's, which may be
+
+
+def test_what_is_not_finite_is_named():
+    tree = {"a": np.ones(3), "b": {"c": np.array([1.0, np.inf]), "d": np.arange(3)}}
+    assert health.first_fault(tree) == "b/c is not finite"
+    assert health.first_fault({"a": np.ones(3), "key": jax.random.key(0)}) is None
+    assert health.first_fault({}) is None
+    flags = {"4/the gradient of g/x": 0.0, "3/g/x": 0.0, "1/the teacher's output": 1.0}
+    assert health.culprit(flags) == "g/x is not finite"
+    assert health.culprit(dict.fromkeys(flags, 1.0)) is None

@@ -1,0 +1,48 @@
+"""A full disk: told at its step, never taken for saved, and the older steps stay."""
+
+import faults
+import pytest
+
+# The disk is full from batch 12 to batch 23: of the steps 15 and 20, and of the best of 12 and 18.
+FULL = ("--full", 12, 23)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    code, _, error = faults.run(folder, "--steps=30")
+    assert code == 0, error
+    return faults.everything(folder)
+
+
+def test_it_stops(tmp_path, unbroken):
+    code, out, error = faults.run(tmp_path / "run", "--steps=30", *FULL)
+    assert code == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error:")]
+    assert "step 12 not kept in" in line or "step 15 not saved to" in line
+    assert faults.steps(tmp_path / "run") == [5, 10]
+    assert "step 15 is saved" not in out
+    code, out, error = faults.run(tmp_path / "run", "--steps=30")
+    assert code == 0, error
+    assert "at step 10 of 30" in out
+    assert faults.everything(tmp_path / "run") == unbroken
+
+
+def test_it_goes_on(tmp_path, unbroken):
+    arguments = ("--steps=30", *FULL, "--save_errors=go_on")
+    code, out, error = faults.run(tmp_path / "run", *arguments)
+    assert code == 0, error
+    told = [line for line in out.splitlines() if "warning" in line]
+    for step in (15, 20):
+        assert sum(f"step {step} not saved to" in line for line in told) == 1
+    assert all("the training goes on" in line for line in told)
+    after = faults.everything(tmp_path / "run")
+    assert after == unbroken
+
+
+def test_the_last_step_must_be_saved(tmp_path):
+    arguments = ("--steps=20", *FULL, "--save_errors=go_on")
+    code, _, error = faults.run(tmp_path / "run", *arguments)
+    assert code == 2
+    assert "step 20 not saved to" in error
+    assert faults.steps(tmp_path / "run") == [5, 10]

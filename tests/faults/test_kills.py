@@ -1,0 +1,46 @@
+"""Killed at any moment and started again, a training ends with the same bits."""
+
+import random
+import signal
+import time
+
+import faults
+import pytest
+
+KILLS = 3  # of one training, one after another
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    started = time.monotonic()
+    code, _, error = faults.run(folder)
+    assert code == 0, error
+    return faults.everything(folder), time.monotonic() - started
+
+
+@pytest.mark.parametrize("seed", range(10 if faults.WHOLE else 1))
+def test_killed_three_times(tmp_path, unbroken, seed):
+    expected, seconds = unbroken
+    draw, kills = random.Random(seed), 0
+    while kills < KILLS:
+        with faults.start(tmp_path / "run") as process:
+            if kills:  # in the midst of a save, a moment after it, or anywhere
+                wanted = len(faults.steps(tmp_path / "run")) and faults.steps(tmp_path / "run")[-1]
+                while (
+                    process.poll() is None and wanted == (faults.steps(tmp_path / "run") or [0])[-1]
+                ):
+                    time.sleep(0.002)
+                time.sleep(draw.uniform(0, 0.15 * seconds / KILLS))
+            else:
+                time.sleep(draw.uniform(0.3, 0.8) * seconds)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            if process.returncode == 0:
+                break  # it was through before
+            assert process.returncode == -signal.SIGKILL
+            kills += 1
+    assert kills
+    code, _, error = faults.run(tmp_path / "run")
+    assert code == 0, error
+    assert faults.everything(tmp_path / "run") == expected

@@ -1,0 +1,38 @@
+"""Very many steps: memory, open files and compiled programs stay as they are."""
+
+import gc
+import os
+
+import faults
+import jax
+import psutil
+import training
+
+STEPS = 200_000 if faults.WHOLE else 6_000
+
+
+def test_nothing_grows(tmp_path, monkeypatch):
+    """Checkpoints, figures and logs every thousand steps, as in a training of weeks."""
+    process, seen = psutil.Process(), []
+    monkeypatch.setattr(training, "LOG", 1000)
+    monkeypatch.setattr(training, "EVALUATE", 1000)
+    monkeypatch.setattr(training, "CHECKPOINT", 1000)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if "backend_compile" in name else None
+    )
+
+    def quality(variables):
+        gc.collect()
+        seen.append((process.memory_info().rss, process.num_fds(), len(compiled)))
+        return {"mean": 0.0}
+
+    monkeypatch.setattr(training, "quality", quality)
+    training.train(tmp_path, training.recipe(STEPS), training.batches())
+    memory, files, programs = zip(*seen, strict=True)
+    assert len(seen) == STEPS // 1000
+    assert len(os.listdir(tmp_path / "checkpoints")) == 2
+    start = len(seen) // 3
+    assert max(memory[start:]) < 1.05 * memory[start]
+    assert max(files[1:]) <= files[1]
+    assert programs[-1] == programs[1]

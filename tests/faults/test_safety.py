@@ -1,0 +1,83 @@
+"""Nothing is executed that a file says, and nothing is written but where it was asked for."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import faults
+import pytest
+
+SOURCES = sorted((faults.ROOT / "kd_jax").rglob("*.py")) + sorted(
+    (faults.ROOT / "experiments").rglob("*.py")
+)
+# The one place that reads pickles: as data, by a list of what may be in them.
+UNPICKLER = faults.ROOT / "kd_jax" / "pretrained" / "unpickle.py"
+FORBIDDEN = {
+    "pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(faults.ROOT)))
+def test_no_file_can_say_what_to_do(path):
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module.partition(".")[0]]
+        if path != UNPICKLER:
+            assert not FORBIDDEN & set(names), f"{path}:{node.lineno}"
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            assert called not in {"eval", "exec", "torch.load", "os.system"}, node.lineno
+            for keyword in node.keywords:
+                harmless = isinstance(keyword.value, ast.Constant) and not keyword.value.value
+                assert keyword.arg not in {"allow_pickle", "shell"} or harmless, path
+
+
+WATCHED = """
+import json, os, sys
+writing = []
+def hook(event, args):
+    if event == "open" and isinstance(args[0], str):
+        mode, flags = args[1] or "", args[2] or 0
+        if any(c in mode for c in "wax+") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            writing.append(os.path.abspath(args[0]))
+    elif event in ("os.mkdir", "os.remove", "os.rmdir") and args[-1] != -1:
+        pass  # inside of a folder that shutil.rmtree has opened, which is told too
+    elif event in ("os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
+        writing.append(os.path.abspath(os.fspath(args[0])))
+    elif event in ("os.rename", "os.link", "os.symlink"):
+        writing.extend(os.path.abspath(os.fspath(a)) for a in args[:2])
+sys.addaudithook(hook)
+sys.dont_write_bytecode = True
+from experiments import digits, harness
+config = digits.get_config("tiny")
+harness.execute(digits.EXPERIMENT, config, __import__("pathlib").Path(sys.argv[1]))
+print("WRITTEN " + json.dumps(sorted(set(writing))))
+"""
+
+
+def test_a_run_writes_in_its_folder_and_the_cache_only(tmp_path):
+    from experiments import harness
+
+    run = tmp_path / "run"
+    ran = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(run)],
+        cwd=faults.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env={**faults.os.environ, "MPLCONFIGDIR": str(tmp_path / "matplotlib")},
+    )
+    assert ran.returncode == 0, ran.stderr
+    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("WRITTEN ")]
+    written = [Path(name) for name in json.loads(line.removeprefix("WRITTEN "))]
+    assert any(path.is_relative_to(run / "seed0") for path in written)
+    allowed = (run, harness.cache_dir().absolute(), tmp_path / "matplotlib", Path("/dev"))
+    others = [p for p in written if not any(p == a or p.is_relative_to(a) for a in allowed)]
+    assert [p for p in others if p != run.parent] == []

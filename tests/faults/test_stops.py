@@ -1,0 +1,126 @@
+"""Asked to end, a training saves within one step, and goes on to the same bits."""
+
+import os
+import signal
+import time
+
+import faults
+import jax
+import pytest
+import training
+
+from experiments import harness
+from kd_jax.stop import EXIT_CODE, Stop, Stopped
+
+
+class Interrupted:
+    """Batches in whose midst a signal comes: with that of this step."""
+
+    def __init__(self, given, number, which):
+        # The first one is looked at for its shapes, before the training.
+        self._given, self._left, self._which = given, number + 1, which
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self._left -= 1
+        if not self._left:
+            os.kill(os.getpid(), self._which)
+        return next(self._given)
+
+    def __getattr__(self, name):
+        return getattr(self._given, name)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    training.train(folder, training.recipe(23), training.batches(), keep_every=1)
+    return faults.everything(folder)
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("number", [1, 5, 6, 7, 22])
+def test_a_signal_saves_the_step_it_came_in(tmp_path, monkeypatch, unbroken, which, number):
+    monkeypatch.setattr(harness, "STOP", Stop())
+    given = Interrupted(training.batches(), number, which)
+    with harness.STOP, pytest.raises(Stopped) as stopped:
+        training.train(tmp_path, training.recipe(23), given, keep_every=1)
+    assert stopped.value.code == EXIT_CODE == 75
+    assert faults.steps(tmp_path)[-1] == number
+    monkeypatch.setattr(harness, "STOP", Stop())
+    training.train(tmp_path, training.recipe(23), training.batches(), keep_every=1)
+    after = faults.everything(tmp_path)
+    assert after.pop("steps") == sorted({*unbroken["steps"], number})
+    assert after == {k: v for k, v in unbroken.items() if k != "steps"}
+
+
+def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "STOP", Stop())
+
+    def twice():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert harness.STOP()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        pytest.fail("still here")
+
+    with harness.STOP, harness.STOP.held(), pytest.raises(Stopped, match="SIGTERM"):
+        twice()
+
+
+def test_where_nothing_is_to_be_saved_a_signal_ends_at_once():
+    def once():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        pytest.fail("still here")
+
+    with Stop(), pytest.raises(Stopped, match="SIGINT"):
+        once()
+
+
+def test_handlers_are_given_back():
+    before = [signal.getsignal(number) for number in Stop.SIGNALS]
+    with Stop():
+        assert [signal.getsignal(number) for number in Stop.SIGNALS] != before
+    assert [signal.getsignal(number) for number in Stop.SIGNALS] == before
+
+
+def test_minutes(tmp_path, monkeypatch, unbroken):
+    now = [0.0]
+    monkeypatch.setattr("kd_jax.stop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(harness, "STOP", Stop(minutes=2))
+    assert not harness.STOP()
+    now[0] = 119.0
+    assert not harness.STOP()
+    now[0] = 121.0
+    assert harness.STOP()
+    assert harness.STOP.reason == "2 minutes are over"
+    with pytest.raises(Stopped):
+        training.train(tmp_path, training.recipe(23), training.batches())
+    assert faults.steps(tmp_path) == [1]
+    for bad in (-1, float("nan")):
+        with pytest.raises(ValueError, match="not a time from now"):
+            Stop(minutes=bad)
+
+
+def test_the_program_ends_with_the_documented_code(tmp_path):
+    with faults.start(tmp_path / "run", "--steps=1000000") as process:
+        for line in process.stdout:
+            if "images/s" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == EXIT_CODE, error
+    step = faults.steps(tmp_path / "run")[-1]
+    assert f"stopped at step {step} of 1000000; step {step} is saved" in out
+
+
+def test_a_finished_training_is_not_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "STOP", Stop())
+    given = Interrupted(training.batches(), 3, signal.SIGTERM)
+    with harness.STOP:
+        training.train(tmp_path, training.recipe(3), given)
+    assert faults.steps(tmp_path) == [3]
+    assert jax.process_count() == 1
