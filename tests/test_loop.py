@@ -1,5 +1,6 @@
 """The loop, with a step whose numbers are known."""
 
+import json
 import math
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_jax import loop
-from kd_jax.loop import Hook, NonFiniteError, fit
+from kd_jax.loop import Guard, Hook, NonFiniteError, fit
 
 
 class State(NamedTuple):
@@ -330,3 +331,98 @@ def test_the_rate_counts_a_call_s_examples_or_else_its_steps(monkeypatch, batch,
     assert [p.step for p in shown] == [8]
     assert shown[0].examples_per_second == rate
     assert shown[0].seconds_left == 0.0
+
+
+def test_a_stop_calls_the_hooks_that_want_it():
+    calls = []
+    hooks = [
+        Hook(4, lambda n, s: calls.append(("save", n)), at_stop=True),
+        Hook(3, lambda n, s: calls.append(("look", n))),
+    ]
+    answers = iter([False, False, False, False, True])
+    state, logged = run(9, hooks=hooks, stop=lambda: next(answers))
+    assert state.step == 5
+    assert logged == [(3, 2.0)]
+    assert calls == [("look", 3), ("save", 4), ("save", 5)]
+
+
+def test_after_the_last_step_nobody_asks_whether_to_stop():
+    asked = []
+    state, logged = run(2, stop=lambda: bool(asked.append(1)))
+    assert state.step == 2
+    assert logged == [(2, 1.5)]
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4, 7])
+def test_a_window_that_is_given_back_is_whole(cut):
+    """Saved by a hook in the midst of it, as JSON, and gone on with."""
+    saved = []
+    window = []
+    hooks = [Hook(1, lambda n, s: saved.append((n, json.dumps(window))))]
+    whole = run(8, hooks=hooks, window=window)[1]
+    given = json.loads(dict(saved)[cut])
+    assert len(given) == cut % 3
+    assert run(8, start=cut, window=given)[1] == [row for row in whole if row[0] > cut]
+
+
+class Skipping(NamedTuple):
+    step: object
+    skipped: object
+
+
+def skipping(bad, patience):
+    """As `kd_jax.guarded`: some steps' metric is NaN, and leaves no trace but in the count."""
+
+    def step(state, batch):
+        number = int(state.step) + 1
+        fault = number in bad and int(state.skipped) <= patience
+        count = int(state.skipped) + fault
+        metrics = {"g/x": jnp.asarray(math.nan if fault else float(number)), "skipped": count}
+        on = count <= patience
+        return Skipping(jnp.int32(number if on else number - 1), jnp.int32(count)), metrics
+
+    return step
+
+
+def test_steps_that_left_no_trace_are_told_and_not_in_the_means():
+    told, rows = [], []
+    state = fit(
+        skipping((2, 4), 2),
+        Skipping(jnp.int32(0), jnp.int32(0)),
+        forever(),
+        steps=8,
+        log=lambda number, means: rows.append((number, dict(means))),
+        log_every=3,
+        guard=Guard(2, lambda *given: told.append(given)),
+    )
+    assert (int(state.step), int(state.skipped)) == (8, 2)
+    assert told == [(2, 1, "g/x is nan"), (4, 2, "g/x is nan")]
+    assert rows == [
+        (3, {"g/x": 2.0, "skipped": 1.0}),
+        (6, {"g/x": 5.5, "skipped": 2.0}),
+        (8, {"g/x": 7.5, "skipped": 2.0}),
+    ]
+
+
+@pytest.mark.parametrize("steps", [4, 5, 9])
+def test_more_than_the_patience_ends_it_before_any_hook(steps):
+    seen, asked = [], []
+
+    def explain(state, batch):
+        asked.append((int(state.step), batch is BATCHES))
+        return "a cause"
+
+    with pytest.raises(NonFiniteError, match=r"^step 4: g/x is nan \(a cause\)$"):
+        fit(
+            skipping((2, 4), 1),
+            Skipping(jnp.int32(0), jnp.int32(0)),
+            forever(),
+            steps=steps,
+            log=lambda *_: None,
+            log_every=3,
+            hooks=[Hook(1, lambda n, s: seen.append(n))],
+            guard=Guard(1, explain=explain),
+        )
+    assert seen == [1, 2, 3]
+    assert asked == [(1, True), (3, True)]
