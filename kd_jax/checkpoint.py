@@ -18,7 +18,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -447,9 +447,17 @@ def _meta(
         **({"architecture": dict(architecture)} if architecture else {}),
         "environment": {
             "processes": jax.process_count(),
-            **{name: version(name) for name in LIBRARIES},
+            **{name: _version(name) for name in LIBRARIES},
         },
     }
+
+
+def _version(name: str) -> str | None:
+    """None of a library that was not installed: used from its source."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
