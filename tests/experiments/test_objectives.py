@@ -132,11 +132,11 @@ def test_processes_share_the_trainings(finished):
     config = tiny("pixel")
     runner = objectives.Runner(config, objectives.build(config), finished)
     done = finished / "seed0/scarce/alone"
-    with objectives._locked(done, wait=True):
+    with harness.locked(done, wait=True):
         runner.outcome("scarce", "alone", 0, 1.0)  # done: nobody has to wait for it
     with (
-        objectives._locked(finished / "seed0/scarce/pixel@7", wait=True),
-        pytest.raises(objectives.BusyError),
+        harness.locked(finished / "seed0/scarce/pixel@7", wait=True),
+        pytest.raises(BlockingIOError),
     ):
         runner.outcome("scarce", "pixel", 0, 7.0)
 
