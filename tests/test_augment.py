@@ -691,6 +691,7 @@ def test_resuming_in_the_middle_of_an_interval_is_exact(trained, tmp_path):
     states, _ = trained
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(4, states[4], {})
+    checkpoints.wait()
     state, _ = checkpoints.restore(jax.eval_shape(start))
     checkpoints.close()
     assert int(state.discriminator.variables["augment"]["count"]) == 8
