@@ -76,6 +76,9 @@ class Options(NamedTuple):
     allow_changes: bool = False
 
 
+CAREFUL = Options()
+"""To stop at the first thing that goes wrong."""
+
 FREE = ("run",)
 """The settings of the first level that may always differ when a run is gone on with."""
 
@@ -395,7 +398,7 @@ def train(
     checkpoint_every: int,
     mesh: Mesh | None = None,
     rule: Rule = replicated,
-    options: Options = Options(),  # noqa: B008
+    options: Options = CAREFUL,
 ) -> Teacher:
     """Trains, or goes on training, or finds it done; returns what it can teach.
 
@@ -484,6 +487,8 @@ def train(
         closing.callback(writer.close)
         best = Best(directory / "best", "the first figure of quality", described)
         probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
+        # Compiled when it is first asked, and once.
+        diagnosis = recipe.diagnosis and compile_step(recipe.diagnosis, mesh, rule, donate=False)
         teacher = place(recipe.teacher, mesh)
         trend = health.Trend(recipe.floors)
         first_figures: dict[str, Any] = {}
@@ -553,10 +558,9 @@ def train(
         def explain(state: Any, batch: Batch) -> str | None:
             if fault := health.first_fault(batch):
                 return f"the batch: {fault}"
-            if recipe.diagnosis is None:
+            if diagnosis is None:
                 return None
-            ask = compile_step(recipe.diagnosis, mesh, rule, donate=False)
-            return health.culprit(ask(state, teacher, place_batch(batch, mesh))[1])
+            return health.culprit(diagnosis(state, teacher, place_batch(batch, mesh))[1])
 
         def tell(step: int, count: int, why: str) -> None:
             say(

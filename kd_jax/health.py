@@ -183,7 +183,7 @@ def culprit(flags: Mapping[str, Any]) -> str | None:
 
 
 def first_fault(tree: Any) -> str | None:
-    """Which floating array of `tree` is not finite all over: "PATH has NaN", or None."""
+    """Which floating array of `tree` is not finite all over: "PATH is not finite", or None."""
     flags = jax.device_get(_all_finite(tree))
     for path, finite in jax.tree_util.tree_leaves_with_path(flags):
         if not finite:

@@ -85,8 +85,10 @@ def fetched(tree: Any) -> Any:
     def whole(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
-        mesh = leaf.sharding.mesh  # type: ignore[attr-defined]
-        return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(leaf)
+        if not isinstance(leaf.sharding, NamedSharding):
+            raise TypeError(f"an array of several processes with the sharding {leaf.sharding}")
+        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
 
     return jax.device_get(jax.tree.map(whole, tree))
 

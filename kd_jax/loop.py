@@ -51,6 +51,10 @@ class Guard(NamedTuple):
     explain: Callable[[Any, Batch], str | None] = lambda *_: None
 
 
+STRICT = Guard()
+"""To end at the first of them."""
+
+
 class Progress(NamedTuple):
     """How far a loop is.
 
@@ -80,7 +84,7 @@ def fit(
     steps_per_call: int = 1,
     window: list[Row] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    guard: Guard = Guard(),  # noqa: B008
+    guard: Guard = STRICT,
 ) -> Any:
     """Takes steps until `state.step` is `steps`, or `stop()`; returns the final state.
 

@@ -42,7 +42,10 @@ def losses(state, made, mesh, rule, batches, steps):
 def test_other_devices(tmp_path, before, after):
     made, batches = training.recipe(100), training.batches()
     example = next(training.batches())
-    init = lambda: made.init(jax.random.key(3), example)  # noqa: E731
+
+    def init():
+        return made.init(jax.random.key(3), example)
+
     (devices, rule), (others, other_rule) = before, after
     mesh, other_mesh = mesh_of(devices, rule), mesh_of(others, other_rule)
     state = kd.initialize(init, mesh, RULES[rule])
