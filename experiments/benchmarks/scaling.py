@@ -2,13 +2,14 @@
 
     python -m experiments.benchmarks.scaling --batch=64 --width=32
 
-The step of a DCGAN that is distilled, at one global batch, compiled for 1, 2, 4 and 8 simulated
-devices of this machine: FLOPs and parameter memory of each device, and every collective with its
-bytes. Nothing is timed: simulated devices share this machine's cores.
+Two steps, at one global batch, compiled for 1, 2, 4 and 8 simulated devices of this machine: that
+of an SRResNet that is distilled without a game, in which every parameter has one gradient, and that
+of a DCGAN that is distilled in one. FLOPs and parameter memory of each device, and every collective
+with its bytes. Nothing is timed: simulated devices share this machine's cores.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,37 +53,49 @@ def held(tree: Any) -> int:
     )
 
 
-def parts(width: int) -> dict[str, Any]:
+def restoration(width: int) -> dict[str, Any]:
+    """An SRResNet, and the one of four times its width that it learns from."""
+    student, teacher = (kd.models.superres.srresnet(4, w, 4) for w in (width, 4 * width))
+    return {
+        "nets": kd.Networks(student, teacher=teacher),
+        "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
+        "g_terms": {"response": kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))},
+        "d_terms": {},
+        "inputs": kd.tasks.super_resolution(4),
+    }
+
+
+def game(width: int) -> dict[str, Any]:
     """A DCGAN, and the one of four times its width that it learns from."""
     student, teacher = (kd.models.dcgan.gan(32, w, channels=3) for w in (width, 4 * width))
-    game = kd.recipes.nonsaturating()
+    terms = kd.recipes.nonsaturating()
     response = kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))
     return {
         "nets": kd.Networks(student.generator, student.discriminator, teacher.generator),
         "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
-        "g_terms": {**game.generator, "response": response},
-        "d_terms": game.discriminator,
+        "g_terms": {**terms.generator, "response": response},
+        "d_terms": terms.discriminator,
         "inputs": kd.latents(64, conditional=False),
     }
 
 
-def measure(devices: int, rule: Rule, model: int, batch_size: int, width: int) -> dict[str, Any]:
+def measure(
+    made: Mapping[str, Any], devices: int, rule: Rule, model: int, batch_size: int
+) -> dict[str, Any]:
     """Figures of one device's program.
 
     Args:
+      made: what the step is made of.
       devices: how many.
       rule: how the state is split.
       model: how many of the devices are along `model`.
       batch_size: of the global batch.
-      width: the student's.
     """
     mesh = kd.make_mesh(devices // model, model, jax.devices()[:devices])
-    made = parts(width)
     batch = {"image": jax.ShapeDtypeStruct((batch_size, 32, 32, 3), np.float32)}
     state = jax.eval_shape(lambda: kd.init_state(jax.random.key(0), _zeros(batch), **made))
-    variables = jax.eval_shape(
-        made["nets"].teacher.init, jax.random.key(0), np.zeros((batch_size, 64), np.float32)
-    )
+    asked = jax.eval_shape(made["inputs"], jax.random.key(0), batch).generator
+    variables = jax.eval_shape(made["nets"].teacher.init, jax.random.key(0), *asked)
     placed, teacher = (
         jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -93,7 +106,8 @@ def measure(devices: int, rule: Rule, model: int, batch_size: int, width: int) -
     )
     step: Any = kd.compile_step(kd.make_train_step(**made), mesh, rule)
     program = step.lower(placed, teacher, batch).compile()
-    params = [p.variables["params"] for p in (placed.generator, placed.discriminator)]
+    players = [p for p in (placed.generator, placed.discriminator) if p]
+    params = [player.variables["params"] for player in players]
     return {
         "flops": program.cost_analysis()["flops"],
         "parameters": held(params),
@@ -111,30 +125,34 @@ def main(argv: Sequence[str]) -> None:
     """Prints the table."""
     del argv
     jax.config.update("jax_num_cpu_devices", max(_DEVICES))
-    print("| devices | split | FLOPs of each | parameters of each | state of each | collectives |")
-    print("|---:|---|---:|---:|---:|---|")
-    first = None
-    for name, sharded in (("replicated", False), ("parameters too", True)):
-        for devices in _DEVICES[1:] if sharded else _DEVICES:
-            rule = kd.fully_sharded(min_size=1024) if sharded else kd.replicated
-            model = devices if sharded else 1
-            found = measure(devices, rule, model, _BATCH.value, _WIDTH.value)
-            first = first or found
-            print(
-                f"| {devices} | {name} | {found['flops'] / 1e9:.2f} G "
-                f"(1/{first['flops'] / found['flops']:.2f}) "
-                f"| {found['parameters'] / 1e6:.3f} MB "
-                f"(1/{first['parameters'] / found['parameters']:.2f}) "
-                f"| {found['state'] / 1e6:.3f} MB | "
-                + (
-                    ", ".join(f"{k} {v / 1e6:.3f} MB" for k, v in found["collectives"].items())
-                    or "none"
-                )
-                + " |",
-                flush=True,
-            )
-    assert first is not None
-    print(f"\nThe gradients are {first['gradient'] / 1e6:.3f} MB.")
+    print("| step | devices | split | FLOPs each | parameters each | state each | exchanged |")
+    print("|---|---:|---|---:|---:|---:|---|")
+    for name, made in (("no game", restoration(_WIDTH.value)), ("game", game(_WIDTH.value))):
+        first: dict[str, Any] = {}
+        for sharded in (False, True):
+            for devices in _DEVICES[1:] if sharded else _DEVICES:
+                rule = kd.fully_sharded(min_size=1024) if sharded else kd.replicated
+                found = measure(made, devices, rule, devices if sharded else 1, _BATCH.value)
+                first = first or found
+                print(f"| {name} | {devices} | {row(sharded, found, first)} |", flush=True)
+
+
+def row(sharded: bool, found: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    """The figures of one program, beside those of one device's."""
+    less = {name: first[name] / found[name] for name in ("flops", "parameters")}
+    exchanged = [
+        f"{kind} {size / 1e6:.3f} MB ({size / found['gradient']:.2f} of the gradients)"
+        for kind, size in found["collectives"].items()
+    ]
+    return " | ".join(
+        [
+            "parameters too" if sharded else "batch",
+            f"{found['flops'] / 1e9:.2f} G (1/{less['flops']:.2f})",
+            f"{found['parameters'] / 1e6:.3f} MB (1/{less['parameters']:.2f})",
+            f"{found['state'] / 1e6:.3f} MB",
+            ", ".join(exchanged) or "none",
+        ]
+    )
 
 
 if __name__ == "__main__":

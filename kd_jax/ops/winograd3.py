@@ -202,7 +202,8 @@ def _of_image(form: _Form, image: Array) -> _Grid:
         [blocks[:, :-1, k] for k in range(block)] + [blocks[:, 1:, k] for k in range(overlap)],
     )
     # One array of them all: else the compiler computes each of these sums for each of the next.
-    lines = jnp.concatenate(sums).reshape(-1, batch * rows, columns + 1, block, channels)
+    # Along an axis of its own: along the batch's, several devices would have to exchange them.
+    lines = jnp.stack(sums).reshape(-1, batch * rows, columns + 1, block, channels)
     return [
         [
             d.reshape(-1, channels)
@@ -230,7 +231,7 @@ def _of_output(form: _Form, output: Array) -> _Grid:
     m, spread = len(form.sums), form.sums.T
     y = output.reshape(batch * height // m, m, -1)
     sums = _combined(spread, [y[:, k] for k in range(m)])
-    lines = jnp.concatenate(sums).reshape(-1, batch * height // m, width // m, m, features)
+    lines = jnp.stack(sums).reshape(-1, batch * height // m, width // m, m, features)
     return [
         [g.reshape(-1, features) for g in _combined(spread, [line[:, :, k] for k in range(m)])]
         for line in lines

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments.benchmarks.scaling import collectives
+from kd_jax import make_mesh
 from kd_jax.ops import conv, conv_transpose, convolution, winograd3
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -438,3 +441,43 @@ def test_single_precision_of_large_layers(x64, sides, digits):
     ]
     assert errors[0] < digits * errors[1]
     assert errors[0] < 3e-5 * float(jnp.abs(exact).max())
+
+
+ON_SEVERAL = {
+    "XLA's": ((3, 3), (8, 8), (8, 8), 1, ONE),
+    "1x1": ((1, 1), (8, 8), (8, 8), 1, NONE),
+    "winograd4": ((4, 4), (8, 8), (16, 16), 2, ONE),
+    "winograd3, two outputs": ((3, 3), (8, 8), (32, 32), 1, ONE),
+    "winograd3, four outputs": ((3, 3), (16, 16), (32, 32), 1, ONE),
+    "winograd3, stride 2": ((3, 3), (9, 9), (32, 32), 2, NONE),
+    "winograd7": ((1, 7), (8, 8), (16, 16), 1, ((0, 0), (3, 3))),
+    "a matrix": ((3, 3), (9, 9), (3, 32), 2, NONE),
+}
+
+
+@pytest.mark.parametrize("case", ON_SEVERAL)
+def test_several_devices_exchange_nothing_but_kernels_gradients(case, monkeypatch):
+    """Each computes its part of the batch; no form may need the images of another one."""
+    monkeypatch.setattr(convolution, "_WORTH_IT", 0)
+    monkeypatch.setattr(winograd3, "LARGE", 1000)
+    window, sides, channels, stride, padding = ON_SEVERAL[case]
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    x = jax.ShapeDtypeStruct((8, *sides, channels[0]), np.float32, sharding=split)
+    weights = jax.ShapeDtypeStruct((*window, *channels), np.float32, sharding=whole)
+    forward = partial(conv, stride=stride, padding=padding)
+    y = jax.eval_shape(forward, x, weights).update(sharding=split)
+
+    def back(x, weights, y):
+        return jax.vjp(forward, x, weights)[1](y)
+
+    results = {
+        "forward": (forward, (x, weights), split),
+        "back": (back, (x, weights, y), (split, whole)),
+    }
+    found = {
+        name: collectives(jax.jit(f, out_shardings=out).lower(*args).compile().as_text())
+        for name, (f, args, out) in results.items()
+    }
+    assert found["forward"] == {}
+    assert set(found["back"]) == {"all-reduce"}
