@@ -3,7 +3,8 @@
 A step's folder holds the items `generator` (the averaged generator, what is deployed), `training`
 (everything else of the train state), `data` (the position in the data), `meta` (configuration,
 architecture, environment) and, written last, `manifest.json`. A folder without a manifest is a save
-that was cut short.
+that was cut short. What is not whole is set aside under another name, and no more than that: only
+what a later step has replaced is ever deleted.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -19,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -27,11 +29,18 @@ import orbax.checkpoint as ocp
 
 from kd_jax import hosts
 from kd_jax.architecture import Architecture, rebuild
-from kd_jax.network import disconnect
+from kd_jax.network import by_path, disconnect
 from kd_jax.state import TrainState
 from kd_jax.types import Variables
 
 MANIFEST = "manifest.json"
+_OF_GENERATOR = ("generator", "meta")
+"""The items that `save_generator` writes, and all that it takes to deploy."""
+_ITEMS = ("training", "data", *_OF_GENERATOR)
+_UNFINISHED = ".unfinished"
+_STEP = r"0|[1-9]\d*"
+_FAILURES = (OSError, ValueError, RuntimeError)
+"""What Orbax raises where it cannot write; RuntimeError where processes do not meet in time."""
 LIBRARIES = ("kd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Those whose versions a checkpoint holds: another one may compute other bits."""
 
@@ -67,6 +76,8 @@ class Checkpoints:
 
     Raises:
       ValueError: `keep` or `keep_every` is too small.
+      CheckpointError: a folder there is named like a step and is none, or there are several steps
+        and all manifests are lost.
     """
 
     def __init__(
@@ -90,13 +101,7 @@ class Checkpoints:
         self._meta = _meta(configuration, architecture)
         self._allow_changes = allow_changes
         self._tell = tell
-        if hosts.is_first():
-            for folder in _step_folders(self._directory):
-                if not (folder / MANIFEST).exists():
-                    shutil.rmtree(folder)  # Orbax would take it for the latest step.
-            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover)
-        hosts.meet("checkpoints opened")
+        hosts.by_first(lambda: _tidy(self._directory, tell), CheckpointError)
         self._manager = self._opened()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
@@ -127,7 +132,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             generator=ocp.args.StandardSave(dict(state.ema)),
             training=ocp.args.StandardSave(state._replace(ema={})),
-            data=ocp.args.JsonSave(dict(data)),
+            # A copy, to the last list of it: it is written while the training goes on.
+            data=ocp.args.JsonSave(json.loads(json.dumps(dict(data)))),
             meta=ocp.args.JsonSave({"step": step, **self._meta}),
         )
         try:
@@ -135,7 +141,7 @@ class Checkpoints:
                 # Orbax refuses what it will not save with no more than False.
                 if not self._manager.save(step, args=items):
                     raise ValueError("Orbax would not")
-        except (OSError, ValueError) as error:
+        except _FAILURES as error:
             self._failed(step, error)
         self._saving = step, self._thread.submit(self._finish, step)
 
@@ -155,7 +161,7 @@ class Checkpoints:
         (step, writing), self._saving = self._saving, None
         try:
             writing.result()
-        except (OSError, ValueError) as error:
+        except _FAILURES as error:
             self._failed(step, error)
 
     def latest_step(self) -> int | None:
@@ -190,6 +196,8 @@ class Checkpoints:
                     raise CheckpointError(line)
                 self._tell(f"{line}; it is gone on with, as allowed")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        _check_state(folder / "generator", dict(abstract.ema))
+        _check_state(folder / "training", abstract._replace(ema={}))
         with _quiet_orbax:
             try:
                 items = self._manager.restore(
@@ -200,7 +208,7 @@ class Checkpoints:
                         data=ocp.args.JsonRestore(),
                     ),
                 )
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, *_FAILURES) as error:
                 lines = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"{folder} holds a state of another kind: {lines}") from None
         return items["training"]._replace(ema=items["generator"]), items["data"]
@@ -230,21 +238,31 @@ class Checkpoints:
         if not hosts.is_first():
             return
         _write_manifest(self._directory / str(step))
-        for folder in _finished(self._directory)[: -self._keep]:
-            if not self._keep_every or int(folder.name) % self._keep_every:
-                (folder / MANIFEST).unlink()  # first: what is left is no checkpoint
+        older = [
+            folder
+            for folder in _finished(self._directory)[: -self._keep]
+            if not self._keep_every or int(folder.name) % self._keep_every
+        ]
+        for folder in [*older, *self._directory.glob(f"*{_UNFINISHED}")]:
+            try:
+                (folder / MANIFEST).unlink(missing_ok=True)  # first: what is left is no checkpoint
                 shutil.rmtree(folder)
+            except OSError as error:  # the new step is whole all the same
+                self._tell(f"warning: {folder} could not be deleted: {_reason(error)}")
 
     def _failed(self, step: int, error: Exception) -> None:
-        with _quiet_orbax, contextlib.suppress(OSError, ValueError):
+        with _quiet_orbax, contextlib.suppress(*_FAILURES):
             self._manager.close()
+        folder = self._directory / str(step)
         if hosts.is_first():
             for left in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
-            shutil.rmtree(self._directory / str(step), ignore_errors=True)  # it has no manifest
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
         self._manager = self._opened()
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"step {step} not saved to {self._directory}: {reason}") from None
+        raise CheckpointError(
+            f"step {step} not saved to {self._directory}: {_reason(error)}"
+        ) from None
 
     def _choose(self) -> int | None:
         """The latest whole step, the same in all processes; damaged ones after it are set aside."""
@@ -261,20 +279,20 @@ class Checkpoints:
             )
         if latest is None:
             return None
-        step, problems = -1, list[tuple[int, str]]()
-        if hosts.is_first():
-            step, problems = _latest_whole(self._directory)
-        if step >= 0:
+
+        def choose() -> int:
+            step, problems = _latest_whole(self._directory, _ITEMS)
+            if step < 0:
+                raise CheckpointError(
+                    f"no checkpoint in {self._directory} is whole: {problems[0][1]}; choose "
+                    "another folder to begin anew"
+                )
             for number, problem in problems:
                 _set_aside(self._directory / str(number))
                 self._tell(f"{problem}; it is set aside, and step {step} taken")
-        step = hosts.from_first(step)
-        if step < 0:
-            first = problems[0][1] if problems else "process 0 says which file"
-            raise CheckpointError(
-                f"no checkpoint in {self._directory} is whole: {first}; choose another folder to "
-                "begin anew"
-            )
+            return step
+
+        step = hosts.from_first(hosts.by_first(choose, CheckpointError) or 0)
         if step != latest:
             with _quiet_orbax:
                 self._manager.reload()
@@ -288,6 +306,7 @@ class Best:
       directory: the folder; one that is there is gone on from.
       name: the figure's, for people.
       architecture: as in `Checkpoints`.
+      tell: is told a line about what is damaged, which is set aside.
     """
 
     def __init__(
@@ -295,20 +314,38 @@ class Best:
         directory: str | os.PathLike[str],
         name: str,
         architecture: Mapping[str, Any] | None = None,
+        *,
+        tell: Callable[[str], None] = _to_stderr,
     ):
         self._directory = Path(directory).absolute()
         self._name = name
         self._architecture = architecture
-        self._new = self._directory.with_name(f"{self._directory.name}.partial")
-        if hosts.is_first():
-            if not self._directory.exists() and (self._new / "0" / MANIFEST).exists():
-                self._new.rename(self._directory)  # cut short between the two renames
-            shutil.rmtree(self._new, ignore_errors=True)
+        self._new, self._old = (
+            self._directory.with_name(f"{self._directory.name}.{part}")
+            for part in ("partial", "old")
+        )
         self.value = math.inf
-        if hosts.is_first() and self._directory.exists():
-            # Not by Orbax, for which all processes would have to call.
-            folder, _ = _newest(self._directory)
-            self.value = float(_read_meta(folder)["configuration"]["value"])
+        # Of the first process alone, and not by Orbax, for which all would have to call.
+        hosts.by_first(lambda: self._find(tell), CheckpointError)
+
+    def _find(self, tell: Callable[[str], None]) -> None:
+        """Goes on from the best one that is whole, wherever `offer` was cut short."""
+        for folder in (self._directory, self._new, self._old):
+            if not folder.exists():
+                continue
+            try:
+                found, _ = _newest(folder)
+                self.value = float(_read_meta(found)["configuration"]["value"])
+            except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+                if folder == self._directory:
+                    tell(f"{error}; it is set aside")
+                    _set_aside(folder)
+                continue
+            if folder != self._directory:
+                folder.rename(self._directory)
+            break
+        for left in (self._new, self._old):
+            shutil.rmtree(left, ignore_errors=True)
 
     def offer(self, step: int, value: float, variables: Variables) -> bool:
         """Keeps a generator if its figure is lower than any before it; whether it did.
@@ -323,13 +360,16 @@ class Best:
         configuration = {"figure": self._name, "value": value, "step": step}
         try:
             save_generator(self._new, variables, configuration, self._architecture)
-        except (OSError, ValueError) as error:
+            if hosts.is_first():
+                if self._directory.exists():
+                    self._directory.rename(self._old)
+                self._new.rename(self._directory)
+                shutil.rmtree(self._old, ignore_errors=True)
+        except _FAILURES as error:
             shutil.rmtree(self._new, ignore_errors=True)
-            reason = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"step {step} not kept in {self._directory}: {reason}") from None
-        if hosts.is_first():
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._new.rename(self._directory)
+            raise CheckpointError(
+                f"step {step} not kept in {self._directory}: {_reason(error)}"
+            ) from None
         self.value = value
         return True
 
@@ -372,7 +412,8 @@ def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[s
       directory: a folder of `Checkpoints`.
 
     Raises:
-      CheckpointError: when there is no whole checkpoint, or a file of it is damaged.
+      CheckpointError: when there is no whole checkpoint. Only the files of the generator are read
+        and verified.
     """
     variables, meta = _latest_generator(directory)
     return variables, meta["configuration"]
@@ -422,7 +463,7 @@ def _newest(directory: Path) -> tuple[Path, list[str]]:
     """
     if not _finished(directory):
         raise CheckpointError(f"there is no checkpoint in {directory}")
-    step, problems = _latest_whole(directory)
+    step, problems = _latest_whole(directory, _OF_GENERATOR)
     if step < 0:
         raise CheckpointError(f"no checkpoint in {directory} is whole: {problems[0][1]}")
     return directory / str(step), [problem for _, problem in problems]
@@ -480,7 +521,7 @@ def first_difference(there: Any, here: Any, path: str = "") -> str | None:
 
 
 def _step_folders(directory: Path) -> list[Path]:
-    folders = [f for f in directory.glob("*") if f.is_dir() and f.name.isdecimal()]
+    folders = [f for f in directory.glob("*") if f.is_dir() and re.fullmatch(_STEP, f.name)]
     return sorted(folders, key=lambda folder: int(folder.name))
 
 
@@ -508,30 +549,110 @@ def _finished(directory: Path) -> list[Path]:
     return [folder for folder in _step_folders(directory) if (folder / MANIFEST).exists()]
 
 
-def _problem(folder: Path) -> str | None:
-    """What is wrong with a finished step, naming the file; None if nothing is."""
+def _problem(folder: Path, items: Sequence[str]) -> str | None:
+    """What is wrong with these items of a finished step, naming the file; None if nothing is."""
     try:
-        sums = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return f"{folder / MANIFEST} cannot be read"
+    if not isinstance(sums, dict) or not all(
+        isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) for found in sums.values()
+    ):
+        return f"{folder / MANIFEST} is no list of files with their sha256"
+    for item in items:
+        if not any(name.startswith(f"{item}/") for name in sums):
+            return f"{folder / MANIFEST} lists no file of {item}/"
     for name, expected in sums.items():
-        file = folder / name
-        if not file.exists():
-            return f"{file} is missing"
-        if _sha256(file) != expected:
-            return f"{file} is damaged (its sha256 is not the one recorded)"
+        place, file = PurePosixPath(name), folder / name
+        if place.is_absolute() or ".." in place.parts:
+            return f"{folder / MANIFEST} lists {name!r}, which is outside"
+        if place.parts[0] in _ITEMS and place.parts[0] not in items:
+            continue
+        try:
+            if not file.exists():
+                return f"{file} is missing"
+            if _sha256(file) != expected:
+                return f"{file} is damaged (its sha256 is not the one recorded)"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror or type(error).__name__}"
     return None
 
 
-def _latest_whole(directory: Path) -> tuple[int, list[tuple[int, str]]]:
-    """The latest step without a problem (-1: there is none), and the problems of those after it."""
+def _latest_whole(directory: Path, items: Sequence[str]) -> tuple[int, list[tuple[int, str]]]:
+    """The latest step whose items are whole (-1: none), and the problems of those after it."""
     problems: list[tuple[int, str]] = []
     for folder in reversed(_finished(directory)):
-        problem = _problem(folder)
+        problem = _problem(folder, items)
         if problem is None:
             return int(folder.name), problems
         problems.append((int(folder.name), problem))
     return -1, problems
+
+
+def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
+    """Takes out of Orbax's sight what is no checkpoint, and what it would take for the latest step.
+
+    Raises:
+      CheckpointError: as `Checkpoints`.
+    """
+    unfinished = [f for f in _step_folders(directory) if not (f / MANIFEST).exists()]
+    filled = [folder for folder in unfinished if any(folder.iterdir())]
+    for folder in filled:
+        if not any((folder / name).exists() for name in (*_ITEMS, "_CHECKPOINT_METADATA")):
+            raise CheckpointError(f"{folder} is no checkpoint of a training; choose another folder")
+    if len(filled) > 1 and not _finished(directory):
+        steps = ", ".join(folder.name for folder in filled)
+        raise CheckpointError(
+            f"no checkpoint in {directory} has its {MANIFEST} (steps {steps}), without which none "
+            "is known to be whole; choose another folder to begin anew"
+        )
+    for folder in unfinished:
+        if folder not in filled:
+            folder.rmdir()
+            continue
+        place = folder.with_name(f"{folder.name}{_UNFINISHED}")
+        shutil.rmtree(place, ignore_errors=True)  # of a save of the same step, cut short before
+        folder.rename(place)
+        tell(f"{folder} was not finished: it is set aside")
+    for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def _check_state(place: Path, like: Any) -> None:
+    """Refuses an item whose arrays are others than those asked for: Orbax would cast silently.
+
+    Raises:
+      CheckpointError: the first path that is missing, too many, or of another shape or dtype.
+    """
+    with _quiet_orbax, ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(place).item_metadata.tree
+    there = {path: leaf for path, leaf in by_path(tree).items() if hasattr(leaf, "shape")}
+    here = by_path(jax.tree.map(_plain, like))
+    for path in sorted({*there, *here}):
+        found = [
+            f"{leaf.dtype} {tuple(leaf.shape)}" if leaf is not None else "nothing"
+            for leaf in (there.get(path), here.get(path))
+        ]
+        if found[0] != found[1]:
+            raise CheckpointError(
+                f"{place.parent} holds a state of another kind: {place.name}/{path} is {found[0]} "
+                f"there, {found[1]} here"
+            )
+
+
+def _plain(leaf: Any) -> Any:
+    """An array's shape and dtype; of random keys, those of their numbers."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return leaf
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _set_aside(folder: Path) -> None:

@@ -5,7 +5,10 @@ compute. With one process everything here is free.
 """
 
 import os
-from typing import Any
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_jax.types import Array
+
+T = TypeVar("T")
+
+_TEXT = 1024  # bytes of an error that the others are told
+_GRACE = 2.0  # seconds
 
 
 def join(
@@ -62,6 +70,53 @@ def meet(name: str) -> None:
     """Returns when all processes are here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def by_first(act: Callable[[], T], error: type[Exception]) -> T | None:
+    """What the first process does while the others wait: if it fails, all of them do.
+
+    Args:
+      act: called in the first process alone.
+      error: what the others raise where `act` raises, with its text.
+
+    Returns:
+      What `act` returned; None in the other processes.
+
+    Raises:
+      Exception: what `act` raised; in the other processes `error`.
+    """
+    if jax.process_count() == 1:
+        return act()
+    result, failure = None, None
+    if is_first():
+        try:
+            result = act()
+        except Exception as caught:  # whatever it is, somebody is waiting
+            failure = caught
+    told = (str(failure) or repr(failure)).encode()[:_TEXT] if failure else b""
+    text = np.zeros(_TEXT, np.uint8)
+    text[: len(told)] = np.frombuffer(told, np.uint8)
+    heard = bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).rstrip(b"\0")
+    if failure is not None:
+        raise failure
+    if heard:
+        raise error(heard.decode(errors="replace"))
+    return result
+
+
+def abandon(code: int) -> NoReturn:
+    """Ends this process, without the others if there are any.
+
+    A process that fails alone must not wait for the others, as JAX does at its exit: they wait for
+    it in the midst of a step. They end when its heartbeat is missed.
+    """
+    if not jax.distributed.is_initialized():
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_first():  # Without the coordinator the others are aborted: they may have a word to say.
+        time.sleep(_GRACE)
+    os._exit(code)
 
 
 def from_first(value: int) -> int:

@@ -240,8 +240,8 @@ def check_variables(
       ValueError: the first path (in alphabetical order) that is missing, that the network has not,
         or that is of another shape or dtype.
     """
-    expected = _by_path(jax.eval_shape(network.init, jax.random.key(0), *inputs))
-    given = _by_path(variables)
+    expected = by_path(jax.eval_shape(network.init, jax.random.key(0), *inputs))
+    given = by_path(variables)
     for path in sorted({*expected, *given}):
         if path not in given:
             raise ValueError(f"{name} has no {path}, which the network has")
@@ -257,7 +257,8 @@ def check_variables(
             )
 
 
-def _by_path(tree: Any) -> dict[str, Any]:
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, whose parts `/` separates."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

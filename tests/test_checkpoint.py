@@ -1,8 +1,10 @@
 """Checkpoints: bit-exact, verified, and never half there."""
 
 import concurrent.futures
+import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 import kd_jax as kd
@@ -145,21 +148,28 @@ def test_damage_is_named_and_nothing_wrong_restored(tmp_path, states, kind, dama
         victim.unlink()
     elif damage == "flip":
         content = bytearray(victim.read_bytes())
-        content[size // 2] ^= 1
+        content[1 if kind == "manifest.json" else size // 2] ^= 1
         victim.write_bytes(content)
     else:
         os.truncate(victim, size * int(damage[:-1]) // 100)
     if kind == "manifest.json" and damage == "gone":
         same(opened(tmp_path).restore(states[0])[0], states[0])
         return
-    with pytest.warns(DamagedCheckpointWarning, match="step 1 is taken") as warned:
+    messages = []
+    generator = states[0].ema
+    if kind in ("training", "data"):  # which are nothing to the generator
         variables, _ = load_generator(tmp_path)
-    same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, dict(states[0].ema)))
+        generator = states[1].ema
+    else:
+        with pytest.warns(DamagedCheckpointWarning, match="step 1 is taken") as warned:
+            variables, _ = load_generator(tmp_path)
+        messages.append(str(warned[0].message))
+    same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, dict(generator)))
     told = []
     state, data = opened(tmp_path, tell=told.append).restore(states[0])
     same(state, states[0])
     assert data == {"next": 1}
-    for message in (str(warned[0].message), *told):
+    for message in (*messages, *told):
         assert "\n" not in message
         # A damaged list may lack a file's name, and have another.
         assert message.startswith(str(tmp_path / "2" if kind == "manifest.json" else victim))
@@ -363,12 +373,145 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path, states):
         "3.orbax-checkpoint-tmp-17/generator",
         "4",
         "5/data",
+        "007/data",
     ):
         (tmp_path / leftover).mkdir(parents=True)
     (tmp_path / "5" / "data" / "metadata").write_text("{}")
+    (tmp_path / "6.orbax-checkpoint-tmp-file").write_text("")
     (tmp_path / "notes").mkdir()
-    opened(tmp_path).close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "notes"]
+    told = []
+    checkpoints = opened(tmp_path, tell=told.append)
+    kept = ["007", "1", "5.unfinished", "notes"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+    assert (tmp_path / "5.unfinished" / "data" / "metadata").read_text() == "{}"
+    assert told == [f"{tmp_path / '5'} was not finished: it is set aside"]
+    checkpoints.save(2, states[1], {})  # which replaces it
+    checkpoints.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["007", "1", "2", "notes"]
+
+
+def test_a_folder_that_is_no_checkpoint_is_left_as_it_is(tmp_path):
+    """Sub-folders of classes have names like steps."""
+    for label in ("0", "1"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "cat.png").write_text("an image")
+    with pytest.raises(CheckpointError, match=r"/0 is no checkpoint of a training; choose another"):
+        opened(tmp_path)
+    assert (tmp_path / "1" / "cat.png").read_text() == "an image"
+
+
+def test_where_all_manifests_are_lost_nothing_is_begun_anew(tmp_path, states):
+    saved(tmp_path, states)
+    for step in (1, 2):
+        (tmp_path / str(step) / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has its manifest\.json \(steps 1, 2\)"):
+        opened(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
+def test_what_cannot_be_deleted_costs_no_checkpoint(tmp_path, states, monkeypatch):
+    told = []
+    checkpoints = opened(tmp_path, keep=1, tell=told.append)
+    checkpoints.save(1, states[0], {})
+    checkpoints.wait()
+
+    def busy(*_, **__):
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    checkpoints.save(2, states[1], {})
+    checkpoints.close()
+    monkeypatch.undo()
+    assert checkpoints.latest_step() == 2
+    (line,) = told
+    assert line.startswith(f"warning: {tmp_path / '1'} could not be deleted: ")
+    same(opened(tmp_path).restore(states[0])[0], states[1])
+
+
+def test_the_position_is_that_of_its_step(tmp_path, states, monkeypatch):
+    """It is written later, when lists in it may have grown."""
+    handler = ocp.JsonCheckpointHandler
+    plain, may = handler._save_fn, threading.Event()
+
+    def late(self, *args, **kwargs):
+        may.wait(10)
+        return plain(self, *args, **kwargs)
+
+    monkeypatch.setattr(handler, "_save_fn", late)
+    window = [{"loss": 1.0}]
+    checkpoints = opened(tmp_path)
+    checkpoints.save(1, states[0], {"window": window})
+    window.clear()
+    may.set()
+    checkpoints.close()
+    assert opened(tmp_path).restore(states[0])[1] == {"window": [{"loss": 1.0}]}
+
+
+LISTS = {
+    "empty": ("{}", "lists no file of training/"),
+    "no object": ("[]", "is no list of files"),
+    "pairs": ("[[1, 2]]", "is no list of files"),
+    "no sum": ('{"generator/x": "abc"}', "is no list of files"),
+    "outside": (json.dumps({f"{i}/x": "0" * 64 for i in ("training", "data", "generator", "meta")}
+                           | {"/dev/null": hashlib.sha256().hexdigest()}), "training/x is missing"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", LISTS)
+def test_a_list_of_files_that_says_little_is_no_list(tmp_path, states, how):
+    saved(tmp_path, states)
+    text, message = LISTS[how]
+    (tmp_path / "2" / "manifest.json").write_text(text)
+    told = []
+    same(opened(tmp_path, tell=told.append).restore(states[0])[0], states[0])
+    (line,) = told
+    assert message in line
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "training/../../1/manifest.json"])
+def test_files_outside_are_none_of_a_step(tmp_path, states, name):
+    saved(tmp_path, states)
+    manifest = tmp_path / "2" / "manifest.json"
+    found = json.loads(manifest.read_text())
+    content = (tmp_path / "2" / name).read_bytes()
+    manifest.write_text(json.dumps({**found, name: hashlib.sha256(content).hexdigest()}))
+    told = []
+    same(opened(tmp_path, tell=told.append).restore(states[0])[0], states[0])
+    assert f"lists {name!r}, which is outside" in told[0]
+
+
+def test_a_file_that_cannot_be_read_is_damaged(tmp_path, states):
+    saved(tmp_path, states)
+    file = tmp_path / "2" / "meta" / "metadata"
+    file.unlink()
+    file.mkdir()
+    told = []
+    same(opened(tmp_path, tell=told.append).restore(states[0])[0], states[0])
+    assert told[0].startswith(f"{file} cannot be read: Is a directory; it is set aside")
+
+
+def test_another_kind_of_state_is_named_before_it_is_read(tmp_path, states, capfd):
+    """Orbax casts to another dtype silently, and says other shapes in thousands of lines."""
+    saved(tmp_path, states)
+
+    def other(change):
+        variables = jax.tree.map(change, dict(states[0].ema))
+        return states[0]._replace(ema=variables)
+
+    wrong = {
+        r"generator/params/Dense_0/bias is float32 \(8,\) there, bfloat16 \(8,\) here": other(
+            lambda x: x.astype("bfloat16")
+        ),
+        r"generator/params/Dense_0/bias is float32 \(8,\) there, float32 \(9,\) here": other(
+            lambda x: np.zeros((9,), np.float32) if x.ndim == 1 else x
+        ),
+        r"training/skipped is int32 \(\) there, nothing here": states[0]._replace(skipped=()),
+    }
+    for message, like in wrong.items():
+        with pytest.raises(CheckpointError, match=message) as error:
+            opened(tmp_path).restore(like)
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
 
 
 def test_the_step_restored_from_is_not_saved_again(tmp_path, states):
@@ -400,11 +543,16 @@ def test_damage_to_any_file_at_all_is_named(tmp_path, states):
             if damaged is not None:
                 victim.write_bytes(damaged)
             reason = "is missing" if damaged is None else "is damaged"
-            with pytest.warns(DamagedCheckpointWarning) as warned:
-                variables, _ = load_generator(tmp_path)
-            same(jax.tree.map(np.asarray, variables), older)
-            assert str(warned[0].message).startswith(f"{victim} {reason}")
-            assert "\n" not in str(warned[0].message)
+            if victim.relative_to(tmp_path / "2").parts[0] in ("training", "data"):
+                problem = checkpoint._problem(tmp_path / "2", checkpoint._ITEMS)
+                assert problem.startswith(f"{victim} {reason}")
+            else:
+                with pytest.warns(DamagedCheckpointWarning) as warned:
+                    variables, _ = load_generator(tmp_path)
+                same(jax.tree.map(np.asarray, variables), older)
+                problem = str(warned[0].message)
+                assert problem.startswith(f"{victim} {reason}")
+            assert "\n" not in problem
             victim.write_bytes(content)
     same(checkpoints.restore(states[0])[0], states[1])  # and whole again, it is taken
 
@@ -417,11 +565,13 @@ def test_a_flipped_bit_anywhere_in_the_manifest_never_gives_wrong_values(tmp_pat
     for place in range(0, len(content), 41):
         flipped = content[place] ^ 1 << place % 8
         manifest.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        if problem := checkpoint._problem(tmp_path / "1", checkpoint._ITEMS):
+            refused.append(problem)
         try:
             variables, _ = load_generator(tmp_path)
         except CheckpointError as error:
-            refused.append(str(error))
-        else:  # one blank became another
+            assert problem, error
+        else:  # one blank became another, or it is of a file that is nothing to the generator
             same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, states[0].ema))
     assert len(refused) > 0.9 * len(range(0, len(content), 41))
     assert all(str(tmp_path / "1") in line and "\n" not in line for line in refused)
@@ -541,3 +691,20 @@ def test_the_best_generator_survives_a_cut_at_any_moment(tmp_path, states):
     (tmp_path / "best").rename(tmp_path / "best.partial")
     assert Best(tmp_path / "best", "distance").value == 5.0
     same(load_generator(tmp_path / "best")[0], dict(states[0].ema))
+    # Between the two renames, and while the old one is deleted.
+    (tmp_path / "best").rename(tmp_path / "best.old")
+    assert Best(tmp_path / "best", "distance").value == 5.0
+    shutil.copytree(tmp_path / "best", tmp_path / "best.old")
+    next((tmp_path / "best.old" / "0" / "generator").rglob("d/*")).unlink()
+    again = Best(tmp_path / "best", "distance")
+    assert again.value == 5.0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+    # It is damaged itself: told, set aside, and the next one is the best.
+    next((tmp_path / "best" / "0" / "generator").rglob("d/*")).unlink()
+    told = []
+    again = Best(tmp_path / "best", "distance", tell=told.append)
+    assert again.value == math.inf
+    assert "is missing; it is set aside" in told[0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.damaged"]
+    assert again.offer(9, 7.0, states[1].ema)
+    same(load_generator(tmp_path / "best")[0], dict(states[1].ema))
