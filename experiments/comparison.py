@@ -45,6 +45,7 @@ def open_source(config: ConfigDict) -> kd_data.Source:
         config.data.channels,
         harness.cache_dir() / "tfds",
         resize=config.data.resize,
+        skip_corrupt=config.run.skip_corrupt,
     )
     check_schedule(config)
     if source.num_classes < 2:

@@ -5,6 +5,7 @@ import difflib
 import fcntl
 import json
 import logging
+import math
 import os
 import platform
 import sys
@@ -158,9 +159,7 @@ def execute(
     if dry_run:
         print_plan(config, *experiment.plan(config, task))
         return
-    if hosts.is_first():
-        claim(workdir, config, resume, experiment.free)
-    hosts.meet("the folder is claimed")
+    hosts.by_first(lambda: claim(workdir, config, resume, experiment.free), UsageError)
     experiment.main(config, task, workdir)
 
 
@@ -197,12 +196,14 @@ def launch(experiment: Experiment) -> NoReturn:
                     resume=given.resume,
                     dry_run=given.dry_run,
                 )
-        except (UsageError, CheckpointError, OSError) as error:
+        except (UsageError, CheckpointError, kd_data.UnreadableError, OSError) as error:
             _fail(error)
         except NonFiniteError as error:
             _fail(error, EXIT_CODES["not finite"])
         except Stopped as error:
             print(f"stopped ({error}): the same command goes on", file=sys.stderr, flush=True)
+            if not STOP.agreed:
+                hosts.abandon(EXIT_CODE)
             raise
 
     app.run(run, flags_parser=parse_flags)
@@ -280,7 +281,7 @@ def _peek(argv: Sequence[str], name: str, default: str) -> str:
 
 def _fail(error: Exception, code: int = EXIT_CODES["refused"]) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    sys.exit(code)
+    hosts.abandon(code)
 
 
 @contextlib.contextmanager
@@ -300,6 +301,7 @@ def claim(workdir: Path, config: ConfigDict, resume: bool, free: Sequence[str] =
         `config.run.allow_changes` is not set, a run that is not to be resumed, or other files.
     """
     path = workdir / "config.json"
+    partial = path.with_suffix(".partial")
     here = json.loads(json.dumps(lasting(config, free)))
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is not a folder")
@@ -321,10 +323,9 @@ def claim(workdir: Path, config: ConfigDict, resume: bool, free: Sequence[str] =
                 "(--config.run.allow_changes=True goes on all the same)"
             )
         print(f"{workdir}: {difference}; it is gone on with, as allowed", flush=True)
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif workdir.exists() and any(file != partial for file in workdir.iterdir()):
         raise UsageError(f"{workdir} holds other files; choose a new or an empty folder")
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(here, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
@@ -340,10 +341,19 @@ def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator
 
     Raises:
       BlockingIOError: another process holds it.
+      UsageError: the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            raise UsageError(
+                f"{folder / name} cannot be locked ({error.strerror}): choose a folder on another "
+                "file system, lest two processes write there at once"
+            ) from None
         yield
 
 
@@ -451,9 +461,7 @@ def train(
         _check(compiled, like, recipe.teacher, example)
     described = recipe.architecture(example) if recipe.architecture else None
     with contextlib.ExitStack() as closing:
-        if hosts.is_first():
-            closing.enter_context(_alone(directory))
-        hosts.meet("the training is nobody else's")
+        hosts.by_first(lambda: closing.enter_context(_alone(directory)), UsageError)
         checkpoints = Checkpoints(
             directory / "checkpoints",
             configuration,
@@ -483,9 +491,12 @@ def train(
             say(f"at step {int(state.step)} of {recipe.steps}")
         else:
             state = initialize(init, mesh, rule)
-        writer = JsonlWriter(directory / "metrics.jsonl", int(state.step), dry=not hosts.is_first())
+        metrics, step = directory / "metrics.jsonl", int(state.step)
+        with user_errors():
+            writer = hosts.by_first(lambda: JsonlWriter(metrics, step), UsageError)
+        writer = writer or JsonlWriter(metrics, dry=True)
         closing.callback(writer.close)
-        best = Best(directory / "best", "the first figure of quality", described)
+        best = Best(directory / "best", "the first figure of quality", described, tell=say)
         probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
         # Compiled when it is first asked, and once.
         diagnosis = recipe.diagnosis and compile_step(recipe.diagnosis, mesh, rule, donate=False)
@@ -506,7 +517,9 @@ def train(
             if probe is None:
                 return
             figures = jax.device_get(probe(state, teacher, place_batch(example, mesh))[1])
-            writer.write_scalars(step, {f"health/{k}": float(v) for k, v in figures.items()})
+            numbers = {f"health/{k}": float(v) for k, v in figures.items()}
+            finite(step, numbers)
+            writer.write_scalars(step, numbers)
             first_figures.update({} if first_figures else figures)
             # Where none was given, the teacher is the student's average: it is meant to change.
             warn(step, health.warnings(figures, first_figures if recipe.teacher else None))
@@ -520,27 +533,49 @@ def train(
                     raise
                 say(f"warning: {error}; the training goes on")
 
+        def finite(step: int, figures: Mapping[str, float]) -> None:
+            """Before anything is written that is not."""
+            for figure, value in figures.items():
+                if not math.isfinite(value):
+                    raise NonFiniteError(f"step {step}: {figure} is {value}")
+
         def evaluate(step: int, state: Any) -> None:
             variables = hosts.fetched(state.ema) if jax.process_count() > 1 else state.ema
             found = quality(variables)
             figures = {f"quality/{k}": v for k, v in found.items()}
+            finite(step, figures)
             if found:
                 value = next(iter(found.values()))
+                # Several processes meet by name in Orbax, which mistakes one save for another.
+                written(checkpoints.wait)
                 written(lambda: best.offer(step, value, jax.device_get(variables)))
             writer.write_scalars(step, figures)
             say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
             look(step, state)
 
+        def flush(step: int) -> None:
+            try:
+                writer.flush()
+            except OSError as error:
+                raise CheckpointError(
+                    f"step {step} not saved: {metrics} cannot be written: {error.strerror}"
+                ) from None
+
         def save(step: int, state: Any) -> None:
             if fault := health.first_fault(state):
                 raise NonFiniteError(f"step {step}: the state is not saved, {fault}")
-            writer.flush()
             data = {"batches": batches.get_state(), "window": window}
+
+            def save_all() -> None:
+                flush(step)  # whoever goes on from this step needs the lines before it
+                checkpoints.save(step, state, data)
+
             written(checkpoints.wait)  # of the step before
-            written(lambda: checkpoints.save(step, state, data))
+            written(save_all)
 
         def log(step: int, means: Mapping[str, float]) -> None:
-            writer.write_scalars(step, means)
+            lost = getattr(batches, "skipped", 0)  # of the first process's part
+            writer.write_scalars(step, {**means, **({"data/skipped": lost} if lost else {})})
             latest.update(means)
             warn(step, trend.look(means))
             written(checkpoints.check)
@@ -556,8 +591,13 @@ def train(
             )
 
         def explain(state: Any, batch: Batch) -> str | None:
-            if fault := health.first_fault(batch):
+            fault = health.first_fault(batch)
+            # All or none must ask for the diagnosis, which they compute together.
+            whose = hosts.from_all(fault is not None)
+            if fault:
                 return f"the batch: {fault}"
+            if any(whose):
+                return f"the batch: that of process {whose.index(1)} is not finite"
             if diagnosis is None:
                 return None
             return health.culprit(diagnosis(state, teacher, place_batch(batch, mesh))[1])

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 
 class JsonlWriter:
@@ -19,27 +18,42 @@ class JsonlWriter:
 
     def __init__(self, path: str | os.PathLike[str], step: int = 0, *, dry: bool = False):
         self._path = Path(os.devnull if dry else path)
-        if dry:
-            self._file: IO[str] = self._path.open("w", encoding="utf-8")
-            return
-        kept = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self._path)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._lines: list[str] = []
+        if not dry:
+            kept = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
+            partial = self._path.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            os.replace(partial, self._path)
+        self._file = self._path.open("ab", buffering=0)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds the line of these scalars, all of them finite."""
+        """Adds the line of these scalars, all of them finite; it is written by `flush`."""
         row = {"step": int(step), **{k: float(v) for k, v in scalars.items()}}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._lines.append(json.dumps(row, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Hands what was written to the operating system."""
-        self._file.flush()
+        """Hands what was added to the operating system.
+
+        Raises:
+          OSError: it could not be written. No line is cut short by it, and all of them are written
+            when it can be, by a later call.
+        """
+        rest = memoryview("".join(self._lines).encode())
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(end)
+            raise
+        self._lines.clear()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        self._file.close()
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, float]]:

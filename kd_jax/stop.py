@@ -43,6 +43,7 @@ class Stop:
 
     Attributes:
       reason: why it is to end, or None.
+      agreed: whether all processes know, and end at the same step.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -54,6 +55,7 @@ class Stop:
         self._before: dict[int, Any] = {}
         self._any: AnyOf | None = None
         self.reason: str | None = None
+        self.agreed = False
 
     def limit(self, minutes: float) -> None:
         """Ends after so many minutes from now; 0 for never.
@@ -91,6 +93,7 @@ class Stop:
         self._any = self._any or AnyOf()
         if self._any(self.reason is not None):
             self.reason = self.reason or "another process was stopped"
+            self.agreed = True
             return True
         return False
 

@@ -561,7 +561,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_never_gives_wrong_values(tmp_pat
     saved(tmp_path, states, (1,))
     manifest = tmp_path / "1" / "manifest.json"
     content = manifest.read_bytes()
-    refused = []
+    refused, lost = [], []
     for place in range(0, len(content), 41):
         flipped = content[place] ^ 1 << place % 8
         manifest.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
@@ -569,10 +569,12 @@ def test_a_flipped_bit_anywhere_in_the_manifest_never_gives_wrong_values(tmp_pat
             refused.append(problem)
         try:
             variables, _ = load_generator(tmp_path)
-        except CheckpointError as error:
-            assert problem, error
+        except CheckpointError:
+            lost.append(problem)
         else:  # one blank became another, or it is of a file that is nothing to the generator
             same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, states[0].ema))
+    assert lost
+    assert None not in lost
     assert len(refused) > 0.9 * len(range(0, len(content), 41))
     assert all(str(tmp_path / "1") in line and "\n" not in line for line in refused)
 

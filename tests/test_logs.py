@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +101,23 @@ def test_nothing_of_a_refused_row_is_written(tmp_path, value):
         writer.write_scalars(2, {"a": 1, "b": value})
     writer.close()
     assert read_jsonl(tmp_path / "m.jsonl") == [{"step": 1, "a": 1.0}]
+
+
+def test_a_full_disk_cuts_no_line_short_and_loses_none(tmp_path):
+    writer = JsonlWriter(tmp_path / "m.jsonl")
+    writer.write_scalars(1, {"a": 1.0})
+    writer.flush()
+    before = (tmp_path / "m.jsonl").read_text()
+    for step in (2, 3, 4):
+        writer.write_scalars(step, {"a": 1.0})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 * len(before) + 3, hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(OSError, match="File too large"):
+                writer.flush()
+            assert (tmp_path / "m.jsonl").read_text() == before
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
+    assert [row["step"] for row in read_jsonl(tmp_path / "m.jsonl")] == [1, 2, 3, 4]

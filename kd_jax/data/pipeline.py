@@ -1,5 +1,6 @@
 """Shuffled batches without end, whose position can be saved and restored exactly."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -158,6 +159,11 @@ class Together(Iterator[dict[str, np.ndarray]]):
             self.set_state(before)  # of those that have gone on already
             raise
 
+    @property
+    def skipped(self) -> int:
+        """As `Batches.skipped`, of all sets."""
+        return sum(part.skipped for part in self._parts.values())
+
     def get_state(self) -> dict[str, Any]:
         """The position, as `Batches.get_state` has it, of each set."""
         return {name: part.get_state() for name, part in self._parts.items()}
@@ -278,8 +284,8 @@ def batches(
       process_index: which part of each global batch to give: part i of `process_count`, in order.
       process_count: how many processes share each batch; it must divide `batch_size`.
       skip_corrupt: whether the next image that can be read stands for one that cannot: always the
-        same, so that batches stay functions of their number. Otherwise the iterator raises the
-        ValueError that names it, and stays where it is.
+        same, so that batches stay functions of their number. Otherwise, and unless the source says
+        so, the iterator raises the UnreadableError that names it, and stays where it is.
       tell: is told a line about each image that cannot be read, once.
 
     Returns:
@@ -292,6 +298,8 @@ def batches(
     import grain
 
     per_process = _per_process(batch_size, seed, process_index, process_count)
+    if skip_corrupt:
+        source = dataclasses.replace(source, skip_corrupt=True)
     if start < 0:
         raise ValueError(f"start is {start}: it is a number of batches")
 
@@ -305,21 +313,10 @@ def batches(
         places = (divmod(place, len(source)) for place in range(start, stop))
         return [int(order(epoch)[i]) for epoch, i in places]
 
-    def read_one(i: int) -> tuple[Any, list[str]]:
-        problems: list[str] = []
-        for place in range(i, i + len(source)):
-            try:
-                return source.read(place % len(source)), problems
-            except ValueError as error:
-                if not skip_corrupt:
-                    raise
-                problems.append(str(error))
-        raise ValueError(f"{source.name}: no image of it can be read; the first: {problems[0]}")
-
     def read(number: int) -> list[tuple[Any, list[str]]] | Exception:
         first = number * batch_size + process_index * per_process
         try:
-            return [read_one(i) for i in indices(first, first + per_process)]
+            return [source.example(i) for i in indices(first, first + per_process)]
         except Exception as error:  # Grain would add lines of its own, and lose the position.
             return error
 

@@ -14,6 +14,10 @@ IN_MEMORY_BYTES = 2**30
 """Sets of at most so many bytes, decoded as uint8, are kept in memory once read."""
 
 
+class UnreadableError(ValueError):
+    """An image cannot be read; the message is one line that names it."""
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """Images and their labels by number.
@@ -32,6 +36,8 @@ class Source:
         called from several threads.
       read_labels: `() -> [length] int32`, without decoding images.
       in_memory: whether `read` keeps what it has read.
+      skip_corrupt: whether the next image that can be read stands for one that cannot: always the
+        same one. Otherwise `source[i]`, `arrays` and batches raise an UnreadableError.
     """
 
     name: str
@@ -42,13 +48,30 @@ class Source:
     read: Callable[[int], tuple[npt.NDArray[np.uint8], int]]
     read_labels: Callable[[], npt.NDArray[np.int32]]
     in_memory: bool = False
+    skip_corrupt: bool = False
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        image, label = self.read(range(self.length)[i])
+        (image, label), _ = self.example(range(self.length)[i])
         return {"image": to_float(image), "label": np.int32(label)}
+
+    def example(self, i: int) -> tuple[tuple[npt.NDArray[np.uint8], int], list[str]]:
+        """What `read` gives, or would of the next image that can be read; what could not be.
+
+        Raises:
+          UnreadableError: image `i` cannot be read and `skip_corrupt` is not set, or none can be.
+        """
+        problems: list[str] = []
+        for place in range(i, i + self.length):
+            try:
+                return self.read(place % self.length), problems
+            except ValueError as error:
+                if not self.skip_corrupt:
+                    raise UnreadableError(str(error)) from None
+                problems.append(str(error))
+        raise UnreadableError(f"{self.name}: no image of it can be read; the first: {problems[0]}")
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(self.length))
@@ -113,8 +136,12 @@ def subset(
 
 
 def arrays(source: Source) -> dict[str, np.ndarray]:
-    """All of it at once: `image` `[N, H, W, C]` float32 in [-1, 1], `label` `[N]` int32."""
-    return to_batch([source.read(i) for i in range(len(source))])
+    """All of it at once: `image` `[N, H, W, C]` float32 in [-1, 1], `label` `[N]` int32.
+
+    Raises:
+      UnreadableError: as `Source.example`.
+    """
+    return to_batch([source.example(i)[0] for i in range(len(source))])
 
 
 def remember(source: Source) -> Source:

@@ -309,6 +309,26 @@ def test_another_configuration_is_refused(tmp_path):
         harness.claim(tmp_path, tiny(), resume=False)
 
 
+def test_a_claim_that_was_cut_short_is_no_other_file(tmp_path):
+    (tmp_path / "config.partial").write_text("{")
+    harness.claim(tmp_path, digits.get_config("tiny"), True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(harness.fcntl, "flock", no_locks)
+    with (
+        pytest.raises(
+            harness.UsageError, match=r"\.lock cannot be locked \(Operation not supported\)"
+        ),
+        harness.locked(tmp_path),
+    ):
+        pass
+
+
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(harness.UsageError, match="holds other files"):

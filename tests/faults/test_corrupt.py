@@ -1,5 +1,9 @@
 """An image that cannot be read: named, or replaced by the next and counted, resume still exact."""
 
+import re
+import subprocess
+import sys
+
 import faults
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import training
 from PIL import Image
 
 from kd_jax import data
+from kd_jax.logs import read_jsonl
 
 BAD = (7, 11, 12)
 
@@ -40,6 +45,10 @@ def test_the_next_takes_its_place_and_resume_is_exact(tmp_path, folder):
     told = []
     unbroken = batches(folder, told, skip_corrupt=True)
     training.train(tmp_path / "whole", training.recipe(12), unbroken)
+    rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
+    counts = [int(row["data/skipped"]) for row in rows if "g/total" in row]
+    assert counts[-1] == unbroken.skipped
+    assert counts == sorted(counts)
     assert unbroken.skipped == 4 * len(BAD)  # in four epochs
     assert len(told) == len(BAD)
     assert all("the next image takes its place" in line for line in told)
@@ -75,3 +84,43 @@ def test_where_no_image_can_be_read_it_ends(tmp_path):
         file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ValueError, match=r"no image of it can be read; the first: .*cannot be"):
         next(batches(place, [], skip_corrupt=True))
+
+
+def test_all_of_it_at_once(folder):
+    """As classifiers and references are made: by the same rule."""
+    source = data.open_source(f"folder:{folder}", "train", 8, 1)
+    with pytest.raises(data.UnreadableError, match=r"images/07\.png cannot be decoded"):
+        data.arrays(source)
+    with pytest.raises(data.UnreadableError, match=r"images/07\.png cannot be decoded"):
+        source[7]
+    lenient = data.open_source(f"folder:{folder}", "train", 8, 1, skip_corrupt=True)
+    images = data.arrays(lenient)["image"]
+    for bad, stands_in in ((7, 8), (11, 13), (12, 13)):
+        np.testing.assert_array_equal(images[bad], images[stands_in])
+        np.testing.assert_array_equal(lenient[bad]["image"], images[stands_in])
+    assert lenient.fingerprint == source.fingerprint
+
+
+def test_the_program_says_it_in_one_line_or_counts(tmp_path):
+    draw = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for number in range(24):
+            file = tmp_path / "images" / label / f"{number:02}.png"
+            Image.fromarray(draw.integers(0, 256, (16, 16), np.uint8)).save(file)
+    file.write_bytes(file.read_bytes()[:60])
+    command = [
+        *(sys.executable, "-m", "experiments.digits", "--preset=tiny"),
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.data.source=folder:{tmp_path / 'images'}",
+    ]
+    ran = subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert re.fullmatch(
+        r"error: .*images/b/23\.png cannot be decoded: .*", ran.stderr.strip().splitlines()[-1]
+    )
+    assert "Traceback" not in ran.stderr
+    command.append("--config.run.skip_corrupt=True")
+    ran = subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "23.png cannot be decoded" in ran.stderr

@@ -1,5 +1,7 @@
 """A full disk: told at its step, never taken for saved, and the older steps stay."""
 
+import re
+
 import faults
 import pytest
 
@@ -46,3 +48,22 @@ def test_the_last_step_must_be_saved(tmp_path):
     assert code == 2
     assert "step 20 not saved to" in error
     assert faults.steps(tmp_path / "run") == [5, 10]
+
+
+# Later, when the metrics file itself is longer than what may be written.
+METRICS = ("--steps=80", "--full", 52, 70)
+
+
+def test_metrics_that_cannot_be_written(tmp_path):
+    code, _, error = faults.run(tmp_path / "unbroken", "--steps=80")
+    assert code == 0, error
+    assert (tmp_path / "unbroken" / "metrics.jsonl").stat().st_size > 2000
+    code, _, error = faults.run(tmp_path / "run", *METRICS)
+    assert code == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error:")]
+    assert re.search(r"step 52 not saved: .*metrics\.jsonl cannot be written: File too large", line)
+    assert faults.steps(tmp_path / "run") == [45, 50]
+    code, out, error = faults.run(tmp_path / "run", *METRICS, "--save_errors=go_on")
+    assert code == 0, error
+    assert "metrics.jsonl cannot be written: File too large; the training goes on" in out
+    assert faults.everything(tmp_path / "run") == faults.everything(tmp_path / "unbroken")

@@ -250,3 +250,13 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
 def test_a_negative_patience_is_refused():
     with pytest.raises(ValueError, match="patience=-1"):
         kd.guarded(training.recipe(1).step, -1)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_figure_of_quality(tmp_path, monkeypatch, value):
+    monkeypatch.setattr(training, "quality", lambda _: {"mean": value})
+    with pytest.raises(
+        NonFiniteError, match=rf": step 6: quality/mean is {value}; step 5 is saved"
+    ):
+        training.train(tmp_path, training.recipe(20), training.batches())
+    assert not (tmp_path / "best").exists()

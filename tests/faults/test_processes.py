@@ -62,7 +62,7 @@ def test_one_is_killed(tmp_path, unbroken, killed):
     processes[killed].send_signal(signal.SIGKILL)
     died = time.monotonic()
     codes, said = finish(processes)
-    assert codes[killed] == -signal.SIGKILL
+    assert codes[killed] == -signal.SIGKILL, said
     assert codes[1 - killed] != 0, said
     assert time.monotonic() - died < 5 * HEARTBEAT
     codes, said = finish(start([tmp_path / "run"] * 2, "--steps=40"))
@@ -85,6 +85,42 @@ def test_one_is_asked_to_end(tmp_path, unbroken):
     assert {k: v for k, v in after.items() if k != "steps"} == {
         k: v for k, v in unbroken.items() if k != "steps"
     }
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_nan_in_the_batch_of_one(tmp_path, process):
+    """All know of it, none waits for another one's diagnosis, and patience is for all."""
+    arguments = ("--steps=10", "--nan", process, 7)
+    codes, said = finish(start([tmp_path / "run"] * 2, *arguments))
+    assert codes == [2, 2], said
+    for number, (_, error) in enumerate(said):
+        own = "image is not finite" if number == process else f"that of process {process} is not"
+        assert "step 7: " in error
+        assert f"(the batch: {own}" in error
+    codes, said = finish(start([tmp_path / "other"] * 2, *arguments, "--patience=1"))
+    assert codes == [0, 0], said
+    assert "step 7: warning: " in said[0][0]
+    assert faults.steps(tmp_path / "other")[-1] == 10
+
+
+def test_what_one_cannot_read_ends_all(tmp_path):
+    """Who fails alone does not wait for those that wait for it."""
+    processes = start(
+        [tmp_path / "run"] * 2, "--steps=1000", "--unreadable", 1, 7, heartbeat=HEARTBEAT
+    )
+    codes, said = finish(processes)
+    assert codes[1] == 2, said
+    assert said[1][1].splitlines()[-1] == "error: image 5 cannot be decoded"
+    assert codes[0] != 0, said
+
+
+def test_what_the_first_refuses_all_refuse(tmp_path):
+    (tmp_path / "run" / "checkpoints" / "7").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "7" / "cat.png").write_text("an image")
+    codes, said = finish(start([tmp_path / "run"] * 2, "--steps=10"))
+    assert codes == [2, 2], said
+    for _, error in said:
+        assert "checkpoints/7 is no checkpoint of a training" in error.splitlines()[-1]
 
 
 def test_one_is_on_an_older_step(tmp_path):

@@ -99,6 +99,29 @@ def train(folder, made, given, mesh=None, rule=kd.replicated, **options):
     )
 
 
+class Bad:
+    """Batches of which one, of one process, has NaN in it, or cannot be read."""
+
+    def __init__(self, given, process, number, unreadable):
+        self._given, self._unreadable = given, unreadable
+        self._left = number + 1 if process == jax.process_index() else 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self._left -= 1  # the first is looked at for its shapes
+        if self._left:
+            return next(self._given)
+        if self._unreadable:
+            raise data.UnreadableError("image 5 cannot be decoded")
+        batch = dict(next(self._given))
+        return {**batch, "image": np.full_like(batch["image"], np.nan)}
+
+    def __getattr__(self, name):
+        return getattr(self._given, name)
+
+
 class Limited:
     """Batches in whose midst no file may grow beyond some bytes: a full disk."""
 
@@ -130,6 +153,9 @@ def main():
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--save_errors", default="stop")
     parser.add_argument("--full", type=int, nargs=2, help="the disk is full between these batches")
+    parser.add_argument("--nan", type=int, nargs=2, help="in a process's batch of this number")
+    parser.add_argument("--unreadable", type=int, nargs=2, help="likewise")
+    parser.add_argument("--patience", type=int, default=0)
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
@@ -142,6 +168,8 @@ def main():
     mesh = kd.make_mesh(model=given.model)
     rule = kd.fully_sharded(min_size=16) if given.model > 1 else kd.replicated
     numbers = batches()
+    if given.nan or given.unreadable:
+        numbers = Bad(numbers, *(given.nan or given.unreadable), bool(given.unreadable))
     if given.full:
         numbers = Limited(numbers, *given.full)
     harness.STOP.limit(given.minutes)
@@ -154,10 +182,11 @@ def main():
                 mesh,
                 rule,
                 save_errors=given.save_errors,
+                patience=given.patience,
             )
-    except (harness.UsageError, CheckpointError, NonFiniteError) as error:
+    except (harness.UsageError, CheckpointError, NonFiniteError, data.UnreadableError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        hosts.abandon(2)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from kd_jax import ops
+from experiments.benchmarks.scaling import collectives
+from kd_jax import make_mesh, ops
 
 RNG = np.random.default_rng(0)
 
@@ -58,3 +60,17 @@ def test_depthwise_convolution_refuses_other_kernels():
         ops.depthwise_conv(x, jnp.zeros((3, 3, 2)))
     with pytest.raises(ValueError, match=r"equal odd sides, not shape \(2, 2, 3\)"):
         ops.depthwise_conv(x, jnp.zeros((2, 2, 3)))
+
+
+def test_several_devices_exchange_nothing_but_kernels_gradients():
+    mesh = make_mesh(data=4, devices=jax.devices()[:4])
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    x = jax.ShapeDtypeStruct((8, 8, 8, 4), np.float32, sharding=split)
+    kernel = jax.ShapeDtypeStruct((3, 3, 4), np.float32, sharding=whole)
+
+    def both(x, kernel, y):
+        found, pull = jax.vjp(ops.depthwise_conv, x, kernel)
+        return found, pull(y)
+
+    program = jax.jit(both, out_shardings=(split, (split, whole))).lower(x, kernel, x).compile()
+    assert collectives(program.as_text()) == {"all-reduce": 4 * 3 * 3 * 4}
