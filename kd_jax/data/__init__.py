@@ -8,8 +8,10 @@ Importing this costs nothing: TFDS, Grain, scikit-learn and Pillow are imported 
 that need them.
 """
 
+import dataclasses
 from pathlib import Path
 
+from kd_jax.data.origin import check_same_classes, overlap
 from kd_jax.data.pipeline import (
     Batches,
     Drawn,
@@ -20,7 +22,7 @@ from kd_jax.data.pipeline import (
     drawn,
     together,
 )
-from kd_jax.data.source import Source, arrays, remember, subset
+from kd_jax.data.source import Source, UnreadableError, arrays, remember, subset
 
 __all__ = [
     "Batches",
@@ -29,10 +31,13 @@ __all__ = [
     "NoBatches",
     "Source",
     "Together",
+    "UnreadableError",
     "arrays",
     "batches",
+    "check_same_classes",
     "drawn",
     "open_source",
+    "overlap",
     "subset",
     "together",
 ]
@@ -47,6 +52,7 @@ def open_source(
     *,
     resize: bool = False,
     in_patches: bool = False,
+    skip_corrupt: bool = False,
 ) -> Source:
     """Opens a set of images for random access.
 
@@ -71,11 +77,13 @@ def open_source(
       in_patches: of a folder, cut each image into patches of `size`, side by side; the last of a
         row or a column ends with the image. Reading a patch decodes its whole image, unless all
         patches fit into memory.
+      skip_corrupt: whether the next image stands for one whose data are damaged, wherever the
+        source is read.
 
     Raises:
       FileNotFoundError: there is no such folder, it is empty, or the dataset is not prepared.
       ValueError: anything else that does not fit; one line that names the file. Images whose header
-        is right but whose data are damaged raise it when they are read.
+        is right but whose data are damaged raise an UnreadableError when they are read.
     """
     if in_patches and not spec.startswith("folder:"):
         raise ValueError(f"{spec} is not a folder; only a folder's images are cut into patches")
@@ -105,4 +113,4 @@ def open_source(
         raise ValueError(
             f"unknown data {spec!r}: did you mean digits, photos, folder:PATH or tfds:NAME?"
         )
-    return remember(source)
+    return dataclasses.replace(remember(source), skip_corrupt=skip_corrupt)

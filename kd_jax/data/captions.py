@@ -70,11 +70,19 @@ class Captioner(NamedTuple):
 
         Args:
           images: `[B, H, W, C]` in [-1, 1].
-          labels: int `[B]`, the digits.
+          labels: int `[B]`, the digits, in [0, 10).
 
         Returns:
           int32 `[B, 3]`. A pure function that can be compiled.
+
+        Raises:
+          ValueError: labels are given as a NumPy array, whose values can be looked at, and one is
+            no digit.
         """
+        if isinstance(labels, np.ndarray) and labels.size:
+            wrong = labels[(labels < 0) | (labels >= len(DIGITS))]
+            if wrong.size:
+                raise ValueError(f"label {wrong[0]} is no digit: there are words for 0 to 9 only")
         heavy = jnp.searchsorted(jnp.asarray(self.weights), weight(images))
         leaning = len(WEIGHTS) + jnp.searchsorted(jnp.asarray(self.slants), slant(images))
         digits = len(WEIGHTS) + len(SLANTS) + jnp.asarray(labels)
@@ -123,8 +131,16 @@ def encode(caption: str) -> np.ndarray:
 
 
 def decode(tokens: ArrayLike) -> str:
-    """The caption of tokens `[3]`."""
-    return " ".join(WORDS[int(token)] for token in np.asarray(tokens))
+    """The caption of tokens, int `[L]` in [0, 16): numbers of `WORDS`.
+
+    Raises:
+      ValueError: a token is out of that range.
+    """
+    numbers = np.asarray(tokens)
+    for number in numbers:
+        if not 0 <= number < len(WORDS):
+            raise ValueError(f"token {number} is no word: they are 0 to {len(WORDS) - 1}")
+    return " ".join(WORDS[int(number)] for number in numbers)
 
 
 def _ink(images: ArrayLike) -> Array:

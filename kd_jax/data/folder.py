@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kd_jax.data.images import check_fits, decode, open_image, patches
+from kd_jax.data.origin import Known
 from kd_jax.data.source import Source, digest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -79,7 +80,7 @@ def open_folder(
         file = files[number]
         return decode(file, str(file), size, channels, resize, place), labels[number]
 
-    return Source(
+    return Known(
         name=f"folder:{folder.resolve().name}",
         image_shape=(size, size, channels),
         num_classes=len(classes) or 1,
@@ -87,6 +88,7 @@ def open_folder(
         length=len(cut),
         read=read,
         read_labels=lambda: np.array(labels, np.int32)[[number for number, _ in cut]],
+        classes=tuple(entry.name for entry in classes),
     )
 
 

@@ -12,7 +12,15 @@ from PIL import ExifTags, Image, ImageOps
 EXACT = {1: ("L", "1"), 3: ("RGB", "P"), 4: ("RGBA",)}
 OPAQUE = ("L", "1", "P", "RGB", "CMYK", "YCbCr")
 MODE = {1: "L", 3: "RGB", 4: "RGBA"}
-NAMES = {"L": "grey", "1": "black and white", "P": "palette", "LA": "grey with alpha"}
+NAMES = {
+    "L": "grey",
+    "1": "black and white",
+    "P": "palette",
+    "LA": "grey with alpha",
+    "I;16": "16-bit grey (I;16)",
+    "I": "32-bit grey (I)",
+    "F": "floating-point grey (F)",
+}
 
 
 def open_image(data: Path | bytes, name: str) -> Image.Image:
@@ -37,19 +45,29 @@ def check_fits(image: Image.Image, name: str, size: int, channels: int, resize: 
     """Checks an image's header against the size and the channels asked for.
 
     Raises:
-      ValueError: it does not fit; with `resize`, only colours can be at fault.
+      ValueError: it does not fit; with `resize`, only colours can be at fault. What would fit is
+        said in the words of `open_source`.
     """
     transparent = "transparency" in image.info and channels != 4
     exact = image.mode in EXACT[channels] and image.size == (size, size)
     if not transparent and (exact or (resize and image.mode in (*OPAQUE, *EXACT[channels]))):
         return
     kind = NAMES.get(image.mode, image.mode) + (" with transparency" if transparent else "")
-    convertible = not resize and not transparent and image.mode in (*OPAQUE, *EXACT[channels])
-    raise ValueError(
-        f"{name} is {image.width}x{image.height} {kind}; {size}x{size} "
-        f"{NAMES.get(MODE[channels], MODE[channels])} is asked for"
-        + (" (resize=True would make it fit)" if convertible else "")
-    )
+    asked = NAMES.get(MODE[channels], MODE[channels])
+    if not transparent and image.mode in (*OPAQUE, *EXACT[channels]):
+        large = min(image.size) >= size and image.size != (size, size)
+        cut = "; of a folder, in_patches=True cuts it into patches" if large else ""
+        hint = f"resize=True would make it fit{cut}"
+    elif channels != 4 and image.mode in (*OPAQUE, "RGBA"):  # the former are transparent here
+        hint = (
+            f"no size makes that fit: channels=4 keeps the transparency, or convert it to {asked}"
+        )
+    else:
+        hint = f"no size makes that fit: convert it to 8-bit {asked}"
+    found, wanted = f"{image.width}x{image.height} {kind}", f"{size}x{size} {asked}"
+    if resize:  # The size is not at fault.
+        found, wanted = kind, asked
+    raise ValueError(f"{name} is {found}; {wanted} is asked for ({hint})")
 
 
 def patches(image: Image.Image, name: str, size: int, channels: int) -> list[tuple[int, int]]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from kd_jax.data.images import check_fits, decode, first_line, open_image
+from kd_jax.data.origin import Known
 from kd_jax.data.source import Source, digest
 
 
@@ -105,7 +106,7 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
     first = f"{name} {split}[0]"
     check_fits(open_image(record(0)[0], first), first, size, channels, resize)
     files = [[Path(part.filename).name, part.skip, part.take] for part in chosen.file_instructions]
-    return Source(
+    return Known(
         name=f"tfds:{name} {split}",
         image_shape=(size, size, channels),
         num_classes=num_classes,
@@ -113,4 +114,5 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
         length=len(records),
         read=read,
         read_labels=lambda: np.array([record(i)[1] for i in range(len(records))], np.int32),
+        parts=tuple((f"{name}/{file}", skip, skip + take) for file, skip, take in files),
     )

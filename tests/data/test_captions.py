@@ -82,3 +82,18 @@ def test_captions_that_say_nothing(caption, message):
 def test_too_few_for_thirds():
     with pytest.raises(ValueError, match="2 images cannot be told into thirds"):
         captions.captioner(np.zeros((2, 4, 4, 1)))
+
+
+@pytest.mark.parametrize("token", [-1, 16])
+def test_tokens_that_are_no_words(token):
+    with pytest.raises(ValueError, match=f"token {token} is no word: they are 0 to 15"):
+        captions.decode([0, 3, token])
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_labels_that_are_no_digits(label):
+    made = captions.Captioner((0.3, 0.6), (-0.1, 0.1))
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    with pytest.raises(ValueError, match=f"label {label} is no digit"):
+        made.tokens(images, np.array([3, label]))
+    assert made.tokens(images, np.array([0, 9]))[:, 2].tolist() == [6, 15]

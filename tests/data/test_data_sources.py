@@ -16,7 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_jax.data import Source, arrays, open_source, source, subset
+from kd_jax.data import (
+    Source,
+    arrays,
+    check_same_classes,
+    open_source,
+    overlap,
+    source,
+    subset,
+)
 
 tfds = pytest.importorskip("tensorflow_datasets")
 Image = pytest.importorskip("PIL.Image")
@@ -428,17 +436,17 @@ REFUSED = {
     "alpha": (
         lambda f: save(f / "a.png", RED, "RGBA"),
         ValueError,
-        r"8x8 RGBA; 8x8 RGB is asked for$",
+        r"8x8 RGBA; 8x8 RGB is asked for \(.*: channels=4 keeps .*, or convert it to RGB\)$",
     ),
     "transparent": (
         lambda f: save(f / "a.png", RED, "P", transparency=0),
         ValueError,
-        "8x8 palette with transparency; 8x8 RGB is asked for$",
+        r"8x8 palette with transparency; 8x8 RGB is asked for \(.*channels=4",
     ),
     "16 bits": (
         lambda f: (f.mkdir(), Image.fromarray(np.ones((8, 8), np.uint16)).save(f / "a.png")),
         ValueError,
-        "8x8 I;16; 8x8 RGB is asked for$",
+        r"8x8 16-bit grey \(I;16\); 8x8 RGB is asked for \(no size .*: convert it to 8-bit RGB\)$",
     ),
 }
 
@@ -452,12 +460,58 @@ def test_folders_that_are_refused_when_opened(tmp_path, case):
     one_line(error)
 
 
-@pytest.mark.parametrize("case", ["alpha", "transparent", "16 bits"])
-def test_what_resizing_does_not_mend(tmp_path, case):
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("alpha", r"a\.png is RGBA; RGB is asked for \(no size makes that fit: channels=4 keeps"),
+        ("transparent", r"a\.png is palette with transparency; RGB is asked for \(.*channels=4"),
+        ("16 bits", r"is 16-bit grey \(I;16\); RGB is asked for \(.*: convert it to 8-bit RGB\)$"),
+    ],
+)
+def test_what_resizing_does_not_mend(tmp_path, case, message):
     make, kind, _ = REFUSED[case]
     make(tmp_path / "set")
-    with pytest.raises(kind, match=r"is asked for$"):
+    with pytest.raises(kind, match=message):
         open_source(f"folder:{tmp_path / 'set'}", "train", 8, 3, resize=True)
+
+
+def test_large_images_can_be_cut_into_patches_instead(tmp_path):
+    save(tmp_path / "large/a.png", [[RED] * 20] * 9)
+    with pytest.raises(ValueError, match=r"resize=True .*; of a folder, in_patches=True cuts it"):
+        open_source(f"folder:{tmp_path / 'large'}", "train", 8, 3)
+    save(tmp_path / "small/a.png", [[RED] * 20] * 7)
+    with pytest.raises(ValueError, match=r"\(resize=True would make it fit\)$"):
+        open_source(f"folder:{tmp_path / 'small'}", "train", 8, 3)
+
+
+def test_sets_that_share_images_are_told(tmp_path):
+    def digits(split):
+        return open_source("digits", split, 8, 1, tmp_path / "tfds")
+
+    whole, first, last = digits("train"), digits("train[:60%]"), digits("train[60%:]")
+    assert not overlap(first, last)
+    few, most = digits("train[:100]"), digits("train[59%:]")
+    for one, other in ((first, few), (last, whole), (first, most)):
+        assert overlap(one, other)
+        assert overlap(other, one)
+    assert overlap(subset(first, count=5, seed=0), first)
+    save(tmp_path / "a/1.png", RED)
+    save(tmp_path / "b/2.png", RED)
+    a, again, b = (open_source(f"folder:{tmp_path}/{x}", "train", 8, 3) for x in ("a", "./a", "b"))
+    assert overlap(a, again)
+    assert not overlap(a, b)
+    assert not overlap(a, first)
+
+
+def test_classes_have_the_names_of_the_sub_folders(tmp_path):
+    for name in ("one/a", "one/b", "two/b", "two/c", "three/a", "three/b"):
+        save(tmp_path / name / "1.png", RED)
+    one, two, three = (
+        open_source(f"folder:{tmp_path}/{name}", "train", 8, 3) for name in ("one", "two", "three")
+    )
+    check_same_classes(one, three)
+    with pytest.raises(ValueError, match="class 0 is 'a' in folder:one and 'b' in folder:two"):
+        check_same_classes(one, two)
 
 
 def test_alpha_is_read_when_asked_for(tmp_path):
