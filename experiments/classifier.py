@@ -38,9 +38,11 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.batch_size = 32
     config.data = ConfigDict(
         {
-            "source": "digits",  # or photos, folder:PATH, tfds:NAME
-            "test": "",  # where the unseen images are; by default the source's
-            "split": "train[:60%]",  # scikit-learn's digits are in the order of who wrote them
+            "source": "digits",  # or folder:PATH, tfds:NAME
+            # Where the unseen images are; by default the source's. A folder needs another for them.
+            "test": "",
+            # Of a folder all are taken. Scikit-learn's digits are in the order of who wrote them.
+            "split": "train[:60%]",
             "test_split": "train[60%:]",
             "size": 16,
             "channels": 1,
@@ -74,13 +76,17 @@ def build(config: ConfigDict) -> Lesson:
     """
     lessons.check(config)
     given = config.data
+    if given.source.startswith("folder:") and not given.test:
+        raise ValueError(
+            "a folder has no images set aside: --config.data.test=folder:PATH is needed too"
+        )
     if not given.test and given.test_split == given.split:
         raise ValueError(
             f"config.data.split={given.split!r} is what is asked in the end too: set images aside "
             "by --config.data.test or --config.data.test_split"
         )
     train, test = (
-        lessons.opened(given, spec, split)
+        lessons.opened(config, spec, lessons.split_of(spec, split))
         for spec, split in (
             (given.source, given.split),
             (given.test or given.source, given.test_split),
@@ -90,6 +96,14 @@ def build(config: ConfigDict) -> Lesson:
         raise ValueError(
             f"{train.name} has {train.num_classes} classes and {test.name} {test.num_classes}: at "
             "least two are needed, the same in both"
+        )
+    kd_data.check_same_classes(train, test)
+    lessons.check_unseen(train, test, "--config.data.test or --config.data.test_split")
+    unknown = np.setdiff1d(test.read_labels(), train.read_labels())
+    if len(unknown):
+        raise ValueError(
+            f"{test.name} has images of classes of which {train.name} has none: "
+            f"{', '.join(map(str, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}"
         )
     teacher, student = (
         classifier.classifier(train.num_classes, sizes.width, dtype=lessons.dtype(config))

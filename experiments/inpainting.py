@@ -46,6 +46,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 256, "patches": True})
+        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
         config.masks.update({"strokes": 4, "thickness": 0.08, "largest_box": 0.4})
         config.teacher.update(
             {"width": 48, "downs": 2, "dilations": (2, 4, 8, 16), "steps": 400_000}

@@ -143,6 +143,50 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"config.dtype={config.dtype!r} is neither float32 nor bfloat16")
     if config.evaluate.examples < 1:
         raise ValueError(f"config.evaluate.examples={config.evaluate.examples} is not positive")
+    if config.batch_size < 1:
+        raise ValueError(f"config.batch_size={config.batch_size} is not positive")
+    for seed in config.seeds:
+        if seed < 0:
+            raise ValueError(f"config.seeds={tuple(config.seeds)} has {seed}: none is negative")
+    for name in ("teacher", "student"):
+        if config[name].steps < 1:
+            raise ValueError(f"config.{name}.steps={config[name].steps} is not positive")
+    for name in ("teacher", "student", "discriminator"):
+        rate = config[name].rate if name in config else 1.0
+        if not 0 < rate < math.inf:
+            raise ValueError(f"config.{name}.rate={rate} is not positive and finite")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"config.ema={config.ema} is not in [0, 1): 0 averages nothing")
+    if not 0 <= config.final_rate <= 1:
+        raise ValueError(
+            f"config.final_rate={config.final_rate} is not in [0, 1]: it is a part of the rate"
+        )
+
+
+def check_weights(weights: Mapping[str, float]) -> None:
+    """Refuses weights, by what an error calls them, that are negative or not finite.
+
+    Raises:
+      ValueError: one line.
+    """
+    for name, weight in weights.items():
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"the weight of {name} is {weight}: it must be finite, not negative")
+
+
+def check_distilled(config: ConfigDict) -> None:
+    """Refuses weights of `config.distilled` that do not fit, or with which nothing would be learnt.
+
+    Raises:
+      ValueError: one line.
+    """
+    weights = {f"config.distilled.{name}": weight for name, weight in config.distilled.items()}
+    check_weights(weights)
+    if not config.adversarial and not any(weights.values()):
+        raise ValueError(
+            f"{', '.join(weights)} are all 0 and there is no game: the distilled student would "
+            "learn nothing; one must be positive"
+        )
 
 
 def dtype(config: ConfigDict) -> Any:
@@ -150,12 +194,13 @@ def dtype(config: ConfigDict) -> Any:
     return jnp.dtype(config.dtype)
 
 
-def opened(settings: ConfigDict, spec: str, split: str) -> kd_data.Source:
+def opened(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
     """A set of images of the size, channels and fit that `config.data` asks for.
 
     Raises:
       ValueError, FileNotFoundError: one line.
     """
+    settings = config.data
     return kd_data.open_source(
         spec,
         split,
@@ -164,7 +209,44 @@ def opened(settings: ConfigDict, spec: str, split: str) -> kd_data.Source:
         harness.cache_dir() / "tfds",
         resize=settings.resize,
         in_patches=settings.get("patches", False),
+        skip_corrupt=config.run.skip_corrupt,
     )
+
+
+def split_of(spec: str, split: str) -> str:
+    """The split to open: a folder has only `train`, whatever the default for other sets is."""
+    return "train" if spec.startswith("folder:") else split
+
+
+def check_unseen(train: kd_data.Source, test: kd_data.Source, flag: str) -> None:
+    """Refuses an exam on images that are trained on, as far as that can be told.
+
+    Args:
+      train: what is learnt from.
+      test: what is asked in the end.
+      flag: what sets other images aside.
+
+    Raises:
+      ValueError: one line.
+    """
+    if kd_data.overlap(train, test):
+        raise ValueError(
+            f"{test.name} has images of {train.name}: what is trained on is asked in the end too; "
+            f"set others aside by {flag}"
+        )
+
+
+def check_measured(count: int, source: kd_data.Source, flag: str) -> None:
+    """Refuses fewer images than a Frechet distance takes.
+
+    Raises:
+      ValueError: one line.
+    """
+    if count < 2:
+        raise ValueError(
+            f"the exam has {count} image of {source.name}; a Frechet distance is of at least 2: "
+            f"{flag}"
+        )
 
 
 def deal(config: ConfigDict, source: kd_data.Source) -> Callable[[int], kd_data.Endless]:
@@ -280,16 +362,7 @@ def main(config: ConfigDict, lesson: Lesson, workdir: Path) -> None:
             teacher = variables if name == "teacher" else teacher
     if not hosts.is_first():
         return
-    found = {name: [ask[name](v) for v in versions] for name, versions in trained.items()}
-    figures = {name: [dict(exam.mark(x))] for name, x in exam.classical.items()}
-    figures |= {name: [dict(exam.mark(x)) for x in found[name]] for name in TRAININGS}
-    first = {**exam.classical, **{name: versions[0] for name, versions in found.items()}}
-    exam.draw(workdir / "examples.png", first)
-    histories = comparison.logged(config, workdir, TRAININGS)
-    name, caption = lesson.watched
-    pictures.save_curves(
-        workdir / "quality.png", {caption: comparison.curves(histories, f"quality/{name}")}
-    )
+    figures, first = marked(exam, ask, trained)
     batch = [x[: config.batch_size] for x in exam.inputs.generator]
     costs = {
         name: report.measure_cost(networks[arm], trained[arm][0], batch)
@@ -311,8 +384,48 @@ def main(config: ConfigDict, lesson: Lesson, workdir: Path) -> None:
         json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
     print(f"\n{text}")
-    for file in ("report.md", "report.json", "examples.png", "quality.png"):
+    for file in ("report.md", "report.json"):
         print(f"written:  {workdir / file}")
+    # After the figures, which took the longest and must not be lost where a picture fails.
+    for file, draw in (
+        ("examples.png", lambda file: exam.draw(file, first)),
+        ("quality.png", partial(save_quality, config, lesson.watched, workdir)),
+    ):
+        draw(workdir / file)
+        print(f"written:  {workdir / file}")
+
+
+def marked(
+    exam: Exam,
+    ask: Mapping[str, Callable[[Variables], Answers]],
+    trained: Mapping[str, Sequence[Variables]],
+) -> tuple[dict[str, list[dict[str, float]]], dict[str, Answers]]:
+    """Everybody's figures, and the answers of the first seed, which are drawn.
+
+    The other seeds' answers are let go of once they have their figures: there may be gigabytes.
+
+    Args:
+      exam: what is asked.
+      ask: `variables -> answers`, by network.
+      trained: the networks' variables, a version for each seed.
+    """
+    figures = {name: [dict(exam.mark(x))] for name, x in exam.classical.items()}
+    first = dict(exam.classical)
+    for name, versions in trained.items():
+        figures[name] = []
+        for variables in versions:
+            found = ask[name](variables)
+            figures[name].append(dict(exam.mark(found)))
+            first.setdefault(name, found)
+            del found  # before the next ones are made
+    return figures, first
+
+
+def save_quality(config: ConfigDict, watched: tuple[str, str], workdir: Path, file: Path) -> None:
+    """Draws what was watched over the trainings."""
+    name, caption = watched
+    histories = comparison.logged(config, workdir, TRAININGS)
+    pictures.save_curves(file, {caption: comparison.curves(histories, f"quality/{name}")})
 
 
 def page(

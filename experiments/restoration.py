@@ -82,6 +82,7 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
       ValueError, FileNotFoundError: one line.
     """
     lessons.check(config)
+    lessons.check_distilled(config)
     if config.data.source.startswith("folder:") and not config.data.test:
         raise ValueError(
             "a folder has no images set aside: --config.data.test=folder:PATH is needed too"
@@ -93,11 +94,17 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
     if config.evaluate.images < 0:
         raise ValueError(f"config.evaluate.images={config.evaluate.images} is negative")
     other = config.data.test or config.data.source
-    split = "train" if other.startswith("folder:") else "test"
     train, test = (
-        lessons.opened(config.data, spec, part)
-        for spec, part in ((config.data.source, "train"), (other, split))
+        lessons.opened(config, spec, lessons.split_of(spec, part))
+        for spec, part in ((config.data.source, "train"), (other, "test"))
     )
+    lessons.check_unseen(train, test, "--config.data.test")
+    if train.num_classes > 1:
+        lessons.check_measured(
+            min(config.evaluate.images or len(test), len(test)),
+            test,
+            "--config.evaluate.images=0 takes all there are, --config.data.test others",
+        )
     return train, test
 
 

@@ -34,6 +34,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 128, "patches": True})
+        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
         config.teacher.update({"model": "rrdb", "width": 64, "blocks": 23, "steps": 400_000})
         config.teacher.rate = config.student.rate = 2e-4
         config.student.update({"width": 32, "blocks": 8, "steps": 400_000})
@@ -61,6 +62,8 @@ def build(config: ConfigDict) -> lessons.Lesson:
         raise ValueError(
             f"config.teacher.model={config.teacher.model!r} is not one of {', '.join(TEACHERS)}"
         )
+    if config.scale < 1:
+        raise ValueError(f"config.scale={config.scale} is below 1, at which size is kept")
     if config.data.size % config.scale:
         raise ValueError(
             f"config.data.size={config.data.size} is no multiple of config.scale={config.scale}"

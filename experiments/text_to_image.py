@@ -85,9 +85,12 @@ def build(config: ConfigDict) -> Lesson:
     """
     lessons.check(config)
     weights = {"r1": config.r1, "matching": config.matching, "pixel": config.distilled.pixel}
-    for name, weight in weights.items():
-        if weight < 0:
-            raise ValueError(f"the weight of {name} is {weight}: it must not be negative")
+    lessons.check_weights(weights)
+    if config.matching and config.batch_size < 2:
+        raise ValueError(
+            f"config.batch_size={config.batch_size} has no other caption to tell an image's from: "
+            "at least 2 are needed, or config.matching=0"
+        )
     if config.evaluate.repeat < 1 or config.latent < 1:
         raise ValueError(
             f"config.evaluate.repeat={config.evaluate.repeat} and config.latent={config.latent} "
@@ -99,6 +102,8 @@ def build(config: ConfigDict) -> Lesson:
         kd_data.open_source("digits", split, config.data.size, 1, harness.cache_dir() / "tfds")
         for split in (config.data.split, config.data.test_split)
     )
+    lessons.check_unseen(train, test, "--config.data.test_split")
+    lessons.check_measured(len(test), test, "--config.data.test_split must have more")
     reader = captions.captioner(kd_data.arrays(train)["image"])
     inputs = tasks.text_to_image(config.latent, reader.tokens)
     words = {"vocabulary": len(captions.WORDS), "length": captions.LENGTH}

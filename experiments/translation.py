@@ -43,6 +43,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 256, "patches": True})
+        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
         config.discriminator.update({"width": 64, "layers": 3})
         config.teacher.update({"width": 64, "blocks": 9, "steps": 200_000, "rate": 2e-4})
         config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})
@@ -100,7 +101,7 @@ def build(config: ConfigDict) -> lessons.Lesson:
                 )
             }
         ),
-        shown=lambda asked: np.repeat(asked.generator[0][..., :1], config.data.channels, axis=3),
+        shown=lambda asked: asked.generator[0][..., :1],
     )
 
 

@@ -50,8 +50,10 @@ def get_config(preset: str = "laptop") -> ConfigDict:
                 "second": "photos",
                 "second_split": "train[50%:]",
                 "second_test": "photos",
-                "test_split": "test",
-                "form": "sepia",  # of the second set: sepia, edges, or "" for as it is
+                "test_split": "test",  # of a folder all images are taken, here and above
+                # Of the second set: sepia, edges, or "" for as it is. With a form the second set is
+                # made of photographs like the first's, and the exam of first_test alone.
+                "form": "sepia",
                 "sigma": 0.7,  # of the Gaussian that smooths before edges are looked for, in pixels
                 "size": 32,
                 "channels": 3,
@@ -79,6 +81,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.data.update({"first": "folder:first/train", "first_test": "folder:first/test"})
         config.data.update({"second": "folder:second/train", "second_test": "folder:second/test"})
         config.data.update({"form": "", "size": 256})
+        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
         config.data.first_split = config.data.second_split = config.data.test_split = "train"
         config.cycle, config.identity, config.residual, config.r1 = 10.0, 5.0, False, 0.0
         config.batch_size = 1
@@ -117,8 +120,11 @@ def open_sets(config: ConfigDict) -> Sets:
       ValueError, FileNotFoundError: one line.
     """
     given = config.data
-    opened = partial(lessons.opened, given)
-    return Sets(
+
+    def opened(spec: str, split: str) -> kd_data.Source:
+        return lessons.opened(config, spec, lessons.split_of(spec, split))
+
+    sets = Sets(
         {
             "first": opened(given.first, given.first_split),
             "second": opened(given.second, given.second_split),
@@ -128,6 +134,16 @@ def open_sets(config: ConfigDict) -> Sets:
             "second": opened(given.second_test, given.test_split),
         },
     )
+    for name, test in sets.test.items():
+        for train in sets.train.values():
+            flags = f"--config.data.{name}_test or --config.data.test_split"
+            lessons.check_unseen(train, test, flags)
+        lessons.check_measured(
+            min(config.evaluate.images or len(test), len(test)),
+            test,
+            f"--config.evaluate.images=0 takes all there are, --config.data.{name}_test others",
+        )
+    return sets
 
 
 def build(config: ConfigDict) -> Lesson:
@@ -140,6 +156,11 @@ def build(config: ConfigDict) -> Lesson:
     given = config.data
     if given.form not in ("", *FORMS):
         raise ValueError(f"config.data.form={given.form!r} is not one of {', '.join(FORMS)} or ''")
+    if given.form and given.second.startswith("folder:"):
+        raise ValueError(
+            f"config.data.form={given.form!r} would make {given.form} of {given.second} and ask "
+            "nothing of second_test: --config.data.form= (empty) keeps the second set as it is"
+        )
     if given.sigma <= 0:
         raise ValueError(f"config.data.sigma={given.sigma} is not positive")
     weights = {
@@ -148,9 +169,7 @@ def build(config: ConfigDict) -> Lesson:
         "r1": config.r1,
         "response": config.distilled.response,
     }
-    for name, weight in weights.items():
-        if weight < 0:
-            raise ValueError(f"the weight of {name} is {weight}: it must not be negative")
+    lessons.check_weights(weights)
     if config.evaluate.images < 0 or config.pool < 0:
         raise ValueError(
             f"config.evaluate.images={config.evaluate.images} and config.pool={config.pool} must "

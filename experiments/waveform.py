@@ -82,6 +82,7 @@ def build(config: ConfigDict) -> Lesson:
             f"config.evaluate.waves={config.evaluate.waves} must be positive and "
             f"config.adversarial={config.adversarial} not negative"
         )
+    lessons.check_distilled(config)
     draw = partial(tones.plucked, length=given.length, rate=given.rate)
     inputs = tasks.bandwidth_extension(config.factor)
     dtype = lessons.dtype(config)

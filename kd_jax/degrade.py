@@ -181,7 +181,12 @@ def edges(images: Array, *, sigma: float = 1.0) -> Array:
 
     Returns:
       `[B, H, W, 1]` in [-1, 1]: -1 where nothing changes; 1 from about a quarter of the range on.
+
+    Raises:
+      ValueError: `sigma` is not positive.
     """
+    if not sigma > 0:
+        raise ValueError(f"sigma={sigma} of a Gaussian is not positive")
     grey = images.mean(axis=3, keepdims=True)
     radius = max(1, round(3 * sigma))
     places = jnp.arange(-radius, radius + 1)

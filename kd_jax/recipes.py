@@ -11,6 +11,7 @@ Feature terms take the names of taps. Where widths differ, connect the student f
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -189,12 +190,14 @@ def hinton(alpha: float = 0.5, temperature: float = 4.0) -> Pair:
 
     Args:
       alpha: the labels' part, in [0, 1]. With 1 there is no need of a teacher.
-      temperature: of the divergence.
+      temperature: of the divergence, positive.
 
     Raises:
-      ValueError: when `alpha` is outside [0, 1].
+      ValueError: when `alpha` is outside [0, 1], or the temperature is not positive.
     """
     _check_part(alpha)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature={temperature} is not a positive number")
 
     def mixed(f: Forward) -> Array:
         if "label" not in f.inputs.extra:
@@ -530,8 +533,14 @@ def cyclegan(
       identity: that of what should stay; half of `cycle`, as the authors have it. 0 leaves it out.
       pool: how many images of each domain are kept to be shown to the discriminator again; 0 for
         none.
+
+    Raises:
+      ValueError: when a weight is a negative number, or `pool` is negative.
     """
     loss = losses.adversarial
+    for name, value in (("cycle", cycle), ("identity", identity), ("pool", pool)):
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            raise ValueError(f"{name}={value} must be finite and not negative")
 
     def there_and_back(f: Forward) -> Array:
         return 2 * losses.response.l1(f.generate(f.fake[:, ::-1])[0], _needs_real(f))

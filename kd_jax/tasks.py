@@ -18,7 +18,7 @@ from kd_jax.objective import Inputs, MakeInputs
 from kd_jax.types import Array, Batch
 
 MakeMask: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
-"""`(key, images' shape) -> [B, H, W, 1]`, 1 where pixels are missing."""
+"""`(key, images' shape) -> [B, H, W, 1]`, 1 where pixels are missing; of any dtype."""
 
 
 def latents(size: int, conditional: bool = True) -> MakeInputs:
@@ -104,7 +104,12 @@ def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
     Args:
       factor: divides the images' sides; see `kd_jax.degrade.downsampled`.
       deviation: of the noise that the small images are given.
+
+    Raises:
+      ValueError: the deviation is negative.
     """
+    if not deviation >= 0:
+        raise ValueError(f"deviation={deviation} is a standard deviation, and negative")
 
     def make(key: Array, batch: Batch) -> Inputs:
         images = _entry(batch, "image")
@@ -139,7 +144,7 @@ def inpainting(masks: MakeMask | Sequence[MakeMask]) -> MakeInputs:
     """Images from what a mask leaves of them: generators take `(image, mask)`.
 
     The images are given with zeros where pixels are missing. The discriminator takes the mask after
-    the image. `extra["mask"]` is the mask.
+    the image. `extra["mask"]` is the mask, float32.
 
     Args:
       masks: what draws them, `degrade.free_form_mask` for one. Of several each image gets one by
@@ -155,7 +160,11 @@ def inpainting(masks: MakeMask | Sequence[MakeMask]) -> MakeInputs:
     def make(key: Array, batch: Batch) -> Inputs:
         images = _entry(batch, "image")
         choice_key, *keys = jax.random.split(key, len(choices) + 1)
-        drawn = [draw(k, images.shape) for draw, k in zip(choices, keys, strict=True)]
+        # Some draw bool or integers; those of several are chosen from, and are all alike then.
+        drawn = [
+            jnp.asarray(draw(k, images.shape), jnp.float32)
+            for draw, k in zip(choices, keys, strict=True)
+        ]
         for mask in drawn:
             if mask.shape != (*images.shape[:3], 1):
                 raise ValueError(f"a mask of shape {mask.shape} does not fit images {images.shape}")

@@ -139,3 +139,9 @@ def test_edges_are_those_of_scipy():
     expected = np.clip(8 * np.hypot(across, down) - 1, -1, 1)
     np.testing.assert_allclose(degrade.edges(jnp.asarray(images))[..., 0], expected, atol=1e-5)
     assert float(degrade.edges(jnp.full((1, 9, 9, 3), 0.3)).max()) == -1.0
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_a_gaussian_without_a_width(sigma):
+    with pytest.raises(ValueError, match=f"sigma={sigma} of a Gaussian is not positive"):
+        degrade.edges(jnp.zeros((1, 8, 8, 1)), sigma=sigma)

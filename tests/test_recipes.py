@@ -1301,6 +1301,24 @@ def test_other_numbers_that_make_no_sense():
             recipes.tinygan(SEEN, steps)
 
 
+@pytest.mark.parametrize("temperature", [0.0, -4.0, math.inf, math.nan])
+def test_a_temperature_is_positive(temperature):
+    with pytest.raises(ValueError, match=f"^temperature={temperature} is not a positive number$"):
+        recipes.hinton(0.5, temperature)
+
+
+@pytest.mark.parametrize("setting", [{"cycle": -1.0}, {"identity": -0.5}, {"pool": -1}], ids=str)
+def test_cyclegan_s_numbers_are_not_negative(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"^{name}={value} must be finite and not negative$"):
+        recipes.cyclegan((8, 8, 3), **setting)
+
+
+def test_cyclegan_s_weights_may_be_schedules():
+    made = recipes.cyclegan((8, 8, 3), cycle=lambda step: 10.0, identity=lambda step: 5.0)
+    assert set(made.generator) == {"adversarial", "cycle", "identity"}
+
+
 def test_connected_at_another_width_is_no_fit(world):
     """The one projection of dcd is one only where both features have the same channels."""
     plain = dcgan.generator(16, 2, channels=1)

@@ -87,6 +87,8 @@ def test_super_resolution():
     assert given.condition == ()
     noisy = tasks.super_resolution(4, deviation=0.1)(KEY, BATCH).generator[0]
     assert 0.05 < float((noisy - small).std()) < 0.11
+    with pytest.raises(ValueError, match=r"deviation=-0.1 is a standard deviation, and negative"):
+        tasks.super_resolution(4, deviation=-0.1)
     with pytest.raises(ValueError, match="cannot be made 5 times smaller"):
         tasks.super_resolution(5)(KEY, BATCH)
 
@@ -111,6 +113,18 @@ def test_several_kinds_of_masks_take_turns():
     _, mask = tasks.inpainting(kinds)(KEY, many).generator
     assert 70 < float(mask[:, 0, 0, 0].sum()) < 130
     assert (mask == mask[:, :1, :1]).all()
+
+
+def test_masks_may_be_of_any_dtype():
+    kinds = [
+        lambda key, shape, dtype=dtype: jnp.ones((*shape[:3], 1), dtype)
+        for dtype in ("bool", "int32", "float32")
+    ]
+    for chosen in (kinds, kinds[:1]):
+        known, mask = tasks.inpainting(chosen)(KEY, BATCH).generator
+        assert mask.dtype == known.dtype == jnp.float32
+        assert (mask == 1).all()
+        assert (known == 0).all()
 
 
 def test_masks_that_do_not_fit():

@@ -21,7 +21,8 @@ def save_grid(
 
     Args:
       path: the file.
-      rows: images `[N, H, W, C]` in [-1, 1], C of 1 or 3, by the row's label. All of one size.
+      rows: images `[N, H, W, C]` in [-1, 1], by the row's label, C of 1, 3 or 4 (the last of which
+        is how opaque they are, and what is behind them is white). All of one size.
       scale: each pixel becomes a square of this side.
       titles: what stands above the columns, a word a line.
     """
@@ -46,13 +47,22 @@ def save_grid(
         draw.text(
             (2, top + row * height + height // 2), label, fill="black", font=font, anchor="lm"
         )
-        for column, pixels in enumerate(to_uint8(images)):
+        for column, pixels in enumerate(to_uint8(_opaque(images))):
             pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
             tile = Image.fromarray(pixels).resize(
                 (width - gap, height - gap), Image.Resampling.NEAREST
             )
             sheet.paste(tile, (margin + column * width, top + row * height + gap))
     sheet.save(path)
+
+
+def _opaque(images: Any) -> NDArray[np.float32]:
+    """Images of 4 channels before white, `[N, H, W, 3]`; others as they are."""
+    images = np.asarray(images, np.float32)
+    if images.shape[-1] != 4:
+        return images
+    colours, alpha = np.split(np.clip(images, -1, 1), [3], axis=-1)
+    return 1 + (colours - 1) * (alpha + 1) / 2
 
 
 def save_curves(

@@ -4,13 +4,15 @@ What they take and make is stacked on the axis after the batch, `[B, 2, ...]`: o
 first network sees the first entry, the second one the second. To the step that is one network.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths
 from kd_jax.network import Network, from_linen
-from kd_jax.types import Array
+from kd_jax.types import Array, Variables
 
 
 def side_by_side(first: Network, second: Network) -> Network:
@@ -34,6 +36,50 @@ def side_by_side(first: Network, second: Network) -> Network:
         # A clone: Linen would give one module that is there twice one set of parameters.
         modules.append(network.module.clone())
     return from_linen(SideBySide(*modules))
+
+
+def pair_axes(
+    first: Callable[[Variables], Axes], second: Callable[[Variables], Axes]
+) -> Callable[[Variables], Axes]:
+    """Of two networks' descriptions that of both side by side, for `kd_jax.students`.
+
+        describe = pair_axes(resnet_generator_axes, resnet_generator_axes)
+
+    The groups are the networks' own, as `first/NAME` and `second/NAME`, like the taps: each may
+    keep other channels, and another number of them.
+
+    Args:
+      first: `variables -> axes` of the first network.
+      second: of the second one.
+
+    Returns:
+      `variables -> axes`, of any `side_by_side` of such networks, arrays or `ShapeDtypeStruct`s. It
+      raises a ValueError where they are not, or are a connected network's.
+    """
+
+    def describe(variables: Variables) -> Axes:
+        axes: dict[str, tuple[Axis, ...]] = {}
+        for name, own in (("first", first), ("second", second)):
+            part = {kind: tree[name] for kind, tree in variables.items() if name in tree}
+            for path, entries in own(part).items():
+                kind, _, inside = path.partition("/")
+                axes[f"{kind}/{name}/{inside}"] = tuple(_renamed(axis, name) for axis in entries)
+        group_widths(variables, axes)
+        return axes
+
+    return describe
+
+
+def _renamed(axis: Axis, name: str) -> Axis:
+    """An entry with `name` before its groups."""
+    match axis:
+        case str():
+            return f"{name}/{axis}"
+        case Repeat() | Reads() | Scales():
+            return axis._replace(axis=_renamed(axis.axis, name))
+        case tuple():
+            return tuple(_renamed(entry, name) for entry in axis)
+    return axis
 
 
 class SideBySide(nn.Module):

@@ -5,7 +5,9 @@ normalisation, and at one resolution each position looks at the words. The discr
 whether an image is real and fits its caption by a projection (Miyato & Koyama 2018), and shows both
 as vectors of one length, so that a term can match them (`kd_jax.losses.matching`).
 
-Captions are tokens, int `[B, L]` in [0, vocabulary). Images are `[B, H, W, C]` in [-1, 1].
+Captions are tokens, int `[B, L]` in [0, vocabulary). That range is not checked, since compiled code
+cannot look at values: above it words, and with them images and scores, are NaN; below it they are
+other words. Images are `[B, H, W, C]` in [-1, 1].
 """
 
 from functools import partial
@@ -78,6 +80,8 @@ def generator(
 ) -> Network:
     """`(latents [B, any], tokens [B, L]) -> images`; arguments are those of `gan`.
 
+    Tokens must be in [0, vocabulary); of larger ones the image is NaN.
+
     Taps are `words` `[B, L, embedding]`, `sentence` `[B, embedding]`, and `4x4`, `8x8`, ..., the
     features at each side.
     """
@@ -96,6 +100,8 @@ def discriminator(
     dtype: Any = jnp.float32,
 ) -> Network:
     """`(images, tokens) -> scores [B]` (logits); arguments are those of `gan`.
+
+    Tokens must be in [0, vocabulary); of larger ones the score is NaN.
 
     Taps are the features at each side, `image` and `sentence` `[B, embedding]`, and `words`.
     """
@@ -120,7 +126,7 @@ def _check(**counts: int) -> None:
 
 
 class TextEncoder(nn.Module):
-    """`tokens [B, L] -> (words [B, L, D], sentence [B, D])`.
+    """`tokens [B, L] in [0, vocabulary) -> (words [B, L, D], sentence [B, D])`.
 
     Embeddings of words and places, one layer of self-attention (Vaswani et al. 2017, one head) with
     a residual, and the mean over the words.

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
+from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
 from kd_jax.network import Network, from_linen
-from kd_jax.types import Array
+from kd_jax.types import Array, Variables
 
 _he = nn.initializers.he_normal()
 _least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
@@ -77,6 +78,67 @@ def _check(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{name}={count} must be at least 1")
+
+
+def generator_axes(variables: Variables) -> Axes:
+    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are named like the taps: all blocks add to `stem`, `block_N/hidden` lies between a
+    block's convolutions, and `up` is at the high rate.
+
+    Args:
+      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: they are not, or are a connected network's.
+    """
+    _check_has(variables, "stem", "up", "wave")
+    found = tensors(variables)
+    # Of each sample at the low rate `up` makes several, one after another.
+    factor = found["params/up/kernel"].shape[-1] // found["params/wave/kernel"].shape[1]
+    axes = _layer_axes("stem", None, "stem")
+    for index in range(sum(name.startswith("block_") for name in variables["params"]) // 2):
+        hidden = f"block_{index}/hidden"
+        axes |= _layer_axes(f"block_{index}_0", Reads("stem"), hidden)
+        axes |= _layer_axes(f"block_{index}_1", Reads(hidden), "stem")
+    axes |= _layer_axes("up", Reads("stem"), Repeat("up", factor))
+    axes |= _layer_axes("wave", Reads("up"), None)
+    group_widths(variables, axes)
+    return axes
+
+
+def discriminator_axes(variables: Variables) -> Axes:
+    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+
+    The groups are named like the taps.
+
+    Args:
+      variables: of any `discriminator`, arrays or `ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: they are not, or are a connected network's.
+    """
+    _check_has(variables, "layer_0", "score")
+    axes: dict[str, tuple[Axis, ...]] = {}
+    reads: Axis = None
+    last = ""
+    for index in range(sum(name.startswith("layer_") for name in variables["params"])):
+        last = f"layer_{index}"
+        axes |= _layer_axes(last, reads, last)
+        reads = Reads(Repeat(last, 2))  # pairs of samples
+    axes |= _layer_axes("score", Reads(last), None)
+    group_widths(variables, axes)
+    return axes
+
+
+def _layer_axes(path: str, reads: Axis, writes: Axis) -> dict[str, tuple[Axis, ...]]:
+    return {f"params/{path}/kernel": (None, reads, writes), f"params/{path}/bias": (writes,)}
+
+
+def _check_has(variables: Variables, *names: str) -> None:
+    for name in names:
+        if name not in variables["params"]:
+            raise ValueError(f"the variables are not those of such a network: {name} is missing")
 
 
 class Conv(nn.Module):

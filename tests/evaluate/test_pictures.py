@@ -33,6 +33,20 @@ def test_a_grid_holds_the_images(tmp_path, channels):
             np.testing.assert_array_equal(tile, np.broadcast_to(expected, (5, 6, 3)))
 
 
+def test_what_is_behind_transparent_images_is_white(tmp_path):
+    """Red of alpha 1, 1/2, 0, and what is out of range."""
+    image = np.full((1, 1, 4, 4), -1.0)
+    image[..., 0] = 1.0
+    image[0, 0, :, 3] = [1.0, 0.0, -1.0, 3.0]
+    save_grid(tmp_path / "grid.png", {"x": image, "y": np.full((1, 1, 4, 1), -1.0)}, scale=1)
+    sheet = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert sheet.shape[2] == 3
+    tile = sheet[2, -6:-2]
+    expected = [[255, 0, 0], [255, 128, 128], [255, 255, 255], [255, 0, 0]]
+    np.testing.assert_allclose(tile, expected, atol=1)
+    assert (sheet[5, -6:-2] == 0).all()
+
+
 def test_titles_stand_above_the_columns_and_move_the_rest_down(tmp_path):
     rows = {"a": np.random.default_rng(0).uniform(-1, 1, (3, 20, 20, 1))}
     for name, titles in (("without", ()), ("with", ("bold leaning seven", "thin", ""))):

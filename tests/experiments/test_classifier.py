@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from experiments import classifier, harness, lessons
 from kd_jax import data as kd_data
@@ -58,24 +60,39 @@ def test_logistic_regression_of_two_classes_and_of_one_that_training_lacks():
     labels = digits.read_labels()
     images = kd_data.arrays(digits)["image"]
 
-    class Only:
-        """A set of the images of some classes."""
-
-        def __init__(self, classes):
-            self.chosen = np.flatnonzero(np.isin(labels, classes))
-            self.num_classes = 10
-
-        def __len__(self):
-            return len(self.chosen)
-
-        def read(self, i):
-            return digits.read(int(self.chosen[i]))
-
     for classes in ((0, 1), (0, 1, 5)):
-        known = Only(classes)
-        logits = classifier.logistic(known, images[known.chosen])
+        chosen = np.flatnonzero(np.isin(labels, classes))
+        known = replace(
+            digits, length=len(chosen), read=lambda i, chosen=chosen: digits.read(int(chosen[i]))
+        )
+        logits = classifier.logistic(known, images[chosen])
         assert logits.shape == (len(known), 10)
-        np.testing.assert_array_equal(logits.argmax(axis=1), labels[known.chosen])
+        np.testing.assert_array_equal(logits.argmax(axis=1), labels[chosen])
+
+
+def folders(tmp_path, **classes):
+    specs = {}
+    for seed, (name, inside) in enumerate(classes.items()):
+        rng = np.random.default_rng(seed)
+        for kind in inside:
+            (tmp_path / name / kind).mkdir(parents=True)
+            for index in range(2):
+                pixels = rng.integers(0, 256, (16, 16), np.uint8)
+                Image.fromarray(pixels).save(tmp_path / name / kind / f"{index}.png")
+        specs[f"data.{name}"] = f"folder:{tmp_path / name}"
+    return tiny(**specs)
+
+
+def test_two_folders_with_the_default_splits(tmp_path):
+    lesson = classifier.build(folders(tmp_path, source="ab", test="ab"))
+    assert lessons.example(lesson)["image"].shape == (4, 16, 16, 1)
+    assert len(lesson.exam().inputs.generator[0]) == 4
+
+
+def test_folders_whose_classes_have_other_names(tmp_path):
+    config = folders(tmp_path, source="ab", test="bc")
+    with pytest.raises(ValueError, match="class 0 is 'a' in folder:source and 'b' in folder:test"):
+        classifier.build(config)
 
 
 def test_tiles_are_green_where_right():
@@ -103,6 +120,13 @@ def test_alone_learns_from_the_labels_only():
         ({"batch_size": 2000}, "fewer than one batch"),
         ({"evaluate_every": 3}, "not a multiple"),
         ({"student.width": 0}, "width=0"),
+        ({"distilled.temperature": 0.0}, "temperature=0.0 is not a positive number"),
+        ({"data.test_split": "train[50%:]"}, "set others aside by --config.data.test or"),
+        ({"data.source": "folder:/x"}, "--config.data.test=folder:PATH is needed too"),
+        (
+            {"data.source": "photos", "data.split": "train", "data.test_split": "test"},
+            "has images of classes of which photos train has none: 6, 7, 8$",
+        ),
     ],
     ids=str,
 )

@@ -3,14 +3,25 @@
 import json
 import math
 import os
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import harness, lessons, text_to_image, unpaired, waveform
+from experiments import (
+    harness,
+    inpainting,
+    lessons,
+    superres,
+    text_to_image,
+    translation,
+    unpaired,
+    waveform,
+)
 from experiments.lessons import Exam, Figure
 from kd_jax import checkpoint
 from kd_jax import data as kd_data
@@ -174,6 +185,81 @@ def test_two_folders_of_different_sizes(tmp_path):
     assert any(watched in row for row in read_jsonl(tmp_path / "run/seed0/alone/metrics.jsonl"))
 
 
+def test_a_folder_is_taken_whole_whatever_the_default_splits_are(tmp_path):
+    splits = {"first_split": "train[:50%]", "second_split": "train[50%:]", "test_split": "test"}
+    lesson = unpaired.build(own(tmp_path, **{f"data.{k}": v for k, v in splits.items()}))
+    assert lessons.example(lesson)["second"].shape == (4, 16, 16, 3)
+
+
+def test_an_exam_on_the_folder_that_was_trained_on(tmp_path):
+    config = own(tmp_path)
+    with config.unlocked():
+        config.data.first_test = config.data.first
+    with pytest.raises(ValueError, match=r"folder:first has images of .*--config.data.first_test"):
+        unpaired.build(config)
+
+
+def test_a_picture_that_fails_loses_no_figures(tmp_path, monkeypatch, capsys):
+    lesson = waveform.build(tiny("waveform"))
+    exam = lesson.exam()
+    networks = {"teacher": lesson.teacher, "alone": lesson.student, "distilled": lesson.student}
+
+    def untrained(config, workdir, *_):
+        variables = networks[workdir.name].init(jax.random.key(0), *exam.inputs.generator)
+        return SimpleNamespace(generator=variables)
+
+    def fails(file, found):
+        raise OSError("no picture")
+
+    monkeypatch.setattr(lessons.comparison, "train", untrained)
+    lesson = lesson._replace(exam=lambda: exam._replace(draw=fails))
+    with pytest.raises(OSError, match="no picture"):
+        lessons.main(tiny("waveform"), lesson, tmp_path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["figures"]) == {"interpolation", *lessons.TRAININGS}
+    assert "(examples.png)" in (tmp_path / "report.md").read_text()
+    written = [line for line in capsys.readouterr().out.splitlines() if "written:" in line]
+    assert written == [f"written:  {tmp_path / name}" for name in ("report.md", "report.json")]
+
+
+def test_only_the_first_seeds_answers_are_kept():
+    made = []
+
+    def ask(seed):
+        # Of this network and the one before there is one each, of the first seed.
+        assert sum(known() is not None for known in made) == (len(made) > 0) + (len(made) > 3)
+        found = np.full(4, seed, np.float32)
+        made.append(weakref.ref(found))
+        return found
+
+    exam = Exam(
+        Inputs((np.zeros((1, 2)),)),
+        {"error": Figure("error", more=False)},
+        lambda x: {"error": float(x[0])},
+        lambda x: {},
+        {"rule": np.full(4, 7.0, np.float32)},
+        "one thing",
+        [],
+        lambda file, found: None,
+    )
+    names = ("teacher", "alone")
+    figures, first = lessons.marked(
+        exam, dict.fromkeys(names, ask), {name: [0, 1, 2] for name in names}
+    )
+    by_seed = [{"error": 0.0}, {"error": 1.0}, {"error": 2.0}]
+    assert figures == {"rule": [{"error": 7.0}], "teacher": by_seed, "alone": by_seed}
+    assert {name: float(x[0]) for name, x in first.items()} == {
+        "rule": 7.0,
+        "teacher": 0.0,
+        "alone": 0.0,
+    }
+
+
+@pytest.mark.parametrize("module", [unpaired, superres, inpainting, translation])
+def test_a_full_exam_fits_into_memory(module):
+    assert module.get_config("full").evaluate.images == 1000
+
+
 def test_unpaired_inputs_are_both_ways():
     lesson = unpaired.build(tiny("unpaired"))
     batch = lessons.example(lesson)
@@ -211,6 +297,32 @@ def test_unpaired_inputs_are_both_ways():
         ("unpaired", {"discriminator.layers": 6}, "whose sides are at least"),
         ("unpaired", {"data.first": "folder:/nowhere"}, "/nowhere"),
         ("unpaired", {"dtype": "float16"}, "neither float32 nor bfloat16"),
+        ("waveform", {"teacher.steps": 0}, "config.teacher.steps=0 is not positive"),
+        ("waveform", {"student.steps": -1}, "config.student.steps=-1 is not positive"),
+        ("waveform", {"teacher.rate": 0.0}, "config.teacher.rate=0.0 is not positive"),
+        ("waveform", {"student.rate": -1e-3}, "config.student.rate=-0.001 is not positive"),
+        ("waveform", {"discriminator.rate": 0.0}, "config.discriminator.rate=0.0 is not positive"),
+        ("waveform", {"ema": 1.0}, r"config.ema=1.0 is not in \[0, 1\)"),
+        ("waveform", {"ema": -0.1}, r"config.ema=-0.1 is not in \[0, 1\)"),
+        ("waveform", {"final_rate": 1.5}, r"config.final_rate=1.5 is not in \[0, 1\]"),
+        ("waveform", {"batch_size": 0}, "config.batch_size=0 is not positive"),
+        ("waveform", {"seeds": (0, -1)}, r"config.seeds=\(0, -1\) has -1: none is negative"),
+        ("waveform", {"distilled.truth": -1.0}, "the weight of config.distilled.truth is -1.0"),
+        (
+            "waveform",
+            {"distilled.truth": 0.0, "distilled.response": 0.0, "adversarial": 0.0},
+            "distilled.* are all 0 and there is no game",
+        ),
+        ("text_to_image", {"batch_size": 1}, "config.batch_size=1 has no other caption"),
+        ("text_to_image", {"data.test_split": "train[70%:]"}, "has images of digits train"),
+        ("text_to_image", {"data.test_split": "train[1796:]"}, "the exam has 1 image of digits"),
+        ("unpaired", {"data.test_split": "train[:9]"}, "photos train.:9. has images of photos"),
+        ("unpaired", {"evaluate.images": 1}, "1 image of photos .* --config.evaluate.images=0"),
+        (
+            "unpaired",
+            {"data.second": "folder:/x"},
+            r"of folder:/x and .*data.form= \(empty",
+        ),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, changes, message, tmp_path):

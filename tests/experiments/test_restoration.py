@@ -176,11 +176,47 @@ def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *averages)
 
 
+def test_the_images_that_were_trained_on_are_no_exam(tmp_path):
+    config = tiny("superres", tmp_path)
+    with config.unlocked():
+        config.data.test = f"{config.data.source}/."
+    with pytest.raises(ValueError, match=r"folder:train has images of .* by --config.data.test$"):
+        superres.build(config)
+
+
+def test_a_game_alone_is_something_to_learn(tmp_path):
+    weights = {"distilled.truth": 0.0, "distilled.response": 0.0}
+    translation.build(tiny("translation", tmp_path, **weights))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_the_picture_of_images_with_alpha(channels, tmp_path):
+    config = tiny("translation", tmp_path, **{"data.channels": channels, "data.resize": True})
+    exam = translation.build(config).exam()
+    exam.draw(tmp_path / "examples.png", {**exam.classical})
+    with Image.open(tmp_path / "examples.png") as opened:
+        assert np.asarray(opened.convert("L"))[:40, -40:].min() < 128  # edges are not transparent
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("superres", {"scale": 3}, "config.data.size=16 is no multiple of config.scale=3"),
         ("superres", {"teacher.model": "edsr"}, "'edsr' is not one of srresnet, rrdb"),
+        ("superres", {"scale": 0}, "config.scale=0 is below 1"),
+        ("superres", {"scale": -4}, "config.scale=-4 is below 1"),
+        ("superres", {"distilled.response": -1.0}, "weight of config.distilled.response is -1.0"),
+        ("superres", {"distilled.feature": -1.0}, "weight of config.distilled.feature is -1.0"),
+        (
+            "superres",
+            {"distilled.truth": 0.0, "distilled.response": 0.0},
+            "distilled.* are all 0 and there is no game",
+        ),
+        (
+            "superres",
+            {"data.source": "photos", "data.test": "", "evaluate.images": 1},
+            "1 image of photos test.*: --config.evaluate.images=0",
+        ),
         ("superres", {"noise": -1.0}, "config.noise=-1.0 is a standard deviation"),
         ("superres", {"data.test": ""}, "--config.data.test=folder:PATH is needed too"),
         ("superres", {"batch_size": 9}, "has 8 images, fewer than one batch"),

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from models import shrinking
 
 import kd_jax as kd
-from kd_jax import architecture
+from kd_jax import architecture, students
 from kd_jax.models import pair, translation
 from kd_jax.network import Network
 
@@ -63,6 +64,50 @@ def test_what_cannot_stand_side_by_side():
         pair.side_by_side(one, grey).init(KEY, images(1))
     with pytest.raises(ValueError, match=r"inputs \[B, 2, ...\] are needed"):
         pair.side_by_side(one, one).init(KEY, images(1)[:, 0])
+
+
+def described(teacher, student):
+    describe = pair.pair_axes(*[translation.resnet_generator_axes] * 2)
+    return pair.side_by_side(*teacher), pair.side_by_side(*student), describe
+
+
+def generators(*settings):
+    return [translation.resnet_generator(width, blocks=1, **more) for width, more in settings]
+
+
+def test_a_pair_of_generators_is_made_narrower():
+    """Each of the two to a width of its own, one separable and one not."""
+    teacher = generators((4, {"separable": True}), (4, {}))
+    student = generators((2, {"separable": True}), (3, {}))
+    *networks, describe = described(teacher, student)
+    shrinking.check_student(*networks, describe, images(1))
+    shrinking.check_dead_channels(*networks, describe, images(1))
+
+
+def test_at_full_width_the_student_is_the_teacher():
+    teacher = generators((2, {}), (3, {}))
+    both, same, describe = described(teacher, teacher)
+    x = images(2)
+    variables = shrinking.drawn(both, x)
+    axes = describe(variables)
+    like = jax.eval_shape(same.init, KEY, x)
+    scores = students.magnitude(variables, axes)
+    assert set(scores) == {
+        f"{name}/{group}"
+        for name in ("first", "second")
+        for group in ("stem", "down_0", "down_1", "block_0/hidden", "up_0", "up_1")
+    }
+    small = students.from_teacher(variables, axes, scores, like)
+    np.testing.assert_array_equal(
+        shrinking.output(same, small, x), shrinking.output(both, variables, x)
+    )
+
+
+def test_axes_of_what_is_no_pair():
+    one = translation.resnet_generator(width=2, blocks=1)
+    describe = pair.pair_axes(*[translation.resnet_generator_axes] * 2)
+    with pytest.raises(ValueError, match="are not those of such a network"):
+        describe(jax.eval_shape(one.init, KEY, images(1)[:, 0]))
 
 
 def cyclegan(pool):

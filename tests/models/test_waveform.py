@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models.shrinking import check_dead_channels, check_groups, check_student
 
 from kd_jax import ops
 from kd_jax.architecture import describe, rebuild
@@ -97,6 +98,36 @@ def test_half_precision_computes_in_it_and_answers_in_single():
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     judge = waveform.discriminator(4, 2, dtype=jnp.bfloat16)
     assert made(judge, WAVES)[1][0].dtype == jnp.float32
+
+
+def test_channels_are_described():
+    check_groups(
+        waveform.generator(4, 3, 2),
+        waveform.generator_axes,
+        WAVES,
+        {"stem": 3, "block_0/hidden": 3, "block_1/hidden": 3, "up": 3},
+    )
+    check_groups(
+        waveform.discriminator(2, 3),
+        waveform.discriminator_axes,
+        WAVES,
+        {"layer_0": 2, "layer_1": 4, "layer_2": 8},
+    )
+
+
+def test_students_are_made_of_a_teachers_channels():
+    for make, axes in (
+        (lambda width: waveform.generator(2, width, 2), waveform.generator_axes),
+        (lambda width: waveform.discriminator(width, 2), waveform.discriminator_axes),
+    ):
+        check_student(make(4), make(3), axes, WAVES)
+        check_dead_channels(make(4), make(3), axes, WAVES)
+
+
+@pytest.mark.parametrize("axes", [waveform.generator_axes, waveform.discriminator_axes])
+def test_axes_of_another_network(axes):
+    with pytest.raises(ValueError, match=r"are not those of such a network: .* is missing"):
+        axes({"params": {"Dense_0": {"kernel": jnp.zeros((2, 3))}}})
 
 
 def test_networks_can_be_rebuilt_from_their_description():
