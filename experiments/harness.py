@@ -495,7 +495,15 @@ def train(
         with user_errors():
             writer = hosts.by_first(lambda: JsonlWriter(metrics, step), UsageError)
         writer = writer or JsonlWriter(metrics, dry=True)
-        closing.callback(writer.close)
+
+        def end(kind: type[BaseException] | None, *_: object) -> None:
+            try:
+                writer.close()
+            except OSError as error:
+                if kind is None:  # else what ended the run is what is told
+                    raise CheckpointError(f"{metrics} not written: {error.strerror}") from None
+
+        closing.push(end)
         best = Best(directory / "best", "the first figure of quality", described, tell=say)
         probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
         # Compiled when it is first asked, and once.

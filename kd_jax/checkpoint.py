@@ -37,6 +37,8 @@ MANIFEST = "manifest.json"
 _OF_GENERATOR = ("generator", "meta")
 """The items that `save_generator` writes, and all that it takes to deploy."""
 _ITEMS = ("training", "data", *_OF_GENERATOR)
+_OWN = (*_ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt", f"{MANIFEST}.partial")
+"""What a step's folder may hold, or have left where its deletion was cut short."""
 _UNFINISHED = ".unfinished"
 _STEP = r"0|[1-9]\d*"
 _FAILURES = (OSError, ValueError, RuntimeError)
@@ -598,7 +600,7 @@ def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
     unfinished = [f for f in _step_folders(directory) if not (f / MANIFEST).exists()]
     filled = [folder for folder in unfinished if any(folder.iterdir())]
     for folder in filled:
-        if not any((folder / name).exists() for name in (*_ITEMS, "_CHECKPOINT_METADATA")):
+        if not any((folder / name).exists() for name in _OWN):
             raise CheckpointError(f"{folder} is no checkpoint of a training; choose another folder")
     if len(filled) > 1 and not _finished(directory):
         steps = ", ".join(folder.name for folder in filled)

@@ -400,6 +400,16 @@ def test_a_folder_that_is_no_checkpoint_is_left_as_it_is(tmp_path):
     assert (tmp_path / "1" / "cat.png").read_text() == "an image"
 
 
+def test_a_deletion_cut_short_at_any_file_is_no_other_folder(tmp_path, states):
+    saved(tmp_path, states)
+    (tmp_path / "1" / "manifest.json").unlink()
+    while entries := sorted((tmp_path / "1").iterdir()):
+        opened(tmp_path, tell=lambda _: None).close()
+        (tmp_path / "1.unfinished").rename(tmp_path / "1")
+        shutil.rmtree(entries[0]) if entries[0].is_dir() else entries[0].unlink()
+    same(opened(tmp_path).restore(states[0])[0], states[1])
+
+
 def test_where_all_manifests_are_lost_nothing_is_begun_anew(tmp_path, states):
     saved(tmp_path, states)
     for step in (1, 2):
