@@ -66,12 +66,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def meet(name: str) -> None:
-    """Returns when all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
-
-
 def by_first(act: Callable[[], T], error: type[Exception]) -> T | None:
     """What the first process does while the others wait: if it fails, all of them do.
 

@@ -28,7 +28,12 @@ def test_alone_everything_is_as_it_is():
     assert hosts.is_first()
     assert hosts.from_first(7) == 7
     assert hosts.from_all(7) == [7]
-    hosts.meet("nobody")
+    assert hosts.by_first(lambda: 5, KeyError) == 5
+    with pytest.raises(ValueError, match="its own"):
+        hosts.by_first(lambda: int("its own"), KeyError)
+    with pytest.raises(SystemExit) as ended:
+        hosts.abandon(7)
+    assert ended.value.code == 7
     asked = hosts.AnyOf()
     assert [asked(flag) for flag in (False, True, False)] == [False, True, False]
 
