@@ -120,6 +120,8 @@ def test_the_program_says_it_in_one_line_or_counts(tmp_path):
         r"error: .*images/b/23\.png cannot be decoded: .*", ran.stderr.strip().splitlines()[-1]
     )
     assert "Traceback" not in ran.stderr
+    if not faults.WHOLE:
+        return  # the other way takes a whole experiment
     command.append("--config.run.skip_corrupt=True")
     ran = subprocess.run(command, cwd=faults.ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
