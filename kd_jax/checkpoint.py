@@ -363,11 +363,14 @@ class Best:
         try:
             save_generator(self._new, variables, configuration, self._architecture)
             if hosts.is_first():
+                shutil.rmtree(self._old, ignore_errors=True)  # what could not be deleted before
                 if self._directory.exists():
                     self._directory.rename(self._old)
                 self._new.rename(self._directory)
                 shutil.rmtree(self._old, ignore_errors=True)
         except _FAILURES as error:
+            if hosts.is_first() and self._old.exists() and not self._directory.exists():
+                self._old.rename(self._directory)
             shutil.rmtree(self._new, ignore_errors=True)
             raise CheckpointError(
                 f"step {step} not kept in {self._directory}: {_reason(error)}"

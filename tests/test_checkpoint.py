@@ -692,6 +692,30 @@ def test_the_best_generator_is_kept(tmp_path, states):
     assert configuration == {"figure": "distance", "value": 4.0, "step": 3}
 
 
+def test_a_best_generator_that_cannot_be_put_in_place_leaves_the_one_before(
+    tmp_path, states, monkeypatch
+):
+    best = Best(tmp_path / "best", "distance")
+    best.offer(1, 5.0, states[0].ema)
+    rename = Path.rename
+
+    def fails(self, target):
+        if self.name == "best.partial":
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(CheckpointError, match=r"step 2 not kept in .*Input/output error"):
+        best.offer(2, 4.0, states[1].ema)
+    monkeypatch.undo()
+    same(load_generator(tmp_path / "best")[0], dict(states[0].ema))
+    # What could not be deleted then is no obstacle.
+    shutil.copytree(tmp_path / "best", tmp_path / "best.old")
+    assert best.offer(3, 3.0, states[2].ema)
+    same(load_generator(tmp_path / "best")[0], dict(states[2].ema))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
+
+
 def test_the_best_generator_survives_a_cut_at_any_moment(tmp_path, states):
     best = Best(tmp_path / "best", "distance")
     best.offer(1, 5.0, states[0].ema)
