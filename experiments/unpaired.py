@@ -2,6 +2,7 @@
 
     python -m experiments.unpaired --workdir=runs/unpaired           # photographs, minutes
     python -m experiments.unpaired --workdir=runs/full --preset=full # your own two folders, a GPU
+    python -m experiments.unpaired --workdir=runs/edges --config.data.form=edges
     python -m experiments.unpaired --dry_run --config.student.width=8
 
 Two ResNet generators, one for either way, learn from photographs in colour and from others in sepia
@@ -45,15 +46,15 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         {
             "data": {
                 "first": "photos",  # or folder:PATH, tfds:NAME
-                "first_split": "train[:50%]",
+                "first_split": "train",
                 "first_test": "photos",
-                "second": "photos",
-                "second_split": "train[50%:]",
-                "second_test": "photos",
-                "test_split": "test",  # of a folder all images are taken, here and above
-                # Of the second set: sepia, edges, or "" for as it is. With a form the second set is
-                # made of photographs like the first's, and the exam of first_test alone.
+                # Sepia, edges or "". With a form the second set is made of every other image of the
+                # first, which then has the rest, and the exam is of first_test alone.
                 "form": "sepia",
+                "second": "",  # without a form: folder:PATH, tfds:NAME, photos
+                "second_split": "train",
+                "second_test": "",
+                "test_split": "test",  # of a folder all images are taken, here and above
                 "sigma": 0.7,  # of the Gaussian that smooths before edges are looked for, in pixels
                 "size": 32,
                 "channels": 3,
@@ -61,20 +62,21 @@ def get_config(preset: str = "laptop") -> ConfigDict:
             },
             # Zhu et al. have 10 and 5; so few steps must not begin by keeping what they get.
             "cycle": 1.0,  # weight of what has gone there and back
-            "identity": 0.0,  # of what is in its domain already
+            "identity": 0.5,  # of what is in its domain already
             "residual": True,  # whether generators add to what they are given; not so in the paper
-            "r1": 1.0,  # of the discriminators' gradient at real images, without which they circle
+            "norm": "none",  # or instance, after which a generator does not know an image's colour
+            "r1": 0.05,  # of the discriminators' gradient at real images, without which they circle
             "pool": 50,  # generated images shown again
             "distilled": {"response": 10.0},  # weight of the L1 to the teacher's images
             # Of a PatchGAN; of 0 layers it judges each pixel on its own, and nothing is normalised,
             # which would hide a colour that all pixels have.
-            "discriminator": {"width": 32, "layers": 0, "rate": 1e-3},
+            "discriminator": {"width": 32, "layers": 0, "rate": 5e-4},
         }
     )
     config.batch_size = 4
-    config.teacher.update({"width": 14, "blocks": 3, "steps": 500, "rate": 1e-3})
-    config.student.update({"width": 4, "blocks": 2, "separable": True, "steps": 500, "rate": 2e-3})
-    config.ema = 0.99
+    config.teacher.update({"width": 14, "blocks": 3, "steps": 2000, "rate": 1e-3})
+    config.student.update({"width": 4, "blocks": 2, "separable": True, "steps": 2000, "rate": 2e-3})
+    config.ema = 0.998
     config.evaluate_every = config.checkpoint_every = 250
     config.evaluate.images = 0  # of each set; 0: all there are
     if preset == "full":
@@ -82,8 +84,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.data.update({"second": "folder:second/train", "second_test": "folder:second/test"})
         config.data.update({"form": "", "size": 256})
         config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
-        config.data.first_split = config.data.second_split = config.data.test_split = "train"
         config.cycle, config.identity, config.residual, config.r1 = 10.0, 5.0, False, 0.0
+        config.norm = "instance"
         config.batch_size = 1
         config.discriminator.update({"width": 64, "layers": 3, "rate": 2e-4})
         config.teacher.update({"width": 64, "blocks": 9, "steps": 200_000, "rate": 2e-4})
@@ -99,6 +101,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.evaluate.images = 4
     return config
 
+
+NORMS: dict[str, translation.Norm | None] = {"instance": translation.INSTANCE, "none": None}
 
 FORMS: dict[str, Callable[[Array, float], Array]] = {
     "sepia": lambda images, _: degrade.sepia(images),
@@ -124,26 +128,28 @@ def open_sets(config: ConfigDict) -> Sets:
     def opened(spec: str, split: str) -> kd_data.Source:
         return lessons.opened(config, spec, lessons.split_of(spec, split))
 
-    sets = Sets(
-        {
-            "first": opened(given.first, given.first_split),
-            "second": opened(given.second, given.second_split),
-        },
-        {
-            "first": opened(given.first_test, given.test_split),
-            "second": opened(given.second_test, given.test_split),
-        },
+    first, unseen = (
+        opened(given.first, given.first_split),
+        opened(given.first_test, given.test_split),
     )
-    for name, test in sets.test.items():
-        for train in sets.train.values():
+    wholes, tests = [first], {"first": unseen, "second": unseen}
+    if given.form:
+        if len(first) < 2:
+            raise ValueError(f"{first.name} has one image, of which no two sets can be made")
+        train = {"first": kd_data.every(first, 2), "second": kd_data.every(first, 2, start=1)}
+    else:
+        train = {"first": first, "second": opened(given.second, given.second_split)}
+        wholes, tests["second"] = [*train.values()], opened(given.second_test, given.test_split)
+    for name, test in tests.items():
+        for whole in wholes:
             flags = f"--config.data.{name}_test or --config.data.test_split"
-            lessons.check_unseen(train, test, flags)
+            lessons.check_unseen(whole, test, flags)
         lessons.check_measured(
             min(config.evaluate.images or len(test), len(test)),
             test,
             f"--config.evaluate.images=0 takes all there are, --config.data.{name}_test others",
         )
-    return sets
+    return Sets(train, tests)
 
 
 def build(config: ConfigDict) -> Lesson:
@@ -156,11 +162,19 @@ def build(config: ConfigDict) -> Lesson:
     given = config.data
     if given.form not in ("", *FORMS):
         raise ValueError(f"config.data.form={given.form!r} is not one of {', '.join(FORMS)} or ''")
-    if given.form and given.second.startswith("folder:"):
+    if given.form and (given.second or given.second_test):
         raise ValueError(
-            f"config.data.form={given.form!r} would make {given.form} of {given.second} and ask "
-            "nothing of second_test: --config.data.form= (empty) keeps the second set as it is"
+            f"config.data.form={given.form!r} makes the second set of the first, and leaves "
+            f"{given.second or given.second_test} aside: --config.data.form= (empty) takes it as "
+            "it is"
         )
+    if not given.form and not (given.second and given.second_test):
+        raise ValueError(
+            "config.data has neither a form nor both second and second_test: --config.data.form="
+            f"{next(iter(FORMS))} makes the second set of the first"
+        )
+    if config.norm not in NORMS:
+        raise ValueError(f"config.norm={config.norm!r} is not one of {', '.join(NORMS)}")
     if given.sigma <= 0:
         raise ValueError(f"config.data.sigma={given.sigma} is not positive")
     weights = {
@@ -188,6 +202,7 @@ def build(config: ConfigDict) -> Lesson:
                 sizes.width,
                 channels=given.channels,
                 blocks=sizes.blocks,
+                norm=NORMS[config.norm],
                 separable=sizes.get("separable", False),
                 residual=config.residual,
                 dtype=dtype,

@@ -22,7 +22,7 @@ from kd_jax.data.pipeline import (
     drawn,
     together,
 )
-from kd_jax.data.source import Source, UnreadableError, arrays, remember, subset
+from kd_jax.data.source import Source, UnreadableError, arrays, every, remember, subset
 
 __all__ = [
     "Batches",
@@ -36,6 +36,7 @@ __all__ = [
     "batches",
     "check_same_classes",
     "drawn",
+    "every",
     "open_source",
     "overlap",
     "subset",

@@ -123,12 +123,39 @@ def subset(
             members = members[np.argsort(draw[members])]
             rank[members] = np.arange(len(members)) / len(members)
     indices = np.sort(np.lexsort((draw, rank))[:count])
+    return _chosen(source, indices, f"{source.name}, {count} of {len(source)}")
+
+
+def every(source: Source, step: int, start: int = 0) -> Source:
+    """Each `step`-th image, from number `start` on: `source[start::step]`.
+
+    Those of `start` = 0, ..., `step` - 1 are disjoint and together the whole: one set of images
+    dealt out, so that each part has of everything that lies together in it.
+
+    Args:
+      source: the images.
+      step: from one to the next, at least 1.
+      start: the first, at least 0.
+
+    Raises:
+      ValueError: a number is out of range, or `source` has no image of number `start`.
+    """
+    if step < 1 or not 0 <= start < len(source):
+        raise ValueError(
+            f"every {step}th of {source.name}'s {len(source)} images from number {start} on is no "
+            "set of images"
+        )
+    indices = np.arange(start, len(source), step)
+    return _chosen(source, indices, f"{source.name}[{start}::{step}]")
+
+
+def _chosen(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
     return remember(
         replace(
             source,
-            name=f"{source.name}, {count} of {len(source)}",
+            name=name,
             fingerprint=digest(source.fingerprint, indices.tolist()),
-            length=count,
+            length=len(indices),
             read=lambda i: source.read(int(indices[i])),
             read_labels=lambda: source.read_labels()[indices],
         )

@@ -20,6 +20,7 @@ from kd_jax.data import (
     Source,
     arrays,
     check_same_classes,
+    every,
     open_source,
     overlap,
     source,
@@ -707,6 +708,21 @@ def test_a_subset_is_a_function_of_its_seed_and_grows(stratified):
     assert set(chosen) < set(numbers(draw(40, 0)))
     assert numbers(draw(100, 0)) == list(range(100))
     assert [x["label"] for x in draw(20, 0)] == [i % 3 for i in chosen]
+
+
+def test_every_second_image_and_the_others_are_the_whole():
+    images, _ = made([5, 6, 7, 8, 9])
+    even, odd = every(images, 2), every(images, 2, 1)
+    assert [numbers(even), numbers(odd)] == [[0, 2, 4], [1, 3]]
+    assert [x["label"] for x in even] == [5, 7, 9]
+    assert odd.read_labels().tolist() == [6, 8]
+    assert (odd.name, odd.image_shape) == (f"{images.name}[1::2]", images.image_shape)
+    assert len({x.fingerprint for x in (images, even, odd)}) == 3
+    assert every(images, 2).fingerprint == even.fingerprint
+    assert numbers(every(even, 2)) == [0, 4]
+    for step, start in ((0, 0), (2, 5), (2, -1)):
+        with pytest.raises(ValueError, match=f"from number {start} on is no set of images"):
+            every(images, step, start)
 
 
 def test_every_image_is_as_likely_to_be_in_a_subset():

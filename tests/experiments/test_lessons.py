@@ -171,8 +171,7 @@ def own(tmp_path, **changes):
         f"data.{name}": images(tmp_path / name, count, seed=count)
         for name, count in (("first", 9), ("second", 5), ("first_test", 3), ("second_test", 4))
     }
-    splits = {f"data.{name}_split": "train" for name in ("first", "second", "test")}
-    return tiny("unpaired", **{**folders, **splits, "data.form": "", **changes})
+    return tiny("unpaired", **{**folders, "data.form": "", **changes})
 
 
 def test_two_folders_of_different_sizes(tmp_path):
@@ -185,10 +184,25 @@ def test_two_folders_of_different_sizes(tmp_path):
     assert any(watched in row for row in read_jsonl(tmp_path / "run/seed0/alone/metrics.jsonl"))
 
 
-def test_a_folder_is_taken_whole_whatever_the_default_splits_are(tmp_path):
+def test_a_folder_is_taken_whole_whatever_the_splits_are(tmp_path):
     splits = {"first_split": "train[:50%]", "second_split": "train[50%:]", "test_split": "test"}
-    lesson = unpaired.build(own(tmp_path, **{f"data.{k}": v for k, v in splits.items()}))
-    assert lessons.example(lesson)["second"].shape == (4, 16, 16, 3)
+    config = own(tmp_path, **{f"data.{k}": v for k, v in splits.items()})
+    sets = unpaired.open_sets(config)
+    assert [len(sets.train[name]) for name in ("first", "second")] == [9, 5]
+    assert [len(sets.test[name]) for name in ("first", "second")] == [3, 4]
+
+
+def test_with_a_form_both_sets_are_of_one_folder_and_have_no_image_in_common(tmp_path):
+    mine = {
+        "data.first": images(tmp_path / "mine", 9, seed=9),
+        "data.first_test": images(tmp_path / "others", 3, seed=3),
+    }
+    sets = unpaired.open_sets(tiny("unpaired", **mine))
+    first, second = (
+        {example["image"].tobytes() for example in sets.train[name]} for name in ("first", "second")
+    )
+    assert (len(first), len(second), len(first | second)) == (5, 4, 9)
+    assert sets.test["first"] is sets.test["second"]
 
 
 def test_an_exam_on_the_folder_that_was_trained_on(tmp_path):
@@ -321,8 +335,11 @@ def test_unpaired_inputs_are_both_ways():
         (
             "unpaired",
             {"data.second": "folder:/x"},
-            r"of folder:/x and .*data.form= \(empty",
+            r"of the first, and leaves folder:/x aside: .*data.form= \(empty",
         ),
+        ("unpaired", {"data.form": ""}, "neither a form nor both second and second_test"),
+        ("unpaired", {"data.first_split": "train[:1]"}, "has one image, of which no two sets"),
+        ("unpaired", {"norm": "layer"}, "config.norm='layer' is not one of instance, none"),
     ],
 )
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, changes, message, tmp_path):
