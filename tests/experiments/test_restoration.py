@@ -71,7 +71,10 @@ def test_from_a_users_images_to_a_report(name, tmp_path, capsys):
         with Image.open(workdir / picture) as opened:
             assert opened.width > 100
     rows = read_jsonl(workdir / "seed0/distilled/metrics.jsonl")
-    assert {"g/truth", "g/response"} <= set(rows[0])
+    possible = {f"g/{name}" for name in ("truth", "response", "feature")}
+    wanted = {f"g/{name}" for name, weight in config.distilled.items() if weight}
+    assert possible & set(rows[0]) == wanted
+    assert "g/response" in wanted
     assert ("d/adversarial" in rows[0]) == (name == "translation")
     made, _ = checkpoint.load_network(workdir / "seed0/alone/best")
     assert made.network.module is not None
