@@ -142,8 +142,8 @@ def every(source: Source, step: int, start: int = 0) -> Source:
     """
     if step < 1 or not 0 <= start < len(source):
         raise ValueError(
-            f"every {step}th of {source.name}'s {len(source)} images from number {start} on is no "
-            "set of images"
+            f"[{start}::{step}] of {source.name}, which has {len(source)} images, is no set of "
+            "images: step is at least 1, and start one of their numbers"
         )
     indices = np.arange(start, len(source), step)
     return _chosen(source, indices, f"{source.name}[{start}::{step}]")
