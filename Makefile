@@ -6,17 +6,38 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 export KD_JAX_CACHE ?= $(CURDIR)/.cache
 
-.PHONY: demo test faults lint types format clean
+# The newest Python here, for the newest JAX; pyenv's shims are on the PATH without being usable.
+NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 \
+	  $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); \
+	do $$python -c '' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test test-all test-newest faults lint types format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.digits --preset=demo --workdir=$(DEMO)
 
+# The gate of every change.
 test: $(VENV)/installed lint types
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist worksteal
 
-# Every fault in all its cases, of which `make test` has some: about half an hour.
+# Everything: before a release. Needs chromium and chromedriver for the evaluation's page.
+test-all: $(VENV)/installed lint types
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
+	$(MAKE) test-newest
+
+# The gate's tests under the newest Python, jax, flax, orbax and numpy.
+test-newest:
+ifeq ($(NEWEST),)
+	@echo "skipped: the newest JAX needs Python 3.12 or newer, and there is none on the PATH"
+else
+	$(MAKE) $(VENV)-newest/installed PYTHON=$(NEWEST) VENV=$(VENV)-newest
+	KD_JAX_CACHE=$(KD_JAX_CACHE)/newest $(VENV)-newest/bin/python -m pytest -m 'not slow' \
+	  --numprocesses $(WORKERS) --dist worksteal
+endif
+
+# Every fault in all its cases, of which `make test` has some.
 faults: $(VENV)/installed
-	KD_JAX_FAULTS=whole $(BIN)/python -m pytest tests/faults --numprocesses $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest tests/faults --numprocesses $(WORKERS) --dist worksteal
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -30,7 +51,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info
+	rm -rf $(VENV) $(VENV)-newest .cache build *.egg-info
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("kd_jax needs Python 3.11 or newer, and PYTHON=$(PYTHON) is " + sys.version.split()[0])'

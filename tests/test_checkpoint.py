@@ -444,7 +444,7 @@ def test_the_position_is_that_of_its_step(tmp_path, states, monkeypatch):
     plain, may = handler._save_fn, threading.Event()
 
     def late(self, *args, **kwargs):
-        may.wait(10)
+        may.wait(1)
         return plain(self, *args, **kwargs)
 
     monkeypatch.setattr(handler, "_save_fn", late)

@@ -21,6 +21,7 @@ SHOWN = {  # pictures, and what the last cell with an output says
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:(zmq|jupyter_client|nbclient|ipykernel)")
 @pytest.mark.parametrize("path", sorted(COLAB.glob("*.ipynb")), ids=lambda p: p.stem)
 def test_runs(path, tmp_path, monkeypatch):

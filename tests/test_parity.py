@@ -5,10 +5,12 @@ file has, from nothing but the file; an output that is not computed is a failure
 """
 
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 from parity.golden import FILES, FOLDER, File
+from selection import quick
 
 PARTS = (
     "augment",
@@ -40,8 +42,16 @@ def family_of(stem: str) -> str | None:
     return max(fitting, key=len, default=None)
 
 
+def is_quick(path: Path) -> bool:
+    """Whether the gate takes a file: where its family takes seconds, or is none of ours."""
+    name = family_of(path.stem)
+    return name is None or not FAMILIES[name].slow
+
+
 @pytest.mark.skipif(not FILES, reason=f"no golden files at {FOLDER} (set KD_JAX_GOLDEN)")
-@pytest.mark.parametrize("path", FILES or [FOLDER / "none"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", quick(FILES or [FOLDER / "none"], is_quick), ids=lambda path: path.stem
+)
 def test_as_the_original(path):
     name = family_of(path.stem)
     if name is None:

@@ -594,6 +594,7 @@ def test_every_recipe_trains(small_world):
         _check_step(small_world, pairs[recipe], state, metrics, reads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("game", GAMES)
 def test_every_recipe_trains_with_every_game(game, request):
     """One compiled step of the game and of all recipes' own terms, as one recipe."""

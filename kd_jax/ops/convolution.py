@@ -29,6 +29,9 @@ from kd_jax.types import Array
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 
+CPU_ALGORITHMS = True
+"""Whether programs for CPUs use the algorithms that are faster to run and slower to compile."""
+
 _WORTH_IT = 2**28  # pixels times channels times features
 _AT_MOST_MORE = 1.35  # outputs that are computed and cut off
 
@@ -162,6 +165,8 @@ def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps
     channels, features = widths
     work = args[0].shape[0] * math.prod(geometry.sides) * channels * features * geometry.times
     stride, pads = geometry.stride, geometry.padding
+    if not CPU_ALGORITHMS:
+        return _Maps(None, None, None)
     if not all(x.dtype in (jnp.float32, jnp.float64) for x in args):
         return _Maps(None, None, None)  # differences lose bits
     # Each takes a second to compile, and saves milliseconds of a convolution that takes longer.

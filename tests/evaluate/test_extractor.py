@@ -70,6 +70,7 @@ def test_batches_change_nothing(n):
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_other_data_and_labels_have_other_names(data, tmp_path):
     images, labels = data
     found = [
@@ -81,6 +82,7 @@ def test_other_data_and_labels_have_other_names(data, tmp_path):
     assert (found[2].logits(images).argmax(1) == 1 - labels).all()
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_never_the_same_extractor(data, tmp_path):
     """Cut short it is refused; a flipped bit shows in the name, which is the weights' hash."""
     first = make(data, tmp_path)

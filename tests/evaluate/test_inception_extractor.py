@@ -42,6 +42,7 @@ def counted(layer, shapes):
     return call
 
 
+@pytest.mark.slow
 def test_the_name_tells_weights_and_convention(path, found):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
     assert found.name == f"inception-tf1-bilinear-{digest}"
@@ -49,6 +50,7 @@ def test_the_name_tells_weights_and_convention(path, found):
     assert other.name == f"inception-pil-bicubic-unquantised-{digest}"
 
 
+@pytest.mark.slow
 def test_as_the_network_by_hand(found):
     images = colours(1)
     levels = np.rint((images + 1) * 127.5)

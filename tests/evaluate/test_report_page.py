@@ -114,6 +114,7 @@ def column(browser, index):
     return [cell.text for cell in cells]
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(browser, tmp_path):
     report.write(made(), tmp_path)
     browser.get(f"file://{tmp_path / 'report.html'}")
@@ -155,6 +156,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
     assert not browser.get_log("browser")
 
 
+@pytest.mark.slow
 def test_the_page_in_the_dark_without_costs(browser, tmp_path):
     """One network and no cost: no scatter, nothing marked as best, no error."""
     report.write(made(entries=ENTRIES[:1], columns=(QUALITY,), classes=None), tmp_path)

@@ -28,6 +28,7 @@ def tiny(**changes):
     return config.lock()
 
 
+@pytest.mark.slow
 def test_from_digits_to_a_report(tmp_path):
     harness.execute(classifier.EXPERIMENT, tiny(), tmp_path / "run")
     report = json.loads((tmp_path / "run/report.json").read_text())

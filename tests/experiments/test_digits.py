@@ -84,6 +84,7 @@ def test_from_data_to_report(tmp_path, capsys):
     assert "at step 4 of 4" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_signs_of_trouble_are_told_once_and_logged(tmp_path, capsys):
     config = digits.get_config("tiny")
     del config.regimes.all
@@ -149,6 +150,7 @@ def arrays(folder):
     return found
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     assert run(unbroken).returncode == 0
@@ -379,6 +381,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_mlp_and_a_mesh_and_bfloat16(tmp_path):
     config = tiny()
     config.model, config.dtype = "mlp", "bfloat16"

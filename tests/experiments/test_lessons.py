@@ -58,6 +58,7 @@ def tiny(name, **changes):
     return config.lock()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_from_data_to_a_report(name, tmp_path):
     classical, figures, terms = WHAT[name]
@@ -174,6 +175,7 @@ def own(tmp_path, **changes):
     return tiny("unpaired", **{**folders, "data.form": "", **changes})
 
 
+@pytest.mark.slow
 def test_two_folders_of_different_sizes(tmp_path):
     config = own(tmp_path)
     harness.execute(unpaired.EXPERIMENT, config, tmp_path / "run")

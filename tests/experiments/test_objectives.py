@@ -46,6 +46,7 @@ def _outcomes(workdir):
     }
 
 
+@pytest.mark.slow
 def test_the_report_says_what_the_trainings_came_to(finished):
     outcomes = _outcomes(finished)
     tried = {
@@ -84,6 +85,7 @@ def test_the_report_says_what_the_trainings_came_to(finished):
             assert opened.width > 100
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(finished, monkeypatch):
     trained = []
 
@@ -108,6 +110,7 @@ def test_a_finished_training_is_not_repeated(finished, monkeypatch):
     lost.write_text(kept)
 
 
+@pytest.mark.slow
 def test_data_free_training_never_reads_the_data(tmp_path, finished):
     config = tiny("data_free")
     task = objectives.build(config)
@@ -128,6 +131,7 @@ def test_data_free_training_never_reads_the_data(tmp_path, finished):
         runner.outcome("scarce", "pixel", 0, 1.0)  # this one does
 
 
+@pytest.mark.slow
 def test_processes_share_the_trainings(finished):
     config = tiny("pixel")
     runner = objectives.Runner(config, objectives.build(config), finished)

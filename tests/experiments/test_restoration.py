@@ -52,6 +52,7 @@ def tiny(name, tmp_path, **changes):
     return config.lock()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_from_a_users_images_to_a_report(name, tmp_path, capsys):
     config = tiny(name, tmp_path)
@@ -84,6 +85,7 @@ def test_from_a_users_images_to_a_report(name, tmp_path, capsys):
     assert again["figures"] == report["figures"]
 
 
+@pytest.mark.slow
 def test_photographs_have_a_frechet_distance_and_features_are_connected(tmp_path):
     config = superres.get_config("tiny")
     config.distilled.feature = 1.0

@@ -14,8 +14,6 @@ import training
 from kd_jax.checkpoint import restore_item
 
 ROOT = Path(__file__).parents[2]
-WHOLE = os.environ.get("KD_JAX_FAULTS") == "whole"
-"""Whether all cases are asked for (`make faults`), or some of each kind."""
 
 
 def digest(tree):

@@ -30,6 +30,7 @@ def test_it_stops(tmp_path, unbroken):
     assert faults.everything(tmp_path / "run") == unbroken
 
 
+@pytest.mark.slow
 def test_it_goes_on(tmp_path, unbroken):
     arguments = ("--steps=30", *FULL, "--save_errors=go_on")
     code, out, error = faults.run(tmp_path / "run", *arguments)
@@ -42,6 +43,7 @@ def test_it_goes_on(tmp_path, unbroken):
     assert after == unbroken
 
 
+@pytest.mark.slow
 def test_the_last_step_must_be_saved(tmp_path):
     arguments = ("--steps=20", *FULL, "--save_errors=go_on")
     code, _, error = faults.run(tmp_path / "run", *arguments)
@@ -54,6 +56,7 @@ def test_the_last_step_must_be_saved(tmp_path):
 METRICS = ("--steps=80", "--full", 52, 70)
 
 
+@pytest.mark.slow
 def test_metrics_that_cannot_be_written(tmp_path):
     code, _, error = faults.run(tmp_path / "unbroken", "--steps=80")
     assert code == 0, error

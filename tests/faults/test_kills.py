@@ -6,6 +6,7 @@ import time
 
 import faults
 import pytest
+from selection import quick
 
 KILLS = 3  # of one training, one after another
 
@@ -19,7 +20,7 @@ def unbroken(tmp_path_factory):
     return faults.everything(folder), time.monotonic() - started
 
 
-@pytest.mark.parametrize("seed", range(10 if faults.WHOLE else 1))
+@pytest.mark.parametrize("seed", quick(range(10)))
 def test_killed_three_times(tmp_path, unbroken, seed):
     expected, seconds = unbroken
     draw, kills = random.Random(seed), 0

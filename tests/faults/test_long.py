@@ -3,14 +3,15 @@
 import gc
 import os
 
-import faults
 import jax
 import psutil
+import pytest
 import training
 
-STEPS = 200_000 if faults.WHOLE else 6_000
+STEPS = 200_000
 
 
+@pytest.mark.slow
 def test_nothing_grows(tmp_path, monkeypatch):
     """Checkpoints, figures and logs every thousand steps, as in a training of weeks."""
     process, seen = psutil.Process(), []

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training
+from selection import quick
 
 import kd_jax as kd
 from experiments import harness
@@ -164,7 +165,7 @@ PLACES = ["batch", "teacher", "generator's term", "discriminator's term", "gradi
 VALUES = [np.nan, np.inf, -np.inf]
 
 
-@pytest.mark.parametrize("value", VALUES if faults.WHOLE else VALUES[:2], ids=str)
+@pytest.mark.parametrize("value", quick(VALUES), ids=str)
 @pytest.mark.parametrize("where", PLACES)
 def test_it_stops_in_its_step_and_says_what(tmp_path, where, value):
     made, given, message = case(where, value)
@@ -195,7 +196,7 @@ def test_the_state_is_untouched(where):
         assert int(state.step) == min(number, STEP - 1)
 
 
-@pytest.mark.parametrize("where", PLACES)
+@pytest.mark.parametrize("where", quick(PLACES))
 def test_with_patience_it_is_left_out_and_counted(tmp_path, where, capsys):
     made, given, message = case(where, np.nan, (3, STEP, 11))
     training.train(tmp_path, made, given, patience=3)

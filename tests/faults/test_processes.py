@@ -54,6 +54,7 @@ def unbroken(tmp_path_factory):
     return faults.everything(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [1, 0], ids=["a worker", "the coordinator"])
 def test_one_is_killed(tmp_path, unbroken, killed):
     processes = start([tmp_path / "run"] * 2, "--steps=40", heartbeat=HEARTBEAT)
@@ -71,6 +72,7 @@ def test_one_is_killed(tmp_path, unbroken, killed):
     assert faults.everything(tmp_path / "run") == unbroken
 
 
+@pytest.mark.slow
 def test_one_is_asked_to_end(tmp_path, unbroken):
     processes = start([tmp_path / "run"] * 2, "--steps=40")
     while not faults.steps(tmp_path / "run") and processes[0].poll() is None:
@@ -87,6 +89,7 @@ def test_one_is_asked_to_end(tmp_path, unbroken):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_nan_in_the_batch_of_one(tmp_path, process):
     """All know of it, none waits for another one's diagnosis, and patience is for all."""
@@ -103,6 +106,7 @@ def test_nan_in_the_batch_of_one(tmp_path, process):
     assert faults.steps(tmp_path / "other")[-1] == 10
 
 
+@pytest.mark.slow
 def test_what_one_cannot_read_ends_all(tmp_path):
     """Who fails alone does not wait for those that wait for it."""
     processes = start(
@@ -123,6 +127,7 @@ def test_what_the_first_refuses_all_refuse(tmp_path):
         assert "checkpoints/7 is no checkpoint of a training" in error.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_one_is_on_an_older_step(tmp_path):
     codes, said = finish(start([tmp_path / "run"] * 2, "--steps=10"))
     assert codes == [0, 0], said
@@ -135,6 +140,7 @@ def test_one_is_on_an_older_step(tmp_path):
     assert faults.steps(tmp_path / "run") == [5, 10]
 
 
+@pytest.mark.slow
 def test_sharded_over_processes(tmp_path):
     """Parameters of which each process has a half, saved and gone on with."""
     codes, said = finish(start([tmp_path / "run"] * 2, "--steps=20", "--model=2"))

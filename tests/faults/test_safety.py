@@ -61,6 +61,7 @@ print("WRITTEN " + json.dumps(sorted(set(writing))))
 """
 
 
+@pytest.mark.slow
 def test_a_run_writes_in_its_folder_and_the_cache_only(tmp_path):
     from experiments import harness
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from selection import quick
 
 from kd_jax import students
 from kd_jax.channels import group_widths, parts, path_name
@@ -276,6 +277,10 @@ CASES = {
     ),
 }
 every_case = pytest.mark.parametrize("case", CASES)
+some_cases = pytest.mark.parametrize(
+    "case",
+    quick(CASES, {"resnet discriminator", "biggan generator", "tinygan generator"}.__contains__),
+)
 
 
 @functools.cache
@@ -290,7 +295,7 @@ def _narrowed(case):
     return variables, axes, like, scores, students.top_channels(scores, widths)
 
 
-@every_case
+@some_cases
 def test_a_narrower_student_gets_exactly_its_shapes(case):
     variables, axes, like, scores, _ = _narrowed(case)
     small = students.from_teacher(variables, axes, scores, like)
@@ -298,7 +303,7 @@ def test_a_narrower_student_gets_exactly_its_shapes(case):
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, like)
 
 
-@every_case
+@some_cases
 def test_keeping_all_channels_is_the_identity(case):
     variables, axes, *_ = _narrowed(case)
     every = {group: np.arange(width) for group, width in group_widths(variables, axes).items()}
@@ -306,7 +311,7 @@ def test_keeping_all_channels_is_the_identity(case):
     jax.tree.map(np.testing.assert_array_equal, same, variables)
 
 
-@every_case
+@some_cases
 def test_channels_of_zeros_may_go(case):
     make, _, (wide, narrow), inputs = CASES[case]
     variables, axes, _, _, kept = _narrowed(case)

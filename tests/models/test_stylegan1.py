@@ -530,6 +530,7 @@ def test_other_networks_are_not_described():
 # --- training -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_pair_trains():
     pair = stylegan1.gan(8, latent=LATENT, depth=1, style_mixing=0.9, **SMALL)
     adversarial, penalties = losses.adversarial, losses.penalties

@@ -305,6 +305,7 @@ def test_wrong_inputs_are_one_line(generator):
         judge.init(KEY, IMAGES[:, :8])
 
 
+@pytest.mark.slow
 def test_the_whole_game_trains():
     """Lazy R1 and path lengths, the running mean among the state, all of it compiled."""
     pair = stylegan2.gan(8, latent=LATENT, **SMALL, style_mixing=0.9)

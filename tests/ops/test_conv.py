@@ -10,6 +10,8 @@ from experiments.benchmarks.scaling import collectives
 from kd_jax import make_mesh
 from kd_jax.ops import conv, conv_transpose, convolution, winograd3
 
+pytestmark = pytest.mark.usefixtures("cpu_algorithms")
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -69,7 +71,7 @@ def test_value_and_first_derivatives_are_those_of_lax(x64, name, sides, kernel, 
     close(got, reference(x, weights, stride))
     if name == "conv_transpose":
         assert got.shape == (2, stride * sides[0], stride * sides[1], 3)
-    gradients = [jax.grad(bend(op, stride), (0, 1))(x, weights) for op in PAIRS[name]]
+    gradients = [jax.jit(jax.grad(bend(op, stride), (0, 1)))(x, weights) for op in PAIRS[name]]
     close(*gradients)
 
 
@@ -80,7 +82,8 @@ def test_value_and_first_derivatives_are_those_of_lax(x64, name, sides, kernel, 
 def test_second_derivatives_are_those_of_lax(x64, name, sides, kernel, stride, argnums):
     x, weights = draw(sides, kernel)
     gradients = [
-        jax.grad(squared_gradients(op, stride, argnums), (0, 1))(x, weights) for op in PAIRS[name]
+        jax.jit(jax.grad(squared_gradients(op, stride, argnums), (0, 1)))(x, weights)
+        for op in PAIRS[name]
     ]
     close(*gradients)
 
@@ -254,7 +257,7 @@ def test_fewer_multiplications_give_the_same_values(x64, name, channels, sides, 
     ours, reference = PAIRS[name]
     close(ours(x, weights, 2), reference(x, weights, 2))
     for make in (bend, partial(squared_gradients, argnums=(0, 1))):
-        close(*[jax.grad(make(op, 2), (0, 1))(x, weights) for op in (ours, reference)])
+        close(*[jax.jit(jax.grad(make(op, 2), (0, 1)))(x, weights) for op in (ours, reference)])
     assert (
         flops(partial(ours, stride=2), x, weights)
         != flops(partial(reference, stride=2), x, weights)
@@ -316,6 +319,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", LARGE)
 def test_large_layers_are_those_of_lax(x64, case):
     batch, side, channels, stride, padding = LARGE[case]

@@ -37,7 +37,7 @@ def test_the_three_commute(x64, kernel, up, down):
     def reference(x, weights):
         return in_order(x, weights, TAPS, up, down, padding)
 
-    got, expected = ours(x, weights), reference(x, weights)
+    got, expected = (jax.jit(fn)(x, weights) for fn in (ours, reference))
     if down > 1:  # beyond the border one sees what the other has cut off
         assert got.shape == expected.shape
         got, expected = got[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2]
@@ -52,8 +52,7 @@ def test_the_three_commute(x64, kernel, up, down):
         return lambda x, w: (jax.grad(total)(x, w) ** 2).sum()
 
     for mine, theirs in zip(
-        jax.grad(penalty(ours), (0, 1))(x, weights),
-        jax.grad(penalty(reference), (0, 1))(x, weights),
+        *(jax.jit(jax.grad(penalty(fn), (0, 1)))(x, weights) for fn in (ours, reference)),
         strict=True,
     ):
         np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-7)
@@ -76,13 +75,16 @@ def test_each_example_has_its_kernel(x64, fused, normalize, up, down):
     """Equations 1 and 3 of Karras et al. 2020, an example at a time."""
     x, weights, styles = arrays((3, 6, 6, 4), (3, 3, 4, 5), (3, 4))
     options = {"up": up, "down": down, "padding": 1}
-    got = ops.modulated_conv(
-        x, weights, styles, TAPS, fused=fused, normalize=normalize, input_gain=0.5, **options
-    )
+    got = jax.jit(
+        lambda x, weights, styles: ops.modulated_conv(
+            x, weights, styles, TAPS, fused=fused, normalize=normalize, input_gain=0.5, **options
+        )
+    )(x, weights, styles)
+    alone = jax.jit(lambda x, kernel: ops.conv_resample(x, kernel, TAPS, **options))
     for i in range(3):
         kernel = np.asarray(weights) * np.asarray(styles)[i][None, None, :, None]
         kernel = kernel / np.sqrt((kernel**2).sum(axis=(0, 1, 2), keepdims=True))
-        one = ops.conv_resample(x[i : i + 1], jnp.asarray(0.5 * kernel), TAPS, **options)
+        one = alone(x[i : i + 1], jnp.asarray(0.5 * kernel))
         np.testing.assert_allclose(got[i : i + 1], one, rtol=1e-5, atol=1e-6)
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from kd_jax.ops import conv, convolution, winograd7
 
+pytestmark = pytest.mark.usefixtures("cpu_algorithms")
+
 RNG = np.random.default_rng(0)
 
 

@@ -69,5 +69,5 @@ def pipeline(file: File) -> Outputs:
 
 FAMILIES = {
     "diffaugment": Family(diffaugment, lambda name: 1e-6),
-    "ada": Family(pipeline),
+    "ada": Family(pipeline, slow=True),
 }

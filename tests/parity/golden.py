@@ -27,12 +27,14 @@ class Family(NamedTuple):
         gradient, say), and not as an image is, in kd_jax's.
       absolute: of an output's name: a tolerance that takes the place of the one relative to the
         largest number; None where that holds.
+      slow: whether it takes so long that the gate is without it.
     """
 
     outputs: Callable[["File"], Outputs]
     tolerance: Callable[[str], float] = lambda name: 1e-4
     as_stored: Callable[[str], bool] = lambda name: False
     absolute: Callable[[str], float | None] = lambda name: None
+    slow: bool = False
 
 
 class File:

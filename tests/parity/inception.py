@@ -102,7 +102,7 @@ def of_bytes(name: str) -> float:
 
 FAMILIES = {
     "inception_fid_torchfidelity": Family(torch_fidelity, lambda name: 0.0, absolute=of_bytes),
-    "inception_fid_pytorchfid": Family(pytorch_fid, lambda name: 0.0, absolute=of_bytes),
+    "inception_fid_pytorchfid": Family(pytorch_fid, lambda name: 0.0, absolute=of_bytes, slow=True),
     "inception_torchvision": Family(torchvision, lambda name: 0.0, absolute=of_bytes),
     "tf1_resize": Family(tf1_resize, lambda name: 0.0, absolute=lambda name: 1e-4 * 255),
 }

@@ -308,7 +308,7 @@ def distill_torchdistill(file: File) -> Outputs:
 
 
 FAMILIES = {
-    fn.__name__: Family(fn, lambda name: 1e-5)
+    fn.__name__: Family(fn, lambda name: 1e-5, slow=fn in (distill_omgd, distill_torchdistill))
     for fn in (
         distill_mapping,
         distill_omgd,
@@ -321,4 +321,5 @@ FAMILIES["ganlosses"] = Family(
     ganlosses,
     lambda name: 1e-4 if "gp_" in name else 1e-6,
     lambda name: re.match(r"out/grad/(gp_|ortho)", name) is not None,
+    slow=True,
 )

@@ -126,4 +126,4 @@ def biased(file: File, case: dict):
     return np.moveaxis(np.asarray(y), -1, axis).transpose(0, 2, 3, 1)
 
 
-FAMILIES = {"ops": Family(outputs, lambda name: 1e-5)}
+FAMILIES = {"ops": Family(outputs, lambda name: 1e-5, slow=True)}

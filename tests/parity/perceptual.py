@@ -91,4 +91,4 @@ def absolute(name: str) -> float | None:
     return None if "grad" in name else 1e-6
 
 
-FAMILIES = {"lpips": Family(distances, lambda name: 1e-4, absolute=absolute)}
+FAMILIES = {"lpips": Family(distances, lambda name: 1e-4, absolute=absolute, slow=True)}

@@ -50,4 +50,4 @@ def snapshot(file: File) -> Outputs:
     return outputs
 
 
-FAMILIES = {"pkl": Family(snapshot)}
+FAMILIES = {"pkl": Family(snapshot, slow=True)}

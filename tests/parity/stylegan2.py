@@ -198,6 +198,7 @@ FAMILIES = {
         training,
         lambda name: 5e-4 if "/grad/" in name else 2e-4,
         lambda name: "/grad/" in name,
+        slow=True,
     ),
     "stylegan2_g": Family(generator),
     "stylegan2_d": Family(discriminator),

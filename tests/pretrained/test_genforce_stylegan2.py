@@ -101,6 +101,7 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 @files("stylegan2_g")
 def test_a_generator_is_nvidias(path):
     file, found = of_nvidia(path, {r"\.skip\.": "genforce has no residual generator"})
@@ -123,6 +124,7 @@ def test_a_generator_is_nvidias(path):
         close(network.synthesis(variables, styles, noise=noise)[0], file[f"out/img_{noise}"])
 
 
+@pytest.mark.slow
 @files("stylegan2_d")
 def test_a_discriminator_is_nvidias(path):
     file, found = of_nvidia(path, {r"^mapping\.": "genforce's discriminators have no mapping"})

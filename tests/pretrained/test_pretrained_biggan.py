@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from selection import quick
 
 from kd_jax.models.spectral import SpectralNorm
 from kd_jax.pretrained import biggan, dcgan
@@ -217,7 +218,7 @@ GENERATORS = {
 }
 
 
-@pytest.mark.parametrize("case", GENERATORS)
+@pytest.mark.parametrize("case", quick(GENERATORS, 2))
 def test_generators(case):
     widths, options, latent = GENERATORS[case]
     tensors = _generator(widths, **options)
