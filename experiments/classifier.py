@@ -1,14 +1,14 @@
-"""Distil a classifier: teacher, student alone, student distilled, and a linear one.
+"""Distil a classifier: teacher, student from scratch and distilled, and logistic regression.
 
     python -m experiments.classifier --workdir=runs/classifier       # digits, a minute
     python -m experiments.classifier --workdir=runs/full --preset=full
                                      --config.data.source=folder:A --config.data.test=folder:B
     python -m experiments.classifier --dry_run --config.student.width=4
 
-A convolutional classifier learns handwritten digits from the labels. A narrower one learns them
-alone, and with `alpha` of the labels' cross-entropy and `1 - alpha` of the divergence from the
-teacher's logits at a temperature (Hinton et al. 2015). The classical method is logistic regression
-of the pixels. The step is that of the generators, with no discriminator.
+A convolutional classifier is trained on handwritten digits. A narrower one is trained from scratch,
+and distilled with `alpha` times the labels' cross-entropy and `1 - alpha` times the divergence from
+the teacher's logits at a temperature (Hinton et al. 2015). The baseline is logistic regression of
+the pixels. The training step is that of the generators, without a discriminator.
 
 Hardware and results: two CPU cores; the table in README.md.
 """
@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, lessons
-from experiments.lessons import Answers, Exam, Figure, Lesson
+from experiments import harness, runner
+from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
-from kd_jax import recipes, tasks
+from kd_jax import methods, tasks
 from kd_jax.evaluate import pictures
 from kd_jax.models import classifier
 from kd_jax.network import Network
@@ -34,19 +34,19 @@ from kd_jax.types import Variables
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = lessons.settings()
+    config = runner.base_config()
     config.batch_size = 32
     config.data = ConfigDict(
         {
             "source": "digits",  # or folder:PATH, tfds:NAME
-            # Where the unseen images are; by default the source's. A folder needs another for them.
+            # The held-out images' source; by default `source`. A folder needs another one.
             "test": "",
-            # Of a folder all are taken. Scikit-learn's digits are in the order of who wrote them.
+            # Ignored for folders. Scikit-learn's digits are ordered by writer.
             "split": "train[:60%]",
             "test_split": "train[60%:]",
             "size": 16,
             "channels": 1,
-            "resize": False,  # make images of other sizes fit
+            "resize": False,  # resize images of other sizes
         }
     )
     config.teacher.update({"width": 32, "steps": 600})
@@ -63,33 +63,33 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 16, "steps": 50_000})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 2000, 2000
     if preset == "tiny":
-        lessons.tiny(config)
+        runner.tiny(config)
         config.teacher.width, config.student.width = 4, 1
     return config
 
 
-def build(config: ConfigDict) -> Lesson:
+def build(config: ConfigDict) -> Comparison:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    lessons.check(config)
-    given = config.data
-    if given.source.startswith("folder:") and not given.test:
+    runner.check(config)
+    data = config.data
+    if data.source.startswith("folder:") and not data.test:
         raise ValueError(
-            "a folder has no images set aside: --config.data.test=folder:PATH is needed too"
+            "a folder has no held-out images: --config.data.test=folder:PATH is needed too"
         )
-    if not given.test and given.test_split == given.split:
+    if not data.test and data.test_split == data.split:
         raise ValueError(
-            f"config.data.split={given.split!r} is what is asked in the end too: set images aside "
-            "by --config.data.test or --config.data.test_split"
+            f"config.data.split={data.split!r} equals config.data.test_split: hold images out by "
+            "--config.data.test or --config.data.test_split"
         )
     train, test = (
-        lessons.opened(config, spec, lessons.split_of(spec, split))
+        runner.open_split(config, spec, runner.split_name(spec, split))
         for spec, split in (
-            (given.source, given.split),
-            (given.test or given.source, given.test_split),
+            (data.source, data.split),
+            (data.test or data.source, data.test_split),
         )
     )
     if train.num_classes < 2 or test.num_classes != train.num_classes:
@@ -98,122 +98,125 @@ def build(config: ConfigDict) -> Lesson:
             "least two are needed, the same in both"
         )
     kd_data.check_same_classes(train, test)
-    lessons.check_unseen(train, test, "--config.data.test or --config.data.test_split")
+    runner.check_held_out(train, test, "--config.data.test or --config.data.test_split")
     unknown = np.setdiff1d(test.read_labels(), train.read_labels())
     if len(unknown):
         raise ValueError(
-            f"{test.name} has images of classes of which {train.name} has none: "
+            f"{test.name} has images of classes that {train.name} does not have: "
             f"{', '.join(map(str, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}"
         )
     teacher, student = (
-        classifier.classifier(train.num_classes, sizes.width, dtype=lessons.dtype(config))
+        classifier.classifier(train.num_classes, sizes.width, dtype=runner.dtype(config))
         for sizes in (config.teacher, config.student)
     )
-    recipes.hinton(**config.distilled)  # refuses settings that do not fit
-    return Lesson(
+    methods.hinton(**config.distilled)  # raises if a setting does not fit
+    return Comparison(
         title="Distilling a classifier",
-        batches=lessons.deal(config, train),
+        batches=runner.make_batches(config, train),
         inputs=tasks.classification(),
         teacher=teacher,
         student=student,
-        recipe=partial(recipe, config, teacher, student),
-        exam=lambda: make_exam(config, train, test),
-        watched=("accuracy", "accuracy, %"),
+        training_plan=partial(training_plan, config, teacher, student),
+        evaluation=lambda: make_evaluation(config, train, test),
+        tracked=("accuracy", "accuracy, %"),
         mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     teacher: Network,
     student: Network,
     name: str,
     variables: Variables | None = None,
-) -> harness.Recipe:
-    """One of `lessons.TRAININGS`."""
+) -> harness.TrainingPlan:
+    """The plan of a training in `runner.TRAININGS`."""
     if name == "distilled":
         nets = Networks(student, teacher=teacher)
-        terms = recipes.hinton(**config.distilled)
+        terms = methods.hinton(**config.distilled)
     else:
         nets = Networks(teacher if name == "teacher" else student)
-        terms = recipes.hinton(alpha=1.0)
-    return lessons.recipe(config, name, nets, terms, tasks.classification(), variables)
+        terms = methods.hinton(alpha=1.0)
+    return runner.training_plan(config, name, nets, terms, tasks.classification(), variables)
 
 
-def make_exam(config: ConfigDict, train: kd_data.Source, test: kd_data.Source) -> Exam:
-    """All unseen images, and what logistic regression makes of them."""
-    asked = kd_data.arrays(test)
-    right = asked["label"]
-    inputs = tasks.classification()(jax.random.key(0), asked)
+def make_evaluation(config: ConfigDict, train: kd_data.Source, test: kd_data.Source) -> Evaluation:
+    """The evaluation on all held-out images; fits the logistic regression."""
+    examples = kd_data.load_all(test)
+    labels = examples["label"]
+    inputs = tasks.classification()(jax.random.key(0), examples)
 
-    def mark(logits: Answers) -> dict[str, float]:
+    def compute(logits: Predictions) -> dict[str, float]:
         shifted = logits - logits.max(axis=1, keepdims=True)
         logs = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return {
-            "accuracy": 100 * float((logits.argmax(axis=1) == right).mean()),
-            "cross_entropy": -float(logs[np.arange(len(right)), right].mean()),
+            "accuracy": 100 * float((logits.argmax(axis=1) == labels).mean()),
+            "cross_entropy": -float(logs[np.arange(len(labels)), labels].mean()),
         }
 
-    def watch(logits: Answers) -> dict[str, float]:
-        figures = mark(logits)
+    def compute_validation(logits: Predictions) -> dict[str, float]:
+        figures = compute(logits)
         return {name: figures[name] for name in ("cross_entropy", "accuracy")}
 
-    def draw(file: Path, found: Mapping[str, Answers]) -> None:
-        # Those of which the most are wrong, to see how they differ.
-        wrong = sum((logits.argmax(axis=1) != right).astype(int) for logits in found.values())
-        chosen = np.argsort(-np.asarray(wrong), kind="stable")[: config.evaluate.examples]
-        rows = {"input": asked["image"][chosen]}
-        for name, logits in found.items():
-            rows[name] = said(logits[chosen].argmax(axis=1), right[chosen], config.data.size)
-        rows["truth"] = said(right[chosen], right[chosen], config.data.size)
+    def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
+        # The images that most networks misclassify, to show how these differ.
+        errors = sum(
+            (logits.argmax(axis=1) != labels).astype(int) for logits in predictions.values()
+        )
+        indices = np.argsort(-np.asarray(errors), kind="stable")[: config.evaluate.examples]
+        targets, size = labels[indices], config.data.size
+        rows = {"input": examples["image"][indices]}
+        for name, logits in predictions.items():
+            rows[name] = class_tiles(logits[indices].argmax(axis=1), targets, size)
+        rows["truth"] = class_tiles(targets, targets, size)
         pictures.save_grid(file, rows)
 
-    return Exam(
+    return Evaluation(
         inputs=inputs,
-        figures={
-            "accuracy": Figure("accuracy, %", more=True, unit=" points"),
-            "cross_entropy": Figure("cross-entropy", more=False, digits=3),
+        metrics={
+            "accuracy": Metric("accuracy, %", higher_is_better=True, unit=" points"),
+            "cross_entropy": Metric("cross-entropy", higher_is_better=False, digits=3),
         },
-        mark=mark,
-        watch=watch,
-        classical={"logistic regression": logistic(train, asked["image"])},
-        asked=f"{len(right):,} images that no network has seen",
-        notes=["The picture shows those that are most often taken for another class."],
+        compute=compute,
+        compute_validation=compute_validation,
+        baselines={"logistic regression": logistic_regression(train, examples["image"])},
+        description=f"{len(labels):,} held-out images",
+        notes=["The picture shows the images that are misclassified most often."],
         draw=draw,
     )
 
 
-def logistic(train: kd_data.Source, images: Answers) -> Answers:
-    """The logits `[N, classes]` of logistic regression of the pixels, with scikit-learn's prior."""
+def logistic_regression(train: kd_data.Source, images: Predictions) -> Predictions:
+    """Logits `[N, classes]` of scikit-learn's regularized logistic regression of the pixels."""
     from sklearn.linear_model import LogisticRegression
 
-    known = kd_data.arrays(train)
+    train_data = kd_data.load_all(train)
     fitted = LogisticRegression(max_iter=1000).fit(
-        known["image"].reshape(len(train), -1), known["label"]
+        train_data["image"].reshape(len(train), -1), train_data["label"]
     )
-    found = fitted.decision_function(images.reshape(len(images), -1))
-    if found.ndim == 1:  # of two classes it has one
-        found = np.stack([np.zeros_like(found), found], axis=1)
+    scores = fitted.decision_function(images.reshape(len(images), -1))
+    if scores.ndim == 1:  # two classes have one score
+        scores = np.stack([np.zeros_like(scores), scores], axis=1)
     logits = np.full((len(images), train.num_classes), -1e3, np.float32)
-    logits[:, fitted.classes_] = found
+    logits[:, fitted.classes_] = scores
     return logits
 
 
-def said(classes: Answers, right: Answers, side: int) -> Answers:
-    """The classes' numbers as images `[N, side, side, 3]`, on green where they are right."""
+def class_tiles(classes: Predictions, labels: Predictions, side: int) -> Predictions:
+    """The classes' numbers as images `[N, side, side, 3]`, on green where they are correct."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=max(8, side * 2 // 3))
     tiles = []
-    for found, expected in zip(classes, right, strict=True):
-        colour = (40, 130, 70) if found == expected else (180, 50, 40)
+    for predicted, label in zip(classes, labels, strict=True):
+        colour = (40, 130, 70) if predicted == label else (180, 50, 40)
         tile = Image.new("RGB", (side, side), colour)
-        ImageDraw.Draw(tile).text((side / 2, side / 2), str(found), "white", font, anchor="mm")
+        ImageDraw.Draw(tile).text((side / 2, side / 2), str(predicted), "white", font, anchor="mm")
         tiles.append(np.asarray(tile, np.float32) / 127.5 - 1)
     return np.stack(tiles)
 
 
-EXPERIMENT = lessons.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -1,6 +1,6 @@
-"""One teacher, a student alone and the same student distilled, in one or more regimes.
+"""A teacher and one student architecture, trained from scratch and distilled, in several regimes.
 
-What experiments of this shape share: how generators are measured, how one of them is trained, and
+The shared parts of such experiments: the evaluation of generators, the training of one of them, and
 the report. A configuration has the sections `seeds`, `latent`, `batch_size`, `data`, `evaluate`,
 `mesh`, `run`, `log_every`, `evaluate_every` and `checkpoint_every`.
 """
@@ -18,25 +18,25 @@ from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax import health, hosts, sharding
+from kd_jax import diagnostics, distributed, sharding
 from kd_jax.architecture import describe
 from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.logs import read_jsonl
 from kd_jax.network import Network, disconnect
 from kd_jax.objective import MakeInputs
-from kd_jax.state import Networks, Pair, Teacher, init_state
+from kd_jax.state import Networks, PerNetwork, Teacher, init_state
 from kd_jax.step import make_train_step
 from kd_jax.types import Array, Batch, Variables
 
-ARMS = ("alone", "distilled")
+ARMS = ("from_scratch", "distilled")
 """The two trainings of a student in each regime."""
 
 
 def open_source(config: ConfigDict) -> kd_data.Source:
-    """The images, once the settings that all these experiments have are known to fit.
+    """Checks the settings that all these experiments share, and opens the images.
 
     Raises:
-      ValueError, FileNotFoundError: one line.
+      ValueError, FileNotFoundError: a one-line message.
     """
     source = kd_data.open_source(
         config.data.source,
@@ -50,8 +50,8 @@ def open_source(config: ConfigDict) -> kd_data.Source:
     check_schedule(config)
     if source.num_classes < 2:
         raise ValueError(
-            f"{source.name} has one class; the distance here is measured in the features of a "
-            "classifier, so at least two are needed (one sub-folder per class)"
+            f"{source.name} has one class; the distance is measured in the features of a "
+            "classifier, which needs at least two (one sub-folder per class)"
         )
     if config.evaluate.samples < 2:
         raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
@@ -59,10 +59,10 @@ def open_source(config: ConfigDict) -> kd_data.Source:
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Refuses settings of when to do what that do not fit together.
+    """Checks the seeds and the logging, evaluation and checkpoint intervals.
 
     Raises:
-      ValueError: one line.
+      ValueError: a one-line message.
     """
     if not config.seeds:
         raise ValueError("config.seeds needs at least one entry")
@@ -80,58 +80,60 @@ def check_schedule(config: ConfigDict) -> None:
 def check_teacher(
     config: ConfigDict, network: Network, variables: Variables, *inputs: jax.ShapeDtypeStruct
 ) -> None:
-    """Refuses a file whose network makes other images than the data's.
+    """Checks that a loaded teacher generates images of the data's shape.
 
     Args:
       config: the configuration.
-      network: the file's.
+      network: the loaded network.
       variables: its variables.
-      *inputs: for one image. Nothing is computed.
+      *inputs: shapes of the inputs for one image; nothing is computed.
 
     Raises:
-      ValueError: one line.
+      ValueError: a one-line message.
     """
     image = jax.eval_shape(lambda v, *x: network.apply(v, *x)[0], variables, *inputs)
     expected = (1, config.data.size, config.data.size, config.data.channels)
     if image.shape != expected:
         raise ValueError(
-            f"config.teacher={config.teacher} makes images {image.shape[1:]}; config.data asks for "
+            f"config.teacher={config.teacher} makes images {image.shape[1:]}; config.data expects "
             f"{expected[1:]}"
         )
 
 
-class Judge(NamedTuple):
-    """How generators are measured.
+class Evaluator(NamedTuple):
+    """The evaluation of generators.
 
     Attributes:
-      sample: `(network, variables) -> images` on the fixed latents and labels.
-      distance: of images to the real ones.
-      right: the share of images that the classifier gives the class asked for.
+      sample: `(network, variables) -> images` for fixed latents and labels.
+      distance: the Frechet distance of images to the real ones.
+      class_accuracy: the share of images that the classifier assigns to their conditioning class.
       extractor: the name of the features.
-      samples, reference: N of generated and of real images.
+      samples, reference: numbers of generated and of real images.
     """
 
     sample: Callable[[Network, Variables], np.ndarray]
     distance: Callable[[np.ndarray], float]
-    right: Callable[[np.ndarray], float]
+    class_accuracy: Callable[[np.ndarray], float]
     extractor: str
     samples: int
     reference: int
 
     def quality(self, network: Network) -> Callable[[Variables], Mapping[str, float]]:
-        """What is logged during training."""
+        """The metrics logged during training, as a function of the generator's variables."""
         return lambda variables: {"frechet": self.distance(self.sample(network, variables))}
 
 
-def make_judge(config: ConfigDict, source: kd_data.Source, conditional: bool = True) -> Judge:
-    """Trains the classifier or finds it in the cache, and the moments of the real images.
+def make_evaluator(
+    config: ConfigDict, source: kd_data.Source, conditional: bool = True
+) -> Evaluator:
+    """Trains the classifier, or reads it from the cache, and computes the real images' moments.
 
     Args:
       config: the configuration.
       source: the real images.
-      conditional: whether the generators take labels beside the latents.
+      conditional: whether the generators take labels in addition to latents.
     """
-    real = kd_data.arrays(source)
+    real = kd_data.load_all(source)
     features = extractor.classifier_extractor(
         real["image"],
         real["label"],
@@ -147,40 +149,42 @@ def make_judge(config: ConfigDict, source: kd_data.Source, conditional: bool = T
     apply = jax.jit(lambda network, v, *inputs: network.apply(v, *inputs)[0], static_argnums=0)
 
     def sample(network: Network, variables: Variables) -> np.ndarray:
-        return in_parts(partial(apply, network, variables), (z, *condition), at_most=256)
+        return apply_in_chunks(partial(apply, network, variables), (z, *condition), chunk_size=256)
 
-    return Judge(
+    return Evaluator(
         sample=sample,
         distance=lambda x: frechet.frechet_distance(
             frechet.moments(features.features(x)), reference
         ),
-        right=lambda x: float((features.logits(x).argmax(axis=1) == labels).mean()),
+        class_accuracy=lambda x: float((features.logits(x).argmax(axis=1) == labels).mean()),
         extractor=features.name,
         samples=count,
         reference=reference.examples,
     )
 
 
-def in_parts(apply: Callable[..., Any], inputs: Sequence[Any], at_most: int) -> np.ndarray:
-    """`apply(*inputs)` for all examples, so many at a time, by one compiled program.
+def apply_in_chunks(
+    apply: Callable[..., Any], inputs: Sequence[Any], chunk_size: int
+) -> np.ndarray:
+    """`apply(*inputs)` for all examples, in chunks of one size, so that it compiles once.
 
     Args:
-      apply: makes `[B, ...]` of them.
+      apply: maps inputs `[B, ...]` to an output `[B, ...]`.
       inputs: `[N, ...]` each.
-      at_most: examples at a time.
+      chunk_size: the largest number of examples in a chunk.
     """
     count = len(inputs[0])
-    part = min(count, at_most)
-    padded = np.arange(-(-count // part) * part) % count
+    size = min(count, chunk_size)
+    padded = np.arange(-(-count // size) * size) % count
     outputs = [
-        np.asarray(apply(*(x[chosen] for x in inputs)))
-        for chosen in np.split(padded, len(padded) // part)
+        np.asarray(apply(*(x[indices] for x in inputs)))
+        for indices in np.split(padded, len(padded) // size)
     ]
     return np.concatenate(outputs)[:count]
 
 
-def dealt(config: ConfigDict, source: kd_data.Source, seed: int) -> kd_data.Batches:
-    """A set of images in batches without end, this process's part of them."""
+def training_batches(config: ConfigDict, source: kd_data.Source, seed: int) -> kd_data.Batches:
+    """An endless iterator over this process's part of the batches."""
     return kd_data.batches(
         source,
         config.batch_size,
@@ -194,19 +198,19 @@ def dealt(config: ConfigDict, source: kd_data.Source, seed: int) -> kd_data.Batc
 def train(
     config: ConfigDict,
     directory: Path,
-    made: harness.Recipe,
-    batches: kd_data.Endless,
+    plan: harness.TrainingPlan,
+    batches: kd_data.BatchIterator,
     quality: Callable[[Variables], Mapping[str, float]],
     seed: int,
     mesh: Mesh,
 ) -> Teacher:
-    """Trains one generator, or finds it trained; what it can teach."""
+    """Trains one generator, unless it is trained already, and returns its variables."""
     return harness.train(
         directory,
-        made,
+        plan,
         batches,
         seed=seed,
-        configuration=harness.lasting(config),
+        configuration=harness.persistent_config(config),
         quality=quality,
         log_every=config.log_every,
         evaluate_every=config.evaluate_every,
@@ -217,27 +221,27 @@ def train(
     )
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     nets: Networks,
-    terms: Pair,
-    optimizers: Pair,
+    terms: PerNetwork,
+    optimizers: PerNetwork,
     inputs: MakeInputs,
     steps: int,
     teacher: Teacher | None = None,
-    start: Mapping[str, Variables] | None = None,
-) -> harness.Recipe:
-    """The alternating step of these networks and terms, with an average that warms up.
+    initial: Mapping[str, Variables] | None = None,
+) -> harness.TrainingPlan:
+    """The alternating step of these networks and terms, with an EMA whose decay warms up.
 
     Args:
-      config: the configuration; `ema` and `health` of it.
+      config: the configuration, of which `ema` and `diagnostics` are read.
       nets: the networks.
-      terms: a `Pair` of dicts of terms.
-      optimizers: a `Pair` of optax transformations.
+      terms: a `PerNetwork` of dicts of terms.
+      optimizers: a `PerNetwork` of optax transformations.
       inputs: the task.
-      steps: how many to take.
+      steps: the number of training steps.
       teacher: the frozen variables.
-      start: what the players begin with.
+      initial: initial variables by network, where they are not random.
     """
 
     def average(step: Array) -> Array:
@@ -250,18 +254,18 @@ def recipe(
         "d_terms": terms.discriminator,
         "inputs": inputs,
     }
-    return harness.Recipe(
-        init=partial(init_state, **parts, start=start),
+    return harness.TrainingPlan(
+        init=partial(init_state, **parts, start=initial),
         step=make_train_step(**parts, ema=average),
         teacher=teacher,
         steps=steps,
-        probe=health.probe(**parts) if config.health else None,
-        diagnosis=health.diagnosis(**parts),
-        floors={
-            f"{player}/{name}": term.floor
-            for player, of_one in (("g", terms.generator), ("d", terms.discriminator))
-            for name, term in of_one.items()
-            if term.floor is not None
+        probe=diagnostics.probe(**parts) if config.diagnostics else None,
+        diagnosis=diagnostics.diagnosis(**parts),
+        lower_bounds={
+            f"{prefix}/{name}": term.lower_bound
+            for prefix, network_terms in (("g", terms.generator), ("d", terms.discriminator))
+            for name, term in network_terms.items()
+            if term.lower_bound is not None
         },
         architecture=lambda batch: describe(
             nets.generator, *inputs(jax.random.key(0), batch).generator
@@ -272,7 +276,7 @@ def recipe(
 
 
 def example_batch(config: ConfigDict, source: kd_data.Source) -> Batch:
-    """A batch of zeros, for its shapes."""
+    """A batch of zeros with the shapes of real batches."""
     shape = (config.batch_size, *source.image_shape)
     return {
         "image": np.zeros(shape, np.float32),
@@ -280,92 +284,94 @@ def example_batch(config: ConfigDict, source: kd_data.Source) -> Batch:
     }
 
 
-class Lesson(NamedTuple):
-    """One teacher and one student, with all images.
+class Comparison(NamedTuple):
+    """A teacher and a student, in a single regime with all images.
 
     Attributes:
       source: the images.
       teacher, student: the generators.
-      given: the teacher's variables, where they come from a file.
-      teacher_recipe: how it is trained otherwise.
-      student_recipe: `(arm, teacher) -> recipe` of each of `ARMS`.
+      teacher_variables: the teacher's variables from a file, or None to train the teacher.
+      teacher_plan: the teacher's training plan.
+      student_plan: `(arm, teacher) -> training plan` for each of `ARMS`.
       inputs: the task.
-      mesh: where to train.
-      conditional: whether the generators take labels beside the latents.
+      mesh: the devices to train on.
+      conditional: whether the generators take labels in addition to latents.
     """
 
     source: kd_data.Source
     teacher: Network
     student: Network
-    given: Teacher | None
-    teacher_recipe: Callable[[], harness.Recipe]
-    student_recipe: Callable[[str, Teacher], harness.Recipe]
+    teacher_variables: Teacher | None
+    teacher_plan: Callable[[], harness.TrainingPlan]
+    student_plan: Callable[[str, Teacher], harness.TrainingPlan]
     inputs: MakeInputs
     mesh: Mesh
     conditional: bool
 
 
 REGIME = "all"
-"""What a lesson's only regime is called."""
+"""The name of a comparison's only regime."""
 
 
-def teach(config: ConfigDict, lesson: Lesson, workdir: Path, title: str) -> None:
-    """Trains everything that is not trained yet, measures it, and writes the report.
+def run_comparison(config: ConfigDict, comparison: Comparison, workdir: Path, title: str) -> None:
+    """Runs the trainings that are not finished, evaluates all, and writes the report.
 
     Args:
       config: the configuration.
-      lesson: what to do.
+      comparison: the networks and training plans.
       workdir: the run's folder.
-      title: the report's.
+      title: the report's title.
     """
-    judge = make_judge(config, lesson.source, lesson.conditional)
+    evaluator = make_evaluator(config, comparison.source, comparison.conditional)
     trained: dict[str, list[Variables]] = {}
-    networks = {"teacher": lesson.teacher}
+    networks = {"teacher": comparison.teacher}
 
-    def run(name: str, seed: int, made: harness.Recipe) -> Teacher:
+    def run(name: str, seed: int, plan: harness.TrainingPlan) -> Teacher:
         def quality(variables: Variables) -> Mapping[str, float]:
-            return judge.quality(networks[name])(disconnect(variables))
+            return evaluator.quality(networks[name])(disconnect(variables))
 
         directory = workdir / f"seed{seed}" / name
-        batches = dealt(config, lesson.source, seed)
-        return train(config, directory, made, batches, quality, seed, lesson.mesh)
+        batches = training_batches(config, comparison.source, seed)
+        return train(config, directory, plan, batches, quality, seed, comparison.mesh)
 
     for seed in config.seeds:
-        teacher = lesson.given or run("teacher", seed, lesson.teacher_recipe())
+        teacher = comparison.teacher_variables or run("teacher", seed, comparison.teacher_plan())
         trained.setdefault("teacher", []).append(teacher.generator)
         for arm in ARMS:
             name = f"{REGIME}/{arm}"
-            networks[name] = lesson.student
-            learnt = run(name, seed, lesson.student_recipe(arm, teacher)).generator
-            trained.setdefault(name, []).append(disconnect(learnt))
+            networks[name] = comparison.student
+            variables = run(name, seed, comparison.student_plan(arm, teacher)).generator
+            trained.setdefault(name, []).append(disconnect(variables))
     write_report(
         config,
         workdir,
         title=title,
-        judge=judge,
-        source=lesson.source,
+        evaluator=evaluator,
+        source=comparison.source,
         networks=networks,
         trained=trained,
-        images={REGIME: len(lesson.source)},
-        inputs=lesson.inputs(jax.random.key(0), example_batch(config, lesson.source)).generator,
-        conditional=lesson.conditional,
+        images={REGIME: len(comparison.source)},
+        inputs=comparison.inputs(
+            jax.random.key(0), example_batch(config, comparison.source)
+        ).generator,
+        conditional=comparison.conditional,
     )
 
 
 def plan(
-    config: ConfigDict, lesson: Lesson, teacher: Teacher
-) -> tuple[dict[str, harness.Recipe], Batch]:
-    """Every training of a lesson, for the dry run.
+    config: ConfigDict, comparison: Comparison, teacher: Teacher
+) -> tuple[dict[str, harness.TrainingPlan], Batch]:
+    """All training plans of a comparison, and a batch, for the dry run.
 
     Args:
       config: the configuration.
-      lesson: what would be done.
-      teacher: zeros in the place of its variables.
+      comparison: the networks and training plans.
+      teacher: the teacher's variables, or zeros of their shapes.
     """
-    found = {} if lesson.given else {"teacher": lesson.teacher_recipe()}
+    plans = {} if comparison.teacher_variables else {"teacher": comparison.teacher_plan()}
     for arm in ARMS:
-        found[f"{REGIME}/{arm}"] = lesson.student_recipe(arm, teacher)
-    return found, example_batch(config, lesson.source)
+        plans[f"{REGIME}/{arm}"] = comparison.student_plan(arm, teacher)
+    return plans, example_batch(config, comparison.source)
 
 
 def write_report(
@@ -373,7 +379,7 @@ def write_report(
     workdir: Path,
     *,
     title: str,
-    judge: Judge,
+    evaluator: Evaluator,
     source: kd_data.Source,
     networks: Mapping[str, Network],
     trained: Mapping[str, list[Variables]],
@@ -381,29 +387,29 @@ def write_report(
     inputs: Sequence[Any],
     conditional: bool = True,
 ) -> None:
-    """Measures everything that was trained, writes `report.md` and its pictures, and prints it.
+    """Evaluates all trained generators, writes and prints `report.md`, and saves its pictures.
 
-    Of several processes the first one does.
+    Only the primary process does so.
 
     Args:
       config: the configuration.
       workdir: the run's folder.
-      title: of the page.
-      judge: how generators are measured.
+      title: the report's title.
+      evaluator: the evaluation of generators.
       source: the real images.
-      networks: by the trainings' names: `teacher`, `REGIME/alone`, `REGIME/distilled`.
-      trained: the variables, one for each seed.
-      images: how many images each regime has.
+      networks: by training: `teacher`, `REGIME/from_scratch`, `REGIME/distilled`.
+      trained: the variables by training, one entry per seed.
+      images: the number of images in each regime.
       inputs: a batch of the generators' inputs.
-      conditional: whether they are made for classes that were asked for.
+      conditional: whether the generators are class-conditional.
     """
-    if not hosts.is_first():
+    if not distributed.is_primary():
         return
     samples = {
-        name: [judge.sample(networks[name], variables) for variables in versions]
+        name: [evaluator.sample(networks[name], variables) for variables in versions]
         for name, versions in trained.items()
     }
-    distances = {name: [judge.distance(x) for x in xs] for name, xs in samples.items()}
+    distances = {name: [evaluator.distance(x) for x in xs] for name, xs in samples.items()}
     teacher_cost, student_cost = (
         report.measure_cost(networks[name], trained[name][0], inputs)
         for name in ("teacher", f"{next(iter(images))}/{ARMS[0]}")
@@ -417,11 +423,13 @@ def write_report(
         report.Report(
             title=title,
             command=harness.command_line(),
-            extractor=judge.extractor,
-            samples=judge.samples,
-            reference=judge.reference,
+            extractor=evaluator.extractor,
+            samples=evaluator.samples,
+            reference=evaluator.reference,
             classes_right={
-                name: [judge.right(x) for x in xs] for name, xs in samples.items() if conditional
+                name: [evaluator.class_accuracy(x) for x in xs]
+                for name, xs in samples.items()
+                if conditional
             },
             teacher=teacher_cost,
             student=student_cost,
@@ -429,7 +437,7 @@ def write_report(
                 regime: report.Regime(
                     images[regime],
                     distances["teacher"],
-                    distances[f"{regime}/alone"],
+                    distances[f"{regime}/from_scratch"],
                     distances[f"{regime}/distilled"],
                 )
                 for regime in images
@@ -440,7 +448,7 @@ def write_report(
         ),
         workdir,
     )
-    columns = min(20, judge.samples)
+    columns = min(20, evaluator.samples)
     pictures.save_grid(
         workdir / figures["Samples"],
         {
@@ -448,17 +456,17 @@ def write_report(
             **{name: xs[0][:columns] for name, xs in samples.items()},
         },
     )
-    histories = logged(config, workdir, trained)
+    histories = read_histories(config, workdir, trained)
     pictures.save_curves(
         workdir / figures["Quality during training"],
-        {"Frechet distance": curves(histories, "quality/frechet")},
+        {"Frechet distance": mean_curves(histories, "quality/frechet")},
     )
     pictures.save_curves(
         workdir / figures["Losses"],
         {
-            "generator, adversarial": curves(histories, "g/adversarial"),
-            "discriminator, adversarial": curves(histories, "d/adversarial"),
-            "generator, towards the teacher's image": curves(histories, "g/pixel"),
+            "generator, adversarial": mean_curves(histories, "g/adversarial"),
+            "discriminator, adversarial": mean_curves(histories, "d/adversarial"),
+            "generator, L1 to the teacher's image": mean_curves(histories, "g/pixel"),
         },
     )
     print(f"\n{text}")
@@ -468,20 +476,20 @@ def write_report(
 
 
 def _real_examples(source: kd_data.Source, count: int) -> np.ndarray:
-    """Real images of the classes that the samples' columns have."""
+    """Real images whose classes are those of the samples' columns."""
     labels = source.read_labels()
-    classes = np.unique(labels)  # a part of the data may lack some
-    chosen = [
+    classes = np.unique(labels)  # a subset of the data may lack some
+    indices = [
         np.flatnonzero(labels == classes[column % len(classes)])[column // len(classes)]
         for column in range(count)
     ]
-    return np.stack([source[int(i)]["image"] for i in chosen])
+    return np.stack([source[int(i)]["image"] for i in indices])
 
 
-def logged(
+def read_histories(
     config: ConfigDict, workdir: Path, names: Iterable[str]
 ) -> dict[str, list[list[dict[str, Any]]]]:
-    """What the trainings of these names wrote into their logs, one for each seed."""
+    """The logged metrics of each training, one list of rows per seed."""
     return {
         name: [
             read_jsonl(workdir / f"seed{seed}" / name / "metrics.jsonl") for seed in config.seeds
@@ -490,12 +498,14 @@ def logged(
     }
 
 
-def curves(histories: Mapping[str, Any], name: str) -> dict[str, tuple[list[float], list[float]]]:
-    """The mean over the seeds of one metric, for each training that has it."""
-    found = {}
+def mean_curves(
+    histories: Mapping[str, Any], name: str
+) -> dict[str, tuple[list[float], list[float]]]:
+    """`(steps, values)` of one metric, averaged over seeds, for each training that logs it."""
+    curves = {}
     for training, runs in histories.items():
         rows = [[row for row in run if name in row] for run in runs]
         if rows[0]:
             values = np.mean([[row[name] for row in run] for run in rows], axis=0)
-            found[training] = ([row["step"] for row in rows[0]], values.tolist())
-    return found
+            curves[training] = ([row["step"] for row in rows[0]], values.tolist())
+    return curves

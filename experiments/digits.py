@@ -1,17 +1,18 @@
-"""Distil a generator of handwritten digits: teacher, student alone, student distilled, measured.
+"""Distil a generator of handwritten digits: teacher, student from scratch, distilled student.
 
     python -m experiments.digits --workdir=runs/digits                   # five seeds, two regimes
     python -m experiments.digits --workdir=runs/demo --preset=demo       # minutes on a laptop
-    python -m experiments.digits --dry_run --config.student.width=8      # what it would cost
+    python -m experiments.digits --dry_run --config.student.width=8      # prints the cost
 
-A class-conditional DCGAN learns the 1,797 digits of scikit-learn, enlarged to 16x16. A student with
-26 times fewer parameters is then trained twice with the same steps and seeds: from the images it
-has, and from those and the teacher. In the regime `scarce` it has 5% of the images, the usual case
-with a published teacher; in `all` it has all of them, and distillation has little left to add.
+A class-conditional DCGAN is trained on the 1,797 digits of scikit-learn, enlarged to 16x16. A
+student with 26 times fewer parameters is then trained twice with the same steps and seeds: from
+scratch on the real images, and distilled with the teacher as well. In the regime `scarce` it has 5%
+of the images, the usual case with a published teacher; in `all` it has all of them, and
+distillation adds little.
 
-Any change is one flag: `--config.data.source=folder:photos --config.data.size=64`,
-`--config.mesh.model=2`, `--config.regimes.scarce.fraction=0.1`. The same command again goes on
-where a stopped run was, to the same bits. `report.md` says what came of it.
+Every setting is a flag: `--config.data.source=folder:photos --config.data.size=64`,
+`--config.mesh.model=2`, `--config.regimes.scarce.fraction=0.1`. Re-running the command resumes a
+stopped run bit-exactly. The results are in `report.md`.
 
 Hardware and results: two CPU cores; the table in README.md.
 """
@@ -29,19 +30,20 @@ from ml_collections import ConfigDict
 
 from experiments import comparison, harness
 from kd_jax import data as kd_data
-from kd_jax import losses, students
+from kd_jax import losses, pruning
 from kd_jax.models import dcgan, mlp
-from kd_jax.modes import data_free
 from kd_jax.network import Network
 from kd_jax.objective import MakeInputs, Term, Terms
-from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.state import Networks, PerNetwork, Teacher
 from kd_jax.tasks import latents
 from kd_jax.types import Array, Batch, Variables
+from kd_jax.wrappers import data_free
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}
 
-STARTS = {"magnitude": students.magnitude, "norm_scale": students.norm_scale}
-"""How the distilled student's first channels are chosen from the teacher's."""
+INITIALIZATIONS = {"magnitude": pruning.magnitude, "norm_scale": pruning.norm_scale}
+"""Scores for the initialization by channel pruning: the distilled student inherits the teacher's
+channels with the highest scores."""
 
 
 def get_config(preset: str = "full") -> ConfigDict:
@@ -52,16 +54,16 @@ def get_config(preset: str = "full") -> ConfigDict:
             "model": "dcgan",  # or mlp
             "latent": 64,
             "batch_size": 64,
-            "dtype": "float32",  # or bfloat16: what networks compute in; parameters are float32
+            "dtype": "float32",  # or bfloat16: of activations; parameters are float32
             "data": {
                 "source": "digits",  # or folder:PATH, tfds:NAME
                 "size": 16,
                 "channels": 1,
-                "resize": False,  # make images of other sizes fit
+                "resize": False,  # resize images of other sizes
             },
             "teacher": {
                 "width": 96,
-                "discriminator_width": 32,  # wider ones win too easily, and cost most of the time
+                "discriminator_width": 32,  # wider ones overpower the generator and are slow
                 "steps": 1500,
                 "g_rate": 1e-3,
                 "d_rate": 1e-3,
@@ -71,41 +73,45 @@ def get_config(preset: str = "full") -> ConfigDict:
                 "discriminator_width": 32,
                 "steps": 1500,
             },
-            # Mescheder et al. 2018: without R1 the game does not settle. Evaluated at each step: on
-            # CPU, XLA runs convolutions inside a conditional on one core, and lazy is slower.
+            # Mescheder et al. 2018: without R1 the training does not converge. Evaluated at each
+            # step: on CPU, XLA runs convolutions inside a conditional on one core, so that lazy
+            # regularization is slower.
             "r1": {"weight": 0.5, "every": 1},
             "ema": 0.999,
-            "final_rate": 0.1,  # the cosine schedule's end, as a part of the learning rate
+            "final_rate": 0.1,  # the cosine schedule's end, as a fraction of the learning rate
             "regimes": {
                 "scarce": {
                     "fraction": 0.05,  # of the images, the same in each class
-                    "alone": {"g_rate": 5e-4, "d_rate": 2e-4},  # at 1e-3 it learns them by heart
+                    "from_scratch": {  # at 1e-3 it memorizes the images
+                        "g_rate": 5e-4,
+                        "d_rate": 2e-4,
+                    },
                     "distilled": {
                         "g_rate": 2e-3,
                         "d_rate": 1e-3,
-                        # The part of each batch of "real" images that the teacher makes.
+                        # The fraction of each batch of "real" images that the teacher generates.
                         "teacher_images": 1.0,
-                        "start": "magnitude",  # or norm_scale, or "" for random weights
-                        "pixel": 10.0,  # weight of the L1 towards the teacher's image
+                        "initialization": "magnitude",  # or norm_scale; "": random weights
+                        "pixel": 10.0,  # weight of the L1 to the teacher's image
                         "attention": 0.0,  # of attention transfer, at the features of 4x4 and 8x8
-                        "soft_label": 0.0,  # of the teacher's probabilities of being real
+                        "soft_label": 0.0,  # of the discriminator's scores for the teacher's image
                     },
                 },
                 "all": {
                     "fraction": 1.0,
-                    "alone": {"g_rate": 1e-3, "d_rate": 1e-3},
+                    "from_scratch": {"g_rate": 1e-3, "d_rate": 1e-3},
                     "distilled": {
                         "g_rate": 1e-3,
                         "d_rate": 1e-3,
                         "teacher_images": 0.0,
-                        "start": "magnitude",
+                        "initialization": "magnitude",
                         "pixel": 3.0,
                         "attention": 0.0,
                         "soft_label": 0.0,
                     },
                 },
             },
-            "health": True,  # look for signs of trouble whenever quality is evaluated
+            "diagnostics": True,  # run the training diagnostics with each evaluation
             "log_every": 50,
             "evaluate_every": 250,
             "checkpoint_every": 250,
@@ -118,23 +124,23 @@ def get_config(preset: str = "full") -> ConfigDict:
         config.seeds = (0,)
         config.regimes = ConfigDict({"scarce": config.regimes.scarce.to_dict()})
         config.teacher.steps = config.student.steps = 1000
-    if preset == "tiny":  # for tests: seconds, and nothing learnt
+    if preset == "tiny":  # for tests: seconds of training, too few steps to learn anything
         config.seeds = (0,)
         config.latent = config.batch_size = 8
         config.teacher.update({"width": 8, "discriminator_width": 8, "steps": 4})
         config.student.update({"width": 2, "discriminator_width": 8, "steps": 4})
         config.log_every = config.evaluate_every = config.checkpoint_every = 2
-        config.health = False
+        config.diagnostics = False
         config.evaluate.samples = 20
     return config
 
 
 class Task(NamedTuple):
-    """What a configuration amounts to, once its data is open."""
+    """The data, the networks and the devices that a configuration describes."""
 
     source: kd_data.Source
-    teacher: Pair
-    student: Pair
+    teacher: PerNetwork
+    student: PerNetwork
     inputs: MakeInputs
     mesh: Mesh
 
@@ -143,7 +149,7 @@ def build(config: ConfigDict) -> Task:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
     if config.model not in MODELS:
         raise ValueError(f"config.model={config.model!r} is not one of {', '.join(MODELS)}")
@@ -152,14 +158,15 @@ def build(config: ConfigDict) -> Task:
     if not config.regimes:
         raise ValueError("config.regimes needs at least one entry")
     for name, regime in config.regimes.items():
-        if regime.distilled.start not in ("", *STARTS):
+        initialization = regime.distilled.initialization
+        if initialization not in ("", *INITIALIZATIONS):
             raise ValueError(
-                f"config.regimes.{name}.distilled.start={regime.distilled.start!r} is not one of "
-                f"{', '.join(STARTS)}, or empty"
+                f"config.regimes.{name}.distilled.initialization={initialization!r} is not one of "
+                f"{', '.join(INITIALIZATIONS)}, or empty"
             )
     source = comparison.open_source(config)
 
-    def pair(sizes: ConfigDict) -> Pair:
+    def make_networks(sizes: ConfigDict) -> PerNetwork:
         generators, discriminators = (
             MODELS[config.model].gan(
                 config.data.size,
@@ -170,39 +177,41 @@ def build(config: ConfigDict) -> Task:
             )
             for width in (sizes.width, sizes.discriminator_width)
         )
-        return Pair(generators.generator, discriminators.discriminator)
+        return PerNetwork(generators.generator, discriminators.discriminator)
 
     mesh = harness.mesh(config.mesh, config.batch_size)
-    task = Task(source, pair(config.teacher), pair(config.student), latents(config.latent), mesh)
+    teacher, student = make_networks(config.teacher), make_networks(config.student)
+    task = Task(source, teacher, student, latents(config.latent), mesh)
     inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
     shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
     for name, regime in config.regimes.items():
-        if regime.distilled.start:  # with zeros for a teacher, which is not trained yet
+        initialization = regime.distilled.initialization
+        if initialization:  # checked with zeros, because the teacher is not trained yet
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             try:
-                first_student(config, task, zeros, STARTS[regime.distilled.start])
+                prune_teacher(config, task, zeros, INITIALIZATIONS[initialization])
             except ValueError as error:
-                how = f"config.regimes.{name}.distilled.start={regime.distilled.start!r}"
-                raise ValueError(f"{how}: {error}") from error
+                setting = f"config.regimes.{name}.distilled.initialization={initialization!r}"
+                raise ValueError(f"{setting}: {error}") from error
     return task
 
 
 def adversarial(config: ConfigDict) -> tuple[dict[str, Term], dict[str, Term]]:
-    """The non-saturating GAN with R1: what every training here has in common."""
+    """The terms of the non-saturating GAN with R1, which all trainings here share."""
     g_terms = {"adversarial": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))}
     d_terms = {
         "adversarial": Term(
-            lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores), floor=0.0
+            lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores), lower_bound=0.0
         ),
         "r1": Term(
-            lambda f: losses.penalties.r1(f.score, f.real), config.r1.weight, config.r1.every
+            lambda f: losses.penalties.r1(f.discriminate, f.real), config.r1.weight, config.r1.every
         ),
     }
     return g_terms, d_terms
 
 
 def distillation(weights: ConfigDict) -> Terms:
-    """The generator's further terms; those of weight 0 are left out."""
+    """The generator's distillation terms; those of weight 0 are omitted."""
     terms = {
         "pixel": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.pixel),
         "attention": Term(
@@ -213,39 +222,42 @@ def distillation(weights: ConfigDict) -> Terms:
             weights.attention,
         ),
         "soft_label": Term(
-            lambda f: losses.discriminator.soft_label(f.fake_scores, f.score(f.teacher)[0]),
+            lambda f: losses.discriminator.soft_label(f.fake_scores, f.discriminate(f.teacher)[0]),
             weights.soft_label,
         ),
     }
     return {name: term for name, term in terms.items() if term.weight}
 
 
-def teacher_recipe(config: ConfigDict, task: Task) -> harness.Recipe:
-    """The teacher learns from all images."""
+def teacher_plan(config: ConfigDict, task: Task) -> harness.TrainingPlan:
+    """The teacher's training on all images."""
     g_terms, d_terms = adversarial(config)
     nets = Networks(task.teacher.generator, task.teacher.discriminator)
-    return recipe(config, task, nets, g_terms, d_terms, config.teacher, config.teacher.steps)
+    return training_plan(config, task, nets, g_terms, d_terms, config.teacher, config.teacher.steps)
 
 
-def student_recipe(
+def student_plan(
     config: ConfigDict, task: Task, regime: str, arm: str, teacher: Variables
-) -> harness.Recipe:
-    """The student learns from the images it has, alone or from the teacher too."""
+) -> harness.TrainingPlan:
+    """The student's training on the regime's images, from scratch or distilled."""
     settings = config.regimes[regime][arm]
     g_terms, d_terms = adversarial(config)
     nets = Networks(task.student.generator, task.student.discriminator)
     steps = config.student.steps
-    if arm == "alone":
-        return recipe(config, task, nets, g_terms, d_terms, settings, steps)
+    if arm == "from_scratch":
+        return training_plan(config, task, nets, g_terms, d_terms, settings, steps)
     nets = nets._replace(teacher=task.teacher.generator)
     g_terms = {**g_terms, **distillation(settings)}
-    start = None
-    if settings.start and not only_shapes(teacher):
-        start = {"generator": first_student(config, task, teacher, STARTS[settings.start])}
-    made = recipe(config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher), start)
+    initial = None
+    if settings.initialization and not is_abstract(teacher):
+        score = INITIALIZATIONS[settings.initialization]
+        initial = {"generator": prune_teacher(config, task, teacher, score)}
+    plan = training_plan(
+        config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher), initial
+    )
     if not settings.teacher_images:
-        return made
-    return made.wrapped(
+        return plan
+    return plan.wrap_step(
         partial(
             data_free,
             teacher=task.teacher.generator,
@@ -255,29 +267,29 @@ def student_recipe(
     )
 
 
-def first_student(
+def prune_teacher(
     config: ConfigDict,
     task: Task,
     teacher: Variables,
-    score: Callable[[Variables, students.Axes], Mapping[str, Array]],
+    score: Callable[[Variables, pruning.Axes], Mapping[str, Array]],
 ) -> Variables:
-    """A student's variables: those of the teacher's channels with the highest scores.
+    """A student's variables: the teacher's, pruned to the channels with the highest scores.
 
     Raises:
-      ValueError: when the architecture or the sizes do not allow it.
+      ValueError: the architecture or the sizes do not allow it.
     """
     axes = MODELS[config.model].generator_axes(teacher)
     inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
     like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs)
-    return students.from_teacher(teacher, axes, score(teacher, axes), like)
+    return pruning.from_teacher(teacher, axes, score(teacher, axes), like)
 
 
-def only_shapes(variables: Variables) -> bool:
-    """Whether these are what `jax.eval_shape` gives, for a dry run."""
+def is_abstract(variables: Variables) -> bool:
+    """Whether these variables are shapes from `jax.eval_shape`, as in a dry run."""
     return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     task: Task,
     nets: Networks,
@@ -286,35 +298,37 @@ def recipe(
     rates: ConfigDict,
     steps: int,
     teacher: Teacher | None = None,
-    start: Mapping[str, Variables] | None = None,
-) -> harness.Recipe:
-    """The alternating step of these networks and terms, with Adam of a decaying rate."""
+    initial: Mapping[str, Variables] | None = None,
+) -> harness.TrainingPlan:
+    """The alternating step of these networks and terms, with Adam at a decaying learning rate."""
 
     def adam(rate: float) -> optax.GradientTransformation:
         schedule = optax.cosine_decay_schedule(rate, steps, config.final_rate)
         return optax.adam(schedule, b1=0.0, b2=0.99)  # no momentum: Karras et al. 2018, appendix A
 
-    optimizers = Pair(adam(rates.g_rate), adam(rates.d_rate))
-    terms = Pair(g_terms, d_terms)
-    return comparison.recipe(config, nets, terms, optimizers, task.inputs, steps, teacher, start)
+    optimizers = PerNetwork(adam(rates.g_rate), adam(rates.d_rate))
+    terms = PerNetwork(g_terms, d_terms)
+    return comparison.training_plan(
+        config, nets, terms, optimizers, task.inputs, steps, teacher, initial
+    )
 
 
 def main(config: ConfigDict, task: Task, workdir: Path) -> None:
-    """Trains everything that is not trained yet, measures it, and writes the report."""
-    judge = comparison.make_judge(config, task.source)
+    """Runs the trainings that are not finished, evaluates all, and writes the report."""
+    evaluator = comparison.make_evaluator(config, task.source)
     networks: dict[str, Network] = {}
     trained: dict[str, list[Variables]] = {}
     images: dict[str, int] = {}
 
-    def run(name: str, seed: int, made: harness.Recipe, source: kd_data.Source) -> Variables:
+    def run(name: str, seed: int, plan: harness.TrainingPlan, source: kd_data.Source) -> Variables:
         networks[name] = (task.teacher if name == "teacher" else task.student).generator
-        quality = judge.quality(networks[name])
+        quality = evaluator.quality(networks[name])
         directory = workdir / f"seed{seed}" / name
         variables = comparison.train(
             config,
             directory,
-            made,
-            comparison.dealt(config, source, seed),
+            plan,
+            comparison.training_batches(config, source, seed),
             quality,
             seed,
             task.mesh,
@@ -323,20 +337,19 @@ def main(config: ConfigDict, task: Task, workdir: Path) -> None:
         return variables
 
     for seed in config.seeds:
-        teacher = run("teacher", seed, teacher_recipe(config, task), task.source)
+        teacher = run("teacher", seed, teacher_plan(config, task), task.source)
         for regime, settings in config.regimes.items():
-            few = kd_data.subset(task.source, fraction=settings.fraction, seed=seed)
-            images[regime] = len(few)
+            subset = kd_data.subset(task.source, fraction=settings.fraction, seed=seed)
+            images[regime] = len(subset)
             for arm in comparison.ARMS:
-                run(
-                    f"{regime}/{arm}", seed, student_recipe(config, task, regime, arm, teacher), few
-                )
+                student = student_plan(config, task, regime, arm, teacher)
+                run(f"{regime}/{arm}", seed, student, subset)
 
     comparison.write_report(
         config,
         workdir,
         title="Distilling a generator of digits",
-        judge=judge,
+        evaluator=evaluator,
         source=task.source,
         networks=networks,
         trained=trained,
@@ -345,20 +358,20 @@ def main(config: ConfigDict, task: Task, workdir: Path) -> None:
     )
 
 
-def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Batch]:
-    """Every kind of training, with shapes in the place of the teacher's variables, and a batch."""
+def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.TrainingPlan], Batch]:
+    """All training plans, with shapes in place of the teacher's variables, and a batch."""
     batch = example_batch(config, task)
     example = task.inputs(jax.random.key(0), batch)
     teacher = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *example.generator)
-    recipes = {"teacher": teacher_recipe(config, task)}
+    plans = {"teacher": teacher_plan(config, task)}
     for regime in config.regimes:
         for arm in comparison.ARMS:
-            recipes[f"{regime}/{arm}"] = student_recipe(config, task, regime, arm, teacher)
-    return recipes, batch
+            plans[f"{regime}/{arm}"] = student_plan(config, task, regime, arm, teacher)
+    return plans, batch
 
 
 def example_batch(config: ConfigDict, task: Task) -> Batch:
-    """A batch of zeros, for its shapes."""
+    """A batch of zeros with the shapes of real batches."""
     return comparison.example_batch(config, task.source)
 
 

@@ -1,4 +1,4 @@
-"""What all experiments share: the command line, a run's folder, one resumable training."""
+"""The command line, the run's folder and the resumable training that all experiments share."""
 
 import contextlib
 import difflib
@@ -20,11 +20,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as kd_data
-from kd_jax import health, hosts
-from kd_jax.checkpoint import Best, CheckpointError, Checkpoints, first_difference
+from kd_jax import diagnostics, distributed
+from kd_jax.checkpoint import BestCheckpoint, CheckpointError, Checkpoints, first_difference
 from kd_jax.logs import JsonlWriter
-from kd_jax.loop import Guard, Hook, NonFiniteError, Progress, Row, fit
-from kd_jax.modes import guarded
+from kd_jax.loop import Hook, Metrics, NonFiniteError, NonFinitePolicy, Progress, fit
 from kd_jax.network import check_variables
 from kd_jax.objective import MakeInputs
 from kd_jax.sharding import (
@@ -38,35 +37,36 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
+from kd_jax.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
 from kd_jax.state import Networks, Teacher, TrainState
 from kd_jax.step import Step
-from kd_jax.stop import EXIT_CODE, Stop, Stopped
 from kd_jax.types import Array, Batch, Variables
+from kd_jax.wrappers import skip_nonfinite
 
 EXIT_CODES = {"done": 0, "refused": 2, "not finite": 3, "stopped": EXIT_CODE}
-"""What a run's exit means: all is done; settings, files or checkpoints do not fit; NaN or infinity
-ended it; it was asked to end, and the same command goes on."""
+"""Exit codes of a run: finished; settings, files or checkpoints do not fit; stopped by NaN or
+infinity; stopped by a shutdown request, in which case the same command resumes it."""
 
-STOP = Stop()
-"""Whether this process is asked to end."""
+STOP = ShutdownSignal()
+"""The shutdown signal of this process."""
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message is one line that says what would."""
+    """A request that cannot be met; the message is one line that also says what is possible."""
 
 
 class Options(NamedTuple):
-    """How a run is kept safe; `config.run`. They may differ when it is gone on with.
+    """The fault-tolerance options `config.run`. They may change when a run is resumed.
 
     Attributes:
-      keep: the latest checkpoints that are kept.
-      keep_every: steps at multiples of it are kept for good; 0 for none.
+      keep: the number of latest checkpoints to keep.
+      keep_every: checkpoints at multiples of this step are kept forever; 0 for none.
       save_errors: what to do when a checkpoint cannot be written (the disk is full): `stop`, or
-        `go_on` with the older ones.
-      patience: how many steps with NaN or infinite numbers are left out before the run ends.
-      skip_corrupt: whether an image that cannot be read is replaced by the next one.
-      allow_changes: whether to go on with other settings, numbers of processes or versions of
-        libraries than those that the run was begun with.
+        `go_on`, which continues with the older ones.
+      patience: the number of steps with NaN or infinite values to skip before the run ends.
+      skip_corrupt: whether an unreadable image is replaced by the next one.
+      allow_changes: whether a run may be resumed with other settings, numbers of processes or
+        library versions than it was started with.
     """
 
     keep: int = 2
@@ -77,65 +77,67 @@ class Options(NamedTuple):
     allow_changes: bool = False
 
 
-CAREFUL = Options()
-"""To stop at the first thing that goes wrong."""
+DEFAULT_OPTIONS = Options()
+"""The default options: stop at the first error."""
 
-FREE = ("run",)
-"""The settings of the first level that may always differ when a run is gone on with."""
+RUNTIME_FIELDS = ("run",)
+"""Top-level settings that may always change when a run is resumed."""
 
 
 def run_settings() -> dict[str, Any]:
-    """`config.run`, which every experiment has."""
+    """The defaults of `config.run`, which every experiment has."""
     return Options()._asdict()
 
 
 def options(config: ConfigDict) -> Options:
-    """`config.run`, checked.
+    """Checks and returns `config.run`.
 
     Raises:
-      ValueError: one line.
+      ValueError: a one-line message.
     """
-    found = Options(**config.run.to_dict())
-    if found.save_errors not in ("stop", "go_on"):
+    run_options = Options(**config.run.to_dict())
+    if run_options.save_errors not in ("stop", "go_on"):
         raise ValueError(
-            f"config.run.save_errors={found.save_errors!r} is neither 'stop' nor 'go_on'"
+            f"config.run.save_errors={run_options.save_errors!r} is neither 'stop' nor 'go_on'"
         )
-    for name, least in (("keep", 1), ("keep_every", 0), ("patience", 0)):
-        if getattr(found, name) < least:
-            raise ValueError(f"config.run.{name}={getattr(found, name)} is below {least}")
-    return found
+    for name, minimum in (("keep", 1), ("keep_every", 0), ("patience", 0)):
+        value = getattr(run_options, name)
+        if value < minimum:
+            raise ValueError(f"config.run.{name}={value} is below {minimum}")
+    return run_options
 
 
-def lasting(config: ConfigDict, free: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings that must be the same when a run is gone on with."""
-    return {k: v for k, v in config.to_dict().items() if k not in (*free, *FREE)}
+def persistent_config(config: ConfigDict, runtime_fields: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that must not change when a run is resumed."""
+    excluded = (*runtime_fields, *RUNTIME_FIELDS)
+    return {k: v for k, v in config.to_dict().items() if k not in excluded}
 
 
 def cache_dir() -> Path:
-    """Where datasets, classifiers and compiled programs are kept between runs: `$KD_JAX_CACHE`."""
+    """The cache of datasets, classifiers and compiled programs, `$KD_JAX_CACHE`."""
     return Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
 
 
 class Experiment(NamedTuple):
-    """What an experiment module provides.
+    """The interface of an experiment module.
 
     Attributes:
       get_config: `preset -> ConfigDict`; the flags `--config.path.to.value=...` change it.
       presets: the presets' names, the default first.
-      build: `config -> task`: opens the data and makes the networks; a ValueError or a
-        FileNotFoundError of one line where a setting does not fit.
-      plan: `(config, task) -> (recipes by name, batch)`: for the dry run, with shapes in the place
-        of variables.
-      main: `(config, task, workdir)`: trains, measures, reports.
-      free: settings (of the first level) that may differ when a run is gone on with.
+      build: `config -> task`: opens the data and makes the networks; raises a ValueError or a
+        FileNotFoundError with a one-line message where a setting does not fit.
+      plan: `(config, task) -> (training plans by name, batch)`: for the dry run, with shapes in
+        place of variables.
+      main: `(config, task, workdir)`: trains, evaluates and reports.
+      runtime_fields: top-level settings that may change when a run is resumed.
     """
 
     get_config: Callable[[str], ConfigDict]
     presets: Sequence[str]
     build: Callable[[ConfigDict], Any]
-    plan: Callable[[ConfigDict, Any], tuple[Mapping[str, "Recipe"], Batch]]
+    plan: Callable[[ConfigDict, Any], tuple[Mapping[str, "TrainingPlan"], Batch]]
     main: Callable[[ConfigDict, Any, Path], None]
-    free: Sequence[str] = ()
+    runtime_fields: Sequence[str] = ()
 
 
 def execute(
@@ -146,12 +148,12 @@ def execute(
     resume: bool = True,
     dry_run: bool = False,
 ) -> None:
-    """Runs an experiment, or goes on with it; nothing is written before its settings are checked.
+    """Runs or resumes an experiment; nothing is written before its settings are checked.
 
     Raises:
-      UsageError: when a setting does not fit, or `workdir` is not this run's.
-      CheckpointError: when a checkpoint cannot be read or written.
-      NonFiniteError: when a metric is not finite.
+      UsageError: a setting does not fit, or `workdir` belongs to another run.
+      CheckpointError: a checkpoint cannot be read or written.
+      NonFiniteError: a metric is not finite.
     """
     with user_errors():
         options(config)
@@ -159,14 +161,16 @@ def execute(
     if dry_run:
         print_plan(config, *experiment.plan(config, task))
         return
-    hosts.by_first(lambda: claim(workdir, config, resume, experiment.free), UsageError)
+    distributed.run_on_primary(
+        lambda: check_workdir(workdir, config, resume, experiment.runtime_fields), UsageError
+    )
     experiment.main(config, task, workdir)
 
 
 def launch(experiment: Experiment) -> NoReturn:
-    """The `__main__` of an experiment: flags, then `execute`; errors of use are one line each.
+    """The `__main__` of an experiment: parses flags and calls `execute`.
 
-    The process ends with one of `EXIT_CODES`.
+    Usage errors print one line. The process ends with one of `EXIT_CODES`.
     """
 
     def parse_flags(argv: list[str]) -> list[str]:
@@ -178,32 +182,32 @@ def launch(experiment: Experiment) -> NoReturn:
     def run(_: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-        for name in ("absl", "jax"):  # app.run shows what they only note: backends not found
+        for name in ("absl", "jax"):  # app.run shows their INFO lines, such as missing backends
             logging.getLogger(name).setLevel(logging.WARNING)
-        given = flags.FLAGS
-        workdir = Path(given.workdir or ".").absolute()
-        many = (given.coordinator, given.processes, given.process)
+        values = flags.FLAGS
+        workdir = Path(values.workdir or ".").absolute()
+        cluster = (values.coordinator, values.processes, values.process)
         try:
             with user_errors():
-                STOP.limit(given.max_minutes)
-                if given.distributed or any(part is not None for part in many):
-                    hosts.join(*many)
+                STOP.limit(values.max_minutes)
+                if values.distributed or any(value is not None for value in cluster):
+                    distributed.initialize(*cluster)
             with STOP:
                 execute(
                     experiment,
-                    given.config.lock(),
+                    values.config.lock(),
                     workdir,
-                    resume=given.resume,
-                    dry_run=given.dry_run,
+                    resume=values.resume,
+                    dry_run=values.dry_run,
                 )
         except (UsageError, CheckpointError, kd_data.UnreadableError, OSError) as error:
             _fail(error)
         except NonFiniteError as error:
             _fail(error, EXIT_CODES["not finite"])
-        except Stopped as error:
-            print(f"stopped ({error}): the same command goes on", file=sys.stderr, flush=True)
+        except ShutdownRequested as error:
+            print(f"stopped ({error}): the same command resumes", file=sys.stderr, flush=True)
             if not STOP.agreed:
-                hosts.abandon(EXIT_CODE)
+                distributed.abort(EXIT_CODE)
             raise
 
     app.run(run, flags_parser=parse_flags)
@@ -211,29 +215,31 @@ def launch(experiment: Experiment) -> NoReturn:
 
 
 def parse(experiment: Experiment, argv: Sequence[str], values: flags.FlagValues) -> list[str]:
-    """Reads a command line into `values`; `values.config` is the configuration.
+    """Parses a command line into `values`; `values.config` is the configuration.
 
     Args:
-      experiment: whose flags there are.
+      experiment: the experiment whose presets and configuration define the flags.
       argv: the program's name and its arguments.
-      values: where the flags are defined, and get their values.
+      values: the flags are defined on it and receive their values.
 
     Raises:
-      UsageError: it cannot be read; one line.
+      UsageError: an argument is invalid; a one-line message.
     """
     presets = experiment.presets
     define: dict[str, Any] = {"flag_values": values}
     flags.DEFINE_string(
-        "workdir", None, "The run's folder: new, or that of the run to go on with.", **define
+        "workdir", None, "The run's folder: new, or that of the run to resume.", **define
     )
     flags.DEFINE_enum("preset", presets[0], presets, "The configuration to start from.", **define)
-    flags.DEFINE_bool("resume", True, "Go on with the run that workdir holds, if any.", **define)
+    flags.DEFINE_bool("resume", True, "Resume the run in workdir, if there is one.", **define)
     flags.DEFINE_bool("dry_run", False, "Print settings, networks and cost, and stop.", **define)
-    flags.DEFINE_float("max_minutes", 0.0, "Save and end after so many; 0 for never.", **define)
-    flags.DEFINE_bool("distributed", False, "Be one of several processes (TPUs, SLURM).", **define)
-    flags.DEFINE_string("coordinator", None, "Likewise; where the first is: HOST:PORT.", **define)
-    flags.DEFINE_integer("processes", None, "Likewise; how many there are.", **define)
-    flags.DEFINE_integer("process", None, "Likewise; which of them this is, from 0.", **define)
+    flags.DEFINE_float("max_minutes", 0.0, "Save and stop after these minutes; 0: never.", **define)
+    flags.DEFINE_bool(
+        "distributed", False, "Run as one of several processes (TPU, SLURM).", **define
+    )
+    flags.DEFINE_string("coordinator", None, "Address of process 0, as HOST:PORT.", **define)
+    flags.DEFINE_integer("processes", None, "The number of processes.", **define)
+    flags.DEFINE_integer("process", None, "The index of this process, from 0.", **define)
     preset = _peek(argv, "preset", presets[0])
     config = experiment.get_config(preset if preset in presets else presets[0])
     check_settings(argv[1:], config)
@@ -250,10 +256,10 @@ def parse(experiment: Experiment, argv: Sequence[str], values: flags.FlagValues)
 
 
 def check_settings(arguments: Sequence[str], config: ConfigDict) -> None:
-    """Refuses flags `--config.path.to.value` of which there is no such value.
+    """Refuses flags `--config.path.to.value` whose path is not in the configuration.
 
     Raises:
-      UsageError: for the first of them; it says what is meant, or what there is.
+      UsageError: for the first of them; the message suggests the closest name, or lists all.
     """
     for argument in arguments:
         name = argument.lstrip("-").partition("=")[0]
@@ -263,46 +269,51 @@ def check_settings(arguments: Sequence[str], config: ConfigDict) -> None:
         for key in name.split(".")[1:]:
             known = list(node) if isinstance(node, ConfigDict) else []
             if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"there is {', '.join(known)}"
+                matches = difflib.get_close_matches(key, known, 1)
+                hint = f"did you mean {matches[0]}?" if matches else f"there is {', '.join(known)}"
                 raise UsageError(f"unknown setting --{name}: no {key!r} here; {hint}")
             node = node[key]
 
 
 def _peek(argv: Sequence[str], name: str, default: str) -> str:
-    """A flag's value before the flags are parsed: the preset decides which ones there are."""
+    """A flag's value before parsing: the preset determines which flags are defined."""
     value = default
     for argument, following in zip(argv[1:], [*argv[2:], default], strict=False):
-        stem, equals, given = argument.lstrip("-").partition("=")
+        stem, equals, text = argument.lstrip("-").partition("=")
         if argument.startswith("-") and stem == name:
-            value = given if equals else following
+            value = text if equals else following
     return value
 
 
 def _fail(error: Exception, code: int = EXIT_CODES["refused"]) -> NoReturn:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    hosts.abandon(code)
+    distributed.abort(code)
 
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Where the user's settings meet the library: its ValueErrors become one line each."""
+    """Turns ValueErrors and FileNotFoundErrors caused by user settings into `UsageError`s."""
     try:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise UsageError(str(error)) from error
 
 
-def claim(workdir: Path, config: ConfigDict, resume: bool, free: Sequence[str] = ()) -> None:
-    """Makes `workdir` this configuration's, or checks that it is, but for the settings in `free`.
+def check_workdir(
+    workdir: Path, config: ConfigDict, resume: bool, runtime_fields: Sequence[str] = ()
+) -> None:
+    """Claims `workdir` for this configuration, or checks that it already belongs to it.
+
+    The settings in `runtime_fields` are not compared.
 
     Raises:
-      UsageError: when it holds a run of another configuration (the first difference is named) and
-        `config.run.allow_changes` is not set, a run that is not to be resumed, or other files.
+      UsageError: the folder holds a run of another configuration (the message names the first
+        difference) and `config.run.allow_changes` is not set, a run that must not be resumed, or
+        other files.
     """
     path = workdir / "config.json"
     partial = path.with_suffix(".partial")
-    here = json.loads(json.dumps(lasting(config, free)))
+    here = json.loads(json.dumps(persistent_config(config, runtime_fields)))
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is not a folder")
     if path.exists():
@@ -313,16 +324,16 @@ def claim(workdir: Path, config: ConfigDict, resume: bool, free: Sequence[str] =
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise UsageError(f"{path} is damaged: it is no JSON") from None
+            raise UsageError(f"{path} is damaged: it is not valid JSON") from None
         difference = first_difference(there, here)
         if difference is None:
             return
         if not config.run.allow_changes:
             raise UsageError(
                 f"{workdir} holds a run of another configuration: {difference} "
-                "(--config.run.allow_changes=True goes on all the same)"
+                "(--config.run.allow_changes=True resumes it anyway)"
             )
-        print(f"{workdir}: {difference}; it is gone on with, as allowed", flush=True)
+        print(f"{workdir}: {difference}; the run resumes, as allowed", flush=True)
     elif workdir.exists() and any(file != partial for file in workdir.iterdir()):
         raise UsageError(f"{workdir} holds other files; choose a new or an empty folder")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -331,17 +342,17 @@ def claim(workdir: Path, config: ConfigDict, resume: bool, free: Sequence[str] =
 
 
 @contextlib.contextmanager
-def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
-    """Holds a folder, which is made if absent; the lock goes with the process, however it ends.
+def file_lock(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+    """Locks a folder, creating it if absent; the lock is released when the process ends.
 
     Args:
-      folder: what to hold.
-      name: of the lock's file.
-      wait: whether to wait for another process that holds it.
+      folder: the folder to lock.
+      name: the name of the lock file.
+      wait: whether to wait while another process holds the lock.
 
     Raises:
-      BlockingIOError: another process holds it.
-      UsageError: the file system has no locks.
+      BlockingIOError: another process holds the lock.
+      UsageError: the file system does not support locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / name, "w") as file:
@@ -351,25 +362,26 @@ def locked(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator
             raise
         except OSError as error:
             raise UsageError(
-                f"{folder / name} cannot be locked ({error.strerror}): choose a folder on another "
-                "file system, lest two processes write there at once"
+                f"{folder / name} cannot be locked ({error.strerror}): choose a folder on a file "
+                "system with locks, so that two processes cannot write to it at once"
             ) from None
         yield
 
 
-class Recipe(NamedTuple):
-    """One training.
+class TrainingPlan(NamedTuple):
+    """The definition of one training.
 
     Attributes:
       init: `(key, batch) -> state`, the state before the first step.
       step: `(state, teacher_variables, batch) -> (state, metrics)`.
       teacher: the frozen variables, or None.
-      steps: how many to take.
-      steps_per_call: how many of them a call of `step` takes.
-      probe: from `kd_jax.health.probe`, to be asked whenever quality is evaluated; None for never.
-      diagnosis: from `kd_jax.health.diagnosis`, to be asked what was not finite; None for never.
-      floors: the least values that terms can have, by their metrics' names.
-      architecture: `batch -> description` of the generator, which checkpoints hold.
+      steps: the number of training steps.
+      steps_per_call: the number of training steps in one call of `step`.
+      probe: from `kd_jax.diagnostics.probe`, run with each evaluation; None to disable.
+      diagnosis: from `kd_jax.diagnostics.diagnosis`, which locates values that are not finite;
+        None to disable.
+      lower_bounds: the lower bounds of terms, by the names of their metrics.
+      architecture: `batch -> description` of the generator, saved in checkpoints.
       nets: the networks; with `inputs`, the teacher's variables are checked against them.
       inputs: the task.
     """
@@ -381,13 +393,13 @@ class Recipe(NamedTuple):
     steps_per_call: int = 1
     probe: Step[TrainState] | None = None
     diagnosis: Step[TrainState] | None = None
-    floors: Mapping[str, float] = {}
+    lower_bounds: Mapping[str, float] = {}
     architecture: Callable[[Batch], Mapping[str, Any]] | None = None
     nets: Networks | None = None
     inputs: MakeInputs | None = None
 
-    def wrapped(self, wrap: Callable[[Step[Any]], Step[Any]]) -> "Recipe":
-        """This recipe with another step made of its own; what looks at it is wrapped alike."""
+    def wrap_step(self, wrap: Callable[[Step[Any]], Step[Any]]) -> "TrainingPlan":
+        """This plan with `wrap` applied to its step, its probe and its diagnosis."""
         return self._replace(
             step=wrap(self.step),
             probe=self.probe and wrap(self.probe),
@@ -397,8 +409,8 @@ class Recipe(NamedTuple):
 
 def train(
     directory: Path,
-    recipe: Recipe,
-    batches: kd_data.Endless,
+    training_plan: TrainingPlan,
+    batches: kd_data.BatchIterator,
     *,
     seed: int,
     configuration: Mapping[str, Any],
@@ -408,60 +420,62 @@ def train(
     checkpoint_every: int,
     mesh: Mesh | None = None,
     rule: Rule = replicated,
-    options: Options = CAREFUL,
+    options: Options = DEFAULT_OPTIONS,
 ) -> Teacher:
-    """Trains, or goes on training, or finds it done; returns what it can teach.
+    """Trains from the start or from the latest checkpoint, and returns the trained variables.
 
-    That is the averaged generator's variables, and those of the discriminator, if there is one.
+    These are the variables of the averaged generator, and of the discriminator if there is one.
 
     Writes `checkpoints/`, `metrics.jsonl` and `best/` into `directory`; the latter is the averaged
-    generator with the lowest first figure of quality. A training that was killed or stopped at any
-    moment and goes on ends with the same bits as one that was not.
+    generator with the lowest first metric of `quality`. A training that is killed or stopped at any
+    time and resumed is bit-identical to an uninterrupted one.
 
     Args:
       directory: this training's folder.
-      recipe: what to do.
+      training_plan: the training.
       batches: the data.
       seed: of initial weights and all noise.
-      configuration: what a checkpoint must agree with to be gone on from.
-      quality: figures of the averaged generator, logged as `quality/NAME`.
-      log_every: the window of steps over which metrics are averaged.
-      evaluate_every: steps between figures of quality.
+      configuration: the settings that must equal those of a checkpoint to resume from it.
+      quality: `variables of the averaged generator -> metrics`, logged as `quality/NAME`.
+      log_every: the number of steps over which logged metrics are averaged.
+      evaluate_every: steps between evaluations of `quality`.
       checkpoint_every: steps between checkpoints.
-      mesh: where to train.
-      rule: how the state is split over the mesh.
-      options: what to do when something goes wrong.
+      mesh: the devices to train on.
+      rule: how the state is sharded over the mesh.
+      options: the fault-tolerance options.
 
     Raises:
-      UsageError: the recipe does not fit the data, or another process trains in this folder.
+      UsageError: the plan does not fit the data, or another process trains in this folder.
       CheckpointError: a checkpoint does not fit, or could not be written.
-      NonFiniteError: a number became NaN or infinite, more often than `options.patience`; no
-        checkpoint holds any.
-      Stopped: `STOP` was asked to; the state is saved.
+      NonFiniteError: a value became NaN or infinite in more than `options.patience` steps; no
+        checkpoint holds such a value.
+      ShutdownRequested: `STOP` received a shutdown request; the state is saved.
     """
     name = "/".join(directory.parts[-3:])
-    example = _example(batches)
+    example = _peek_batch(batches)
 
-    def say(line: str) -> None:
-        if hosts.is_first():
+    def log_line(line: str) -> None:
+        if distributed.is_primary():
             print(f"{name}: {line}", flush=True)
 
     def init() -> Any:
-        return recipe.init(jax.random.key(seed), example)
+        return training_plan.init(jax.random.key(seed), example)
 
-    if recipe.teacher is not None:
+    if training_plan.teacher is not None:
         configuration = {
             **configuration,
-            "teacher's fingerprint": int(health.fingerprint(recipe.teacher)),
+            "teacher's fingerprint": int(diagnostics.fingerprint(training_plan.teacher)),
         }
-    compiled = compile_step(guarded(recipe.step, options.patience), mesh, rule)
+    compiled = compile_step(skip_nonfinite(training_plan.step, options.patience), mesh, rule)
     like = jax.eval_shape(init)
-    with user_errors():  # terms that do not fit are named before anything is compiled or written
-        _check_teacher(recipe, example)
-        _check(compiled, like, recipe.teacher, example)
-    described = recipe.architecture(example) if recipe.architecture else None
+    with user_errors():  # reports terms that do not fit before anything is compiled or written
+        _check_teacher(training_plan, example)
+        _trace_step(compiled, like, training_plan.teacher, example)
+    described = training_plan.architecture(example) if training_plan.architecture else None
     with contextlib.ExitStack() as closing:
-        hosts.by_first(lambda: closing.enter_context(_alone(directory)), UsageError)
+        distributed.run_on_primary(
+            lambda: closing.enter_context(_lock_training(directory)), UsageError
+        )
         checkpoints = Checkpoints(
             directory / "checkpoints",
             configuration,
@@ -469,16 +483,18 @@ def train(
             described,
             keep_every=options.keep_every,
             allow_changes=options.allow_changes,
-            tell=say,
+            log=log_line,
         )
         closing.callback(checkpoints.close)
         if mesh is not None:
             like = jax.tree.map(
-                lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+                lambda leaf, sharding: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=sharding
+                ),
                 like,
                 shardings(like, mesh, rule),
             )
-        window: list[Row] = []
+        window: list[Metrics] = []
         if restored := checkpoints.restore(like):
             state, position = restored
             window += position["window"]
@@ -487,79 +503,88 @@ def train(
             except ValueError as error:
                 if not options.allow_changes:
                     raise UsageError(str(error)) from error
-                say(f"{error}; the data begin anew, as allowed")
-            say(f"at step {int(state.step)} of {recipe.steps}")
+                log_line(f"{error}; the data restart, as allowed")
+            log_line(f"at step {int(state.step)} of {training_plan.steps}")
         else:
             state = initialize(init, mesh, rule)
         metrics, step = directory / "metrics.jsonl", int(state.step)
         with user_errors():
-            writer = hosts.by_first(lambda: JsonlWriter(metrics, step), UsageError)
+            writer = distributed.run_on_primary(lambda: JsonlWriter(metrics, step), UsageError)
         writer = writer or JsonlWriter(metrics, dry=True)
 
-        def end(kind: type[BaseException] | None, *_: object) -> None:
+        def close_writer(kind: type[BaseException] | None, *_: object) -> None:
             try:
                 writer.close()
             except OSError as error:
-                if kind is None:  # else what ended the run is what is told
+                if kind is None:  # otherwise the exception that ended the run is the one to report
                     raise CheckpointError(f"{metrics} not written: {error.strerror}") from None
 
-        closing.push(end)
-        best = Best(directory / "best", "the first figure of quality", described, tell=say)
-        probe = recipe.probe and compile_step(recipe.probe, mesh, rule, donate=False)
-        # Compiled when it is first asked, and once.
-        diagnosis = recipe.diagnosis and compile_step(recipe.diagnosis, mesh, rule, donate=False)
-        teacher = place(recipe.teacher, mesh)
-        trend = health.Trend(recipe.floors)
+        closing.push(close_writer)
+        best = BestCheckpoint(
+            directory / "best", "the first figure of quality", described, log=log_line
+        )
+        probe = training_plan.probe and compile_step(training_plan.probe, mesh, rule, donate=False)
+        # Compiled once, at its first call.
+        diagnosis = training_plan.diagnosis and compile_step(
+            training_plan.diagnosis, mesh, rule, donate=False
+        )
+        teacher = place(training_plan.teacher, mesh)
+        trend = diagnostics.Trend(training_plan.lower_bounds)
         first_figures: dict[str, Any] = {}
-        told: set[str] = set()
+        warned: set[str] = set()
         latest: dict[str, float] = {}
 
         def warn(step: int, lines: Sequence[str]) -> None:
             for line in lines:
                 subject = " ".join(line.split()[:3])
-                if subject not in told:  # once is enough
-                    told.add(subject)
-                    say(f"step {step}: warning: {line}")
+                if subject not in warned:  # each warning is logged once
+                    warned.add(subject)
+                    log_line(f"step {step}: warning: {line}")
 
-        def look(step: int, state: Any) -> None:
+        def run_diagnostics(step: int, state: Any) -> None:
             if probe is None:
                 return
             figures = jax.device_get(probe(state, teacher, place_batch(example, mesh))[1])
             numbers = {f"health/{k}": float(v) for k, v in figures.items()}
-            finite(step, numbers)
+            check_finite(step, numbers)
             writer.write_scalars(step, numbers)
             first_figures.update({} if first_figures else figures)
-            # Where none was given, the teacher is the student's average: it is meant to change.
-            warn(step, health.warnings(figures, first_figures if recipe.teacher else None))
+            # Without teacher variables, the teacher is the student's average, which must change.
+            warn(
+                step,
+                diagnostics.warnings(figures, first_figures if training_plan.teacher else None),
+            )
 
-        def written(write: Callable[[], Any]) -> None:
-            """Writes a checkpoint, or does what is to be done when that fails."""
+        def save_or_warn(write: Callable[[], Any]) -> None:
+            """Writes a checkpoint; on failure raises or warns, as `save_errors` says."""
             try:
                 write()
             except CheckpointError as error:
                 if options.save_errors == "stop":
                     raise
-                say(f"warning: {error}; the training goes on")
+                log_line(f"warning: {error}; the training continues")
 
-        def finite(step: int, figures: Mapping[str, float]) -> None:
-            """Before anything is written that is not."""
+        def check_finite(step: int, figures: Mapping[str, float]) -> None:
+            """Raises before a value that is not finite is written."""
             for figure, value in figures.items():
                 if not math.isfinite(value):
                     raise NonFiniteError(f"step {step}: {figure} is {value}")
 
         def evaluate(step: int, state: Any) -> None:
-            variables = hosts.fetched(state.ema) if jax.process_count() > 1 else state.ema
-            found = quality(variables)
-            figures = {f"quality/{k}": v for k, v in found.items()}
-            finite(step, figures)
-            if found:
-                value = next(iter(found.values()))
-                # Several processes meet by name in Orbax, which mistakes one save for another.
-                written(checkpoints.wait)
-                written(lambda: best.offer(step, value, jax.device_get(variables)))
+            variables = (
+                distributed.device_get_global(state.ema) if jax.process_count() > 1 else state.ema
+            )
+            values = quality(variables)
+            figures = {f"quality/{k}": v for k, v in values.items()}
+            check_finite(step, figures)
+            if values:
+                value = next(iter(values.values()))
+                # Orbax synchronises processes by name and confuses two saves at the same time.
+                save_or_warn(checkpoints.wait)
+                save_or_warn(lambda: best.update(step, value, jax.device_get(variables)))
             writer.write_scalars(step, figures)
-            say(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-            look(step, state)
+            log_line(f"step {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+            run_diagnostics(step, state)
 
         def flush(step: int) -> None:
             try:
@@ -570,27 +595,27 @@ def train(
                 ) from None
 
         def save(step: int, state: Any) -> None:
-            if fault := health.first_fault(state):
+            if fault := diagnostics.first_fault(state):
                 raise NonFiniteError(f"step {step}: the state is not saved, {fault}")
             data = {"batches": batches.get_state(), "window": window}
 
             def save_all() -> None:
-                flush(step)  # whoever goes on from this step needs the lines before it
+                flush(step)  # a training resumed from this step needs the lines before it
                 checkpoints.save(step, state, data)
 
-            written(checkpoints.wait)  # of the step before
-            written(save_all)
+            save_or_warn(checkpoints.wait)  # for the previous checkpoint
+            save_or_warn(save_all)
 
         def log(step: int, means: Mapping[str, float]) -> None:
-            lost = getattr(batches, "skipped", 0)  # of the first process's part
-            writer.write_scalars(step, {**means, **({"data/skipped": lost} if lost else {})})
+            skipped = getattr(batches, "skipped", 0)  # of the primary process's part
+            writer.write_scalars(step, {**means, **({"data/skipped": skipped} if skipped else {})})
             latest.update(means)
             warn(step, trend.look(means))
-            written(checkpoints.check)
+            save_or_warn(checkpoints.check)
 
-        def show(progress: Progress) -> None:
+        def log_progress(progress: Progress) -> None:
             rate = progress.examples_per_second * jax.process_count()
-            say(
+            log_line(
                 f"step {progress.step}/{progress.steps}, {rate:.0f} images/s, "
                 f"{progress.seconds_left:.0f} s left, "
                 + ", ".join(
@@ -598,94 +623,100 @@ def train(
                 )
             )
 
-        def explain(state: Any, batch: Batch) -> str | None:
-            fault = health.first_fault(batch)
-            # All or none must ask for the diagnosis, which they compute together.
-            whose = hosts.from_all(fault is not None)
+        def diagnose(state: Any, batch: Batch) -> str | None:
+            fault = diagnostics.first_fault(batch)
+            # The diagnosis is a collective computation: all processes must run it, or none.
+            faulty = distributed.allgather(fault is not None)
             if fault:
                 return f"the batch: {fault}"
-            if any(whose):
-                return f"the batch: that of process {whose.index(1)} is not finite"
+            if any(faulty):
+                return f"the batch: that of process {faulty.index(1)} is not finite"
             if diagnosis is None:
                 return None
-            return health.culprit(diagnosis(state, teacher, place_batch(batch, mesh))[1])
+            return diagnostics.culprit(diagnosis(state, teacher, place_batch(batch, mesh))[1])
 
-        def tell(step: int, count: int, why: str) -> None:
-            say(
+        def on_skip(step: int, count: int, why: str) -> None:
+            log_line(
                 f"step {step}: warning: {why}; the step is left out ({count} of at most "
                 f"{options.patience})"
             )
 
-        closing.enter_context(STOP.held())
+        closing.enter_context(STOP.deferred())
         try:
             state = fit(
                 lambda state, batch: compiled(state, teacher, place_batch(batch, mesh)),
                 state,
                 batches,
-                steps=recipe.steps,
+                steps=training_plan.steps,
                 log=log,
                 log_every=log_every,
                 hooks=[Hook(evaluate_every, evaluate), Hook(checkpoint_every, save, at_stop=True)],
-                progress=show,
-                steps_per_call=recipe.steps_per_call,
+                progress=log_progress,
+                steps_per_call=training_plan.steps_per_call,
                 window=window,
                 stop=STOP,
-                guard=Guard(options.patience, tell, explain),
+                guard=NonFinitePolicy(options.patience, on_skip, diagnose),
             )
-            checkpoints.wait()  # of the last step no failure is let pass
+            checkpoints.wait()  # a failure to save the last step is always raised
         except NonFiniteError as error:
             with contextlib.suppress(CheckpointError):
                 checkpoints.wait()
-            kept = checkpoints.latest_step()
-            last = "no checkpoint was written yet" if kept is None else f"step {kept} is saved"
-            raise NonFiniteError(f"{name}: {error}; {last} in {directory}") from error
-        if int(state.step) < recipe.steps:
-            say(
-                f"stopped at step {int(state.step)} of {recipe.steps}; step "
+            latest_step = checkpoints.latest_step()
+            saved = (
+                "no checkpoint was written yet"
+                if latest_step is None
+                else f"step {latest_step} is saved"
+            )
+            raise NonFiniteError(f"{name}: {error}; {saved} in {directory}") from error
+        if int(state.step) < training_plan.steps:
+            log_line(
+                f"stopped at step {int(state.step)} of {training_plan.steps}; step "
                 f"{checkpoints.latest_step()} is saved"
             )
-            STOP.leave()
-    judge = state.discriminator
-    found: Teacher = hosts.fetched(Teacher(state.ema, judge.variables if judge else None))
-    return found
+            STOP.raise_if_requested()
+    discriminator = state.discriminator
+    trained: Teacher = distributed.device_get_global(
+        Teacher(state.ema, discriminator.variables if discriminator else None)
+    )
+    return trained
 
 
 @contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
+def _lock_training(directory: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
         try:
-            held.enter_context(locked(directory, ".training"))
+            stack.enter_context(file_lock(directory, ".training"))
         except BlockingIOError:
             raise UsageError(f"another process is training in {directory}") from None
         yield
 
 
-def _check_teacher(recipe: Recipe, batch: Batch) -> None:
-    """Refuses a teacher whose variables are not its network's, or whose images are in other units.
+def _check_teacher(training_plan: TrainingPlan, batch: Batch) -> None:
+    """Checks the teacher's variables against its network, and the units of its images.
 
     Raises:
-      ValueError: one line.
+      ValueError: a one-line message.
     """
-    nets, inputs, teacher = recipe.nets, recipe.inputs, recipe.teacher
+    nets, inputs, teacher = training_plan.nets, training_plan.inputs, training_plan.teacher
     if nets is None or nets.teacher is None or inputs is None:
         return
     if teacher is None or teacher.generator is None:
         return
-    network, few = nets.teacher, jax.tree.map(lambda x: x[:4], dict(batch))
-    given = jax.eval_shape(inputs, jax.random.key(0), few).generator
-    check_variables(network, teacher.generator, *given, name="the teacher")
+    network, examples = nets.teacher, jax.tree.map(lambda x: x[:4], dict(batch))
+    shapes = jax.eval_shape(inputs, jax.random.key(0), examples).generator
+    check_variables(network, teacher.generator, *shapes, name="the teacher")
 
-    def ask(variables: Variables, few: Batch) -> tuple[Any, Any]:
-        asked = inputs(jax.random.key(0), few)
-        return network.apply(variables, *asked.generator)[0], asked.real
+    def generate(variables: Variables, examples: Batch) -> tuple[Any, Any]:
+        drawn = inputs(jax.random.key(0), examples)
+        return network.apply(variables, *drawn.generator)[0], drawn.real
 
-    made, real = jax.jit(ask)(teacher.generator, few)
-    if real is not None and real.shape == made.shape:
-        health.check_units(made, real)
+    images, real = jax.jit(generate)(teacher.generator, examples)
+    if real is not None and real.shape == images.shape:
+        diagnostics.check_units(images, real)
 
 
-def _check(compiled: Any, state: Any, teacher: Teacher | None, batch: Batch) -> None:
-    """Traces a step for the global batch; the trace is kept for the first call."""
+def _trace_step(compiled: Any, state: Any, teacher: Teacher | None, batch: Batch) -> None:
+    """Traces a step for the global batch; the first call reuses the trace."""
     count = jax.process_count()
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((count * leaf.shape[0], *leaf.shape[1:]), leaf.dtype),
@@ -694,8 +725,8 @@ def _check(compiled: Any, state: Any, teacher: Teacher | None, batch: Batch) -> 
     compiled.eval_shape(state, teacher, shapes)
 
 
-def _example(batches: kd_data.Endless) -> Batch:
-    """The first batch, for its shapes, leaving the position where it was."""
+def _peek_batch(batches: kd_data.BatchIterator) -> Batch:
+    """The first batch, used for its shapes, without advancing the iterator."""
     position = batches.get_state()
     batch = next(batches)
     batches.set_state(position)
@@ -703,54 +734,55 @@ def _example(batches: kd_data.Endless) -> Batch:
 
 
 def mesh(settings: ConfigDict, batch_size: int) -> Mesh:
-    """The mesh of `config.mesh`: `data` (0: as many devices as there are) times `model`.
+    """The mesh of `config.mesh`: `data` (0: all devices) times `model`.
 
     Raises:
-      ValueError: when there are too few devices, or the batch does not divide by them.
+      ValueError: there are too few devices, or the batch is not divisible by them.
     """
     devices = jax.devices()
-    wanted = settings.data * settings.model
-    if jax.process_count() > 1 and wanted not in (0, len(devices)):
+    count = settings.data * settings.model
+    if jax.process_count() > 1 and count not in (0, len(devices)):
         raise ValueError(
             f"config.mesh.data={settings.data} times config.mesh.model={settings.model} is not the "
             f"{len(devices)} devices of {jax.process_count()} processes; config.mesh.data=0 takes "
             "them all"
         )
-    made = make_mesh(settings.data or None, settings.model, devices[: wanted or None])
-    check_batch_size(batch_size, made)
-    return made
+    device_mesh = make_mesh(settings.data or None, settings.model, devices[: count or None])
+    check_batch_size(batch_size, device_mesh)
+    return device_mesh
 
 
-def print_plan(config: ConfigDict, plan: Mapping[str, Recipe], batch: Batch) -> None:
+def print_plan(config: ConfigDict, plan: Mapping[str, TrainingPlan], batch: Batch) -> None:
     """Prints the configuration, the parameters, and each step's FLOPs and memory."""
     from clu import parameter_overview
 
     print(config)
-    for name, recipe in plan.items():
-        state = jax.eval_shape(recipe.init, jax.random.key(0), batch)
-        for player in ("generator", "discriminator"):
-            if not getattr(state, player):
+    for name, training_plan in plan.items():
+        state = jax.eval_shape(training_plan.init, jax.random.key(0), batch)
+        for network in ("generator", "discriminator"):
+            if not getattr(state, network):
                 continue
-            print(f"\n{name}, {player}")
-            params = getattr(state, player).variables["params"]
+            print(f"\n{name}, {network}")
+            params = getattr(state, network).variables["params"]
             print(parameter_overview.get_parameter_overview(params, include_stats=False))
-        compiled: Any = compile_step(recipe.step)
-        program = compiled.lower(state, recipe.teacher, batch).compile()
+        compiled: Any = compile_step(training_plan.step)
+        program = compiled.lower(state, training_plan.teacher, batch).compile()
+        flops = program.cost_analysis()["flops"]
         print(
-            f"{name}: {recipe.steps} steps of {program.cost_analysis()['flops'] / 1e9:.2f} GFLOP "
-            f"and {memory(program) / 2**20:.0f} MiB each"
+            f"{name}: {training_plan.steps} steps of {flops / 1e9:.2f} GFLOP and "
+            f"{memory(program) / 2**20:.0f} MiB each"
         )
 
 
 def memory(program: Any) -> int:
-    """The bytes that a compiled program needs: arguments, results and all between."""
+    """The bytes that a compiled program needs for arguments, results and temporaries."""
     sizes = program.memory_analysis()
-    held = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
-    return held + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+    inputs = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
+    return inputs + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
 
 
 def command_line() -> str:
-    """The command that this process was started with, without this machine's paths."""
+    """The command that started this process, without paths of this machine."""
     shown, skip = [], False
     for argument in sys.argv[1:]:
         name, equals, _ = argument.lstrip("-").partition("=")

@@ -1,13 +1,14 @@
-"""Distil an inpainting network: teacher, student alone, student distilled, and biharmonic filling.
+"""Distil an inpainting network: teacher, student from scratch and distilled, biharmonic inpainting.
 
     python -m experiments.inpainting --workdir=runs/inpainting       # photographs, minutes
     python -m experiments.inpainting --workdir=runs/full --preset=full --config.data.source=folder:A
                                      --config.data.test=folder:B     # images of 256x256, a GPU
     python -m experiments.inpainting --dry_run --config.masks.largest_box=0.4
 
-A generator of gated convolutions (Yu et al. 2019) learns to fill in what scratches hide of patches
-of photographs (or brush strokes and boxes); what is known it returns as it is. A narrower one
-learns it alone, with the L1 distance to the original, and from the teacher's images.
+A generator of gated convolutions (Yu et al. 2019) learns to fill in the pixels of photographs that
+scratches hide (or brush strokes and boxes); it returns known pixels unchanged. A narrower one is
+trained from scratch with the L1 distance to the original, and distilled with the L1 distance to the
+teacher's image.
 
 Hardware and results: two CPU cores; the table in README.md.
 """
@@ -20,8 +21,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, lessons, restoration
-from kd_jax import degrade, ops, tasks
+from experiments import harness, restoration, runner
+from kd_jax import degradations, ops, tasks
 from kd_jax.models import inpainting
 from kd_jax.objective import Inputs
 from kd_jax.types import Array
@@ -29,20 +30,21 @@ from kd_jax.types import Array
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = restoration.settings()
+    config = restoration.base_config()
     config.masks = ConfigDict(
         {
-            # 0 for none. Few are wide, as for removing things; so many and narrow are scratches: of
-            # wide gaps in photographs minutes teach nothing that a smooth filling does not know.
+            # 0 for none. A few wide strokes are for object removal, many narrow ones are scratches:
+            # in minutes of training, wide gaps in photographs are not filled better than by a
+            # harmonic baseline.
             "strokes": 10,
-            "thickness": 0.016,  # their mean width, as a part of the side
-            "smallest_box": 0.2,  # sides, as a part of the image's
-            "largest_box": 0.0,  # 0 for no boxes; of both kinds each image has one
+            "thickness": 0.016,  # their mean width, as a fraction of the side
+            "smallest_box": 0.2,  # sides, as a fraction of the image's
+            "largest_box": 0.0,  # 0: no boxes; with strokes and boxes, each image has one kind
         }
     )
-    # Of what is missing much is chance: the teacher's answers have less of it than the right ones.
+    # Much of the missing content is random; the teacher's images are less noisy targets.
     config.distilled.truth = 0.0
-    config.batch_size = 2  # many small steps: with gates, learning begins late
+    config.batch_size = 2  # many small steps: gated convolutions start to learn late
     config.teacher.rate = config.student.rate = 3e-3
     config.teacher.steps = config.student.steps = 10_000
     config.log_every, config.evaluate_every, config.checkpoint_every = 500, 2000, 2000
@@ -51,7 +53,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 256, "patches": True})
-        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
+        config.evaluate.images = 1000  # all images and predictions may exceed the memory
         config.masks.update({"strokes": 4, "thickness": 0.08, "largest_box": 0.4})
         config.batch_size = 16
         config.teacher.update(
@@ -71,32 +73,32 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     return config
 
 
-def masks(config: ConfigDict) -> list[tasks.MakeMask]:
-    """What draws the masks.
+def mask_generators(config: ConfigDict) -> list[tasks.MakeMask]:
+    """The mask generators that `config.masks` describes.
 
     Raises:
       ValueError: a setting does not fit.
     """
-    given = config.masks
-    found: list[tasks.MakeMask] = []
-    if given.strokes:
-        found.append(
-            partial(degrade.free_form_mask, strokes=given.strokes, thickness=given.thickness)
+    masks = config.masks
+    generators: list[tasks.MakeMask] = []
+    if masks.strokes:
+        generators.append(
+            partial(degradations.free_form_mask, strokes=masks.strokes, thickness=masks.thickness)
         )
-    if given.largest_box:
-        found.append(
-            partial(degrade.box_mask, smallest=given.smallest_box, largest=given.largest_box)
+    if masks.largest_box:
+        generators.append(
+            partial(degradations.box_mask, smallest=masks.smallest_box, largest=masks.largest_box)
         )
-    if not found:
+    if not generators:
         raise ValueError("config.masks has neither strokes nor boxes: nothing would be missing")
-    return found
+    return generators
 
 
-def build(config: ConfigDict) -> lessons.Lesson:
+def build(config: ConfigDict) -> runner.Comparison:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
     teacher, student = (
         inpainting.gated_generator(
@@ -105,39 +107,36 @@ def build(config: ConfigDict) -> lessons.Lesson:
             downs=sizes.downs,
             dilations=sizes.dilations,
             separable=sizes.separable,
-            dtype=lessons.dtype(config),
+            dtype=runner.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
-    return restoration.lesson(
+    return restoration.make_comparison(
         config,
         "Distilling an inpainting network",
-        tasks.inpainting(masks(config)),
+        tasks.inpainting(mask_generators(config)),
         teacher,
         student,
         ("middle",),
-        classical={
-            "biharmonic": lambda asked, _: biharmonic(asked),
-            "smooth filling": lambda asked, _: smooth(asked),
+        baselines={
+            "biharmonic": lambda inputs, _: biharmonic(inputs),
+            "smooth filling": lambda inputs, _: harmonic(inputs),
         },
-        shown=lambda asked: np.where(asked.generator[1] > 0.5, 1.0, asked.generator[0]),
+        show_inputs=lambda inputs: np.where(inputs.generator[1] > 0.5, 1.0, inputs.generator[0]),
     )
 
 
-def smooth(asked: Inputs) -> Array:
-    """The images as the generators first see them: what they are better by, they have learnt."""
-    known, missing = asked.generator
-    return jax.jit(ops.smooth)(known, missing > 0.5)
+def harmonic(inputs: Inputs) -> Array:
+    """Harmonic inpainting, with which the generators also initialize the missing pixels."""
+    known, missing = inputs.generator
+    return jax.jit(ops.harmonic_inpaint)(known, missing > 0.5)
 
 
-def biharmonic(asked: Inputs) -> NDArray[Any]:
-    """The images with missing pixels as smooth as can be (Damelin & Hoang 2018).
-
-    Where nothing is known, they are grey.
-    """
+def biharmonic(inputs: Inputs) -> NDArray[Any]:
+    """Biharmonic inpainting (Damelin & Hoang 2018); images without a known pixel become grey."""
     from skimage.restoration import inpaint_biharmonic
 
-    known, missing = (np.asarray(x, np.float64) for x in asked.generator)
+    known, missing = (np.asarray(x, np.float64) for x in inputs.generator)
     return np.stack(
         [
             np.zeros_like(image)
@@ -148,7 +147,7 @@ def biharmonic(asked: Inputs) -> NDArray[Any]:
     )
 
 
-EXPERIMENT = lessons.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

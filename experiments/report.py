@@ -1,4 +1,4 @@
-"""An experiment's report: figures as JSON, and as a page a person would enjoy reading."""
+"""An experiment's report, as JSON and as Markdown."""
 
 import json
 import math
@@ -14,13 +14,13 @@ from kd_jax.types import Variables
 
 
 class Cost(NamedTuple):
-    """What one generator costs.
+    """The cost of a generator.
 
     Attributes:
-      parameters: trained parameters.
-      multiply_accumulates: of one image.
-      single, batch: latency of one image, and of `batch_size` at once.
-      batch_size: how many.
+      parameters: the number of trained parameters.
+      multiply_accumulates: the multiply-accumulates of one image.
+      single, batch: the latency of one image, and of a batch of `batch_size`.
+      batch_size: the number of images in the batch.
     """
 
     parameters: int
@@ -31,7 +31,7 @@ class Cost(NamedTuple):
 
 
 def measure_cost(network: Network, variables: Variables, inputs: Sequence[Any]) -> Cost:
-    """A generator's cost, for a batch of inputs and for its first example."""
+    """Measures a generator's cost, for a batch of inputs and for its first example."""
     one = [x[:1] for x in inputs]
     return Cost(
         parameters=kd_cost.parameter_count(variables),
@@ -43,38 +43,38 @@ def measure_cost(network: Network, variables: Variables, inputs: Sequence[Any]) 
 
 
 class Regime(NamedTuple):
-    """The outcome of one regime, one figure per seed.
+    """The results of one regime, one value per seed.
 
     Attributes:
-      images: how many real images the student had.
-      teacher, alone, distilled: Frechet distances; lower is better.
+      images: the number of real images available to the student.
+      teacher, from_scratch, distilled: Frechet distances; lower is better.
     """
 
     images: int
     teacher: Sequence[float]
-    alone: Sequence[float]
+    from_scratch: Sequence[float]
     distilled: Sequence[float]
 
     def gap(self) -> Summary | None:
-        """The share of the gap closed; None where a student alone was as good as its teacher."""
-        seeds = list(zip(self.teacher, self.alone, self.distilled, strict=True))
-        if any(alone <= teacher for teacher, alone, _ in seeds):
+        """The share of the gap closed; None if a student from scratch matches its teacher."""
+        seeds = list(zip(self.teacher, self.from_scratch, self.distilled, strict=True))
+        if any(from_scratch <= teacher for teacher, from_scratch, _ in seeds):
             return None
         return summarize([gap_closed(a, d, t) for t, a, d in seeds])
 
 
 class Report(NamedTuple):
-    """Everything that a report says.
+    """The contents of a report.
 
     Attributes:
-      title: of the page.
-      command: what reproduces it.
-      extractor: whose features the distances are measured in, with its hash.
-      samples, reference: N of generated and of real images.
-      classes_right: the share of samples the classifier gives the class asked for, per network;
-        empty where none is asked for.
-      teacher, student: what they cost.
-      regimes: the outcomes.
+      title: the page's title.
+      command: the command that reproduces it.
+      extractor: the name and hash of the feature extractor of the distances.
+      samples, reference: numbers of generated and of real images.
+      classes_right: the share of samples that the classifier assigns to their conditioning class,
+        per network; empty for unconditional generators.
+      teacher, student: their costs.
+      regimes: the results by regime.
       pictures: file names, by caption.
       configuration: all settings.
       environment: versions and hardware.
@@ -120,80 +120,83 @@ def markdown(report: Report) -> str:
     """The report as Markdown."""
     seeds = len(next(iter(report.regimes.values())).teacher)
     small, large = report.student, report.teacher
-    fewer = large.parameters / small.parameters
-    cheaper = large.multiply_accumulates / small.multiply_accumulates
+    parameter_ratio = large.parameters / small.parameters
+    compute_ratio = large.multiply_accumulates / small.multiply_accumulates
     lines = [
         f"# {report.title}",
         "",
-        f"The student has **{fewer:.0f} times fewer parameters** than its teacher and needs "
-        f"{cheaper:.0f} times fewer multiply-accumulates.",
+        f"The student has **{parameter_ratio:.0f} times fewer parameters** than its teacher and "
+        f"needs {compute_ratio:.0f} times fewer multiply-accumulates.",
         "",
     ]
     for name, regime in report.regimes.items():
-        lines += [_sentence(name, regime), ""]
+        lines += [_summary_sentence(name, regime), ""]
     lines += [
         "## Quality",
         "",
         f"Frechet distance, lower is better: {report.samples:,} samples against the "
         f"{report.reference:,} real images, in the features of `{report.extractor}` (a small "
         "classifier trained on this data; comparable only with itself, and not an FID). "
-        + (f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "One seed."),
+        + (f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "A single seed."),
         "",
-        "| regime | real images | teacher | student alone | student distilled | gap closed |",
+        "| regime | real images | teacher | student from scratch | student distilled "
+        "| gap closed |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, regime in report.regimes.items():
-        cells = [spread(summarize(x)) for x in (regime.teacher, regime.alone, regime.distilled)]
+        cells = [
+            spread(summarize(x)) for x in (regime.teacher, regime.from_scratch, regime.distilled)
+        ]
         lines.append(
-            f"| {name} | {regime.images:,} | {' | '.join(cells)} | {_share(regime.gap())} |"
+            f"| {name} | {regime.images:,} | {' | '.join(cells)} | {_format_gap(regime.gap())} |"
         )
     lines += [
         "",
-        "Gap closed: (alone − distilled) / (alone − teacher), per seed"
-        + ("; the bracket is the mean's 95% confidence interval." if seeds > 1 else "."),
+        "Gap closed: (from scratch − distilled) / (from scratch − teacher), per seed"
+        + ("; in brackets, the 95% confidence interval of the mean." if seeds > 1 else "."),
         "",
         *cost_section({"teacher": large, "student": small}, report.environment["device"]),
     ]
     if report.classes_right:
         lines += [
             "",
-            "## Is it the class that was asked for?",
+            "## Class accuracy",
             "",
-            "| network | samples of the right class, by the same classifier |",
+            "| network | samples assigned to their conditioning class by the same classifier |",
             "|---|---:|",
         ]
     for name, shares in report.classes_right.items():
         lines.append(f"| {name} | {100 * summarize(shares).mean:.1f}% |")
     for caption, file in report.pictures.items():
         lines += ["", f"## {caption}", "", f"![{caption}]({file})"]
-    lines += ["", "## How to get this", "", "```", report.command, "```", ""]
+    lines += ["", "## Command", "", "```", report.command, "```", ""]
     lines += [", ".join(f"{k} {v}" for k, v in report.environment.items()) + ".", ""]
     return "\n".join(lines)
 
 
-def _sentence(name: str, regime: Regime) -> str:
-    teacher, alone, distilled = (
-        summarize(x).mean for x in (regime.teacher, regime.alone, regime.distilled)
+def _summary_sentence(name: str, regime: Regime) -> str:
+    teacher, from_scratch, distilled = (
+        summarize(x).mean for x in (regime.teacher, regime.from_scratch, regime.distilled)
     )
-    found = "better" if distilled < alone else "no better"
+    verdict = "better" if distilled < from_scratch else "no better"
     gap = regime.gap()
-    helped = gap is not None and gap.mean > 0 and distilled < alone
-    closed = f", which closes **{100 * gap.mean:.0f}%** of the gap" if gap and helped else ""
+    improved = gap is not None and gap.mean > 0 and distilled < from_scratch
+    closed = f", which closes **{100 * gap.mean:.0f}%** of the gap" if gap and improved else ""
     return (
-        f"With {regime.images:,} real images (*{name}*) the distilled student is **{found}** than "
-        f"the same student alone: distance {distilled:.2f} against {alone:.2f}, the teacher's "
-        f"being {teacher:.2f}{closed}."
+        f"With {regime.images:,} real images (*{name}*) the distilled student is **{verdict}** "
+        f"than the same student from scratch: distance {distilled:.2f} against {from_scratch:.2f}, "
+        f"the teacher's being {teacher:.2f}{closed}."
     )
 
 
 def spread(summary: Summary, digits: int = 2) -> str:
-    """A mean and its deviation, where there is one."""
+    """A mean, and its standard deviation where there are several values."""
     if math.isnan(summary.deviation):
         return f"{summary.mean:.{digits}f}"
     return f"{summary.mean:.{digits}f} ± {summary.deviation:.{digits}f}"
 
 
-def _share(gap: Summary | None) -> str:
+def _format_gap(gap: Summary | None) -> str:
     if gap is None:
         return "no gap in every seed"
     if math.isnan(gap.low):
@@ -202,7 +205,7 @@ def _share(gap: Summary | None) -> str:
 
 
 def cost_section(costs: Mapping[str, Cost], device: str) -> list[str]:
-    """The lines of a page that say what each generator costs."""
+    """The lines of the cost section."""
     first = next(iter(costs.values()))
     return [
         "## Cost",
@@ -212,7 +215,7 @@ def cost_section(costs: Mapping[str, Cost], device: str) -> list[str]:
         "|---|---:|---:|---:|---:|",
         *(_cost_row(name, cost) for name, cost in costs.items()),
         "",
-        f"Latency: median of {first.single.runs} calls after warming up (quartiles), on {device}. "
+        f"Latency: median of {first.single.runs} calls after warm-up (quartiles), on {device}. "
         "Multiply-accumulates: of one example, half of XLA's FLOPs.",
     ]
 

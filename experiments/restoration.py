@@ -1,7 +1,7 @@
-"""What lessons on images with a right answer share: super-resolution, inpainting, translation.
+"""Shared parts of the image restoration tasks: super-resolution, inpainting, paired translation.
 
-The student alone learns from the right answers, distilled from those and the teacher's; what is
-asked in the end is of photographs that none has seen.
+The student from scratch is trained on the target images, the distilled student on those and the
+teacher's. All networks are evaluated on held-out photographs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import comparison, harness, lessons
-from experiments.lessons import Answers, Exam, Figure, Lesson
+from experiments import comparison, harness, runner
+from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
-from kd_jax import losses, recipes, tasks
-from kd_jax.evaluate import extractor, frechet, paired, pictures
+from kd_jax import losses, methods, tasks
+from kd_jax.evaluate import extractor, frechet, image_quality, pictures
 from kd_jax.models import translation
 from kd_jax.models.resnet import upsample
 from kd_jax.network import Network
@@ -28,64 +28,64 @@ from kd_jax.types import Array, Batch, Variables
 _WINDOW = 11
 
 Restore: TypeAlias = Callable[[Inputs, kd_data.Source], Any]
-"""`(what the generators are given, the training's images) -> images [N, H, W, C]`."""
+"""`(the generators' inputs, the training images) -> images [N, H, W, C]`: a baseline."""
 
-FIGURES = {
-    "psnr": Figure("PSNR, dB", more=True, unit=" dB"),
-    "ssim": Figure("SSIM", more=True, digits=4),
-    "lpips": Figure("LPIPS", more=False, digits=4),
-    "frechet": Figure("Frechet distance", more=False),
+METRICS = {
+    "psnr": Metric("PSNR, dB", higher_is_better=True, unit=" dB"),
+    "ssim": Metric("SSIM", higher_is_better=True, digits=4),
+    "lpips": Metric("LPIPS", higher_is_better=False, digits=4),
+    "frechet": Metric("Frechet distance", higher_is_better=False),
 }
 
 
-def settings() -> ConfigDict:
-    """What all these experiments have; each adds its networks to `teacher` and `student`."""
-    config = lessons.settings()
+def base_config() -> ConfigDict:
+    """The settings that these experiments share; each completes `teacher` and `student`."""
+    config = runner.base_config()
     config.update(
         {
             "data": {
                 "source": "photos",  # or folder:PATH, tfds:NAME
-                "test": "",  # where the unseen images are; by default the source's split `test`
+                "test": "",  # the held-out images; by default the source's split `test`
                 "size": 64,
                 "channels": 3,
-                "resize": False,  # make images of other sizes fit
-                "patches": False,  # cut a folder's images into patches of that size, instead
-                "turn": True,  # show them mirrored and turned by quarters
+                "resize": False,  # resize images of other sizes
+                "patches": False,  # instead cut a folder's images into patches of that size
+                "augment": True,  # random mirroring and rotations by 90 degrees
             },
             "distilled": {
-                "truth": 1.0,  # weight of the L1 to the right answer
-                "response": 1.0,  # to the teacher's
+                "truth": 1.0,  # weight of the L1 to the target
+                "response": 1.0,  # of the L1 to the teacher's image
                 "feature": 0.0,  # of the connected features' L2
             },
-            "adversarial": 0.0,  # weight of a least-squares game with a PatchGAN; 0 for none
+            "adversarial": 0.0,  # weight of a least-squares loss with a PatchGAN; 0 for none
             "discriminator": {"width": 16, "layers": 2, "rate": 2e-4},
         }
     )
-    config.evaluate.images = 0  # 0: all there are
-    # Weights, published as trunk and heads (two files, with a comma) or as one; none: no LPIPS.
+    config.evaluate.images = 0  # 0: all
+    # Published weights: one file, or trunk and heads separated by a comma; empty: no LPIPS.
     config.evaluate.lpips = ""
     return config
 
 
 def tiny(config: ConfigDict) -> ConfigDict:
-    """For tests: seconds, and nothing learnt."""
-    lessons.tiny(config)
+    """Shrinks the settings for tests: seconds of training, too few steps to learn anything."""
+    runner.tiny(config)
     config.data.size = 16
     config.evaluate.images = 12
     return config
 
 
 def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
-    """The images to learn from and those to be examined on.
+    """Opens the training images and the held-out images.
 
     Raises:
-      ValueError, FileNotFoundError: one line.
+      ValueError, FileNotFoundError: a one-line message.
     """
-    lessons.check(config)
-    lessons.check_distilled(config)
+    runner.check(config)
+    runner.check_distilled(config)
     if config.data.source.startswith("folder:") and not config.data.test:
         raise ValueError(
-            "a folder has no images set aside: --config.data.test=folder:PATH is needed too"
+            "a folder has no held-out images: --config.data.test=folder:PATH is needed too"
         )
     if config.data.size < _WINDOW:
         raise ValueError(
@@ -95,20 +95,20 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
         raise ValueError(f"config.evaluate.images={config.evaluate.images} is negative")
     other = config.data.test or config.data.source
     train, test = (
-        lessons.opened(config, spec, lessons.split_of(spec, part))
+        runner.open_split(config, spec, runner.split_name(spec, part))
         for spec, part in ((config.data.source, "train"), (other, "test"))
     )
-    lessons.check_unseen(train, test, "--config.data.test")
+    runner.check_held_out(train, test, "--config.data.test")
     if train.num_classes > 1:
-        lessons.check_measured(
+        runner.check_frechet_count(
             min(config.evaluate.images or len(test), len(test)),
             test,
-            "--config.evaluate.images=0 takes all there are, --config.data.test others",
+            "--config.evaluate.images=0 takes all images, --config.data.test others",
         )
     return train, test
 
 
-def lesson(
+def make_comparison(
     config: ConfigDict,
     title: str,
     task: MakeInputs,
@@ -116,67 +116,71 @@ def lesson(
     student: Network,
     taps: Sequence[str] | Mapping[str, str],
     *,
-    classical: Mapping[str, Restore],
-    shown: Callable[[Inputs], Any],
-) -> Lesson:
-    """Opens the images and puts everything together.
+    baselines: Mapping[str, Restore],
+    show_inputs: Callable[[Inputs], Any],
+) -> Comparison:
+    """Opens the images and builds the comparison.
 
     Args:
       config: the configuration.
-      title: the report's.
-      task: the task as it is asked for in the end.
+      title: the report's title.
+      task: the task, without augmentation.
       teacher: the large generator.
-      student: the small one.
-      taps: names of features, or `{student's: teacher's}`, that can be matched.
-      classical: methods that do not learn as networks do, by name.
-      shown: what the generator is given, as images `[N, H, W, C]` for a picture.
+      student: the small generator.
+      taps: names of features to match, or `{student's: teacher's}`.
+      baselines: non-learned methods, by name.
+      show_inputs: the generator's inputs as images `[N, H, W, C]` for a picture.
 
     Raises:
-      ValueError, FileNotFoundError: one line.
+      ValueError, FileNotFoundError: a one-line message.
     """
     train, test = open_images(config)
     distance = _lpips(config)
-    inputs = tasks.turned(task) if config.data.turn else task
-    judge = discriminator(config)
-    made = Lesson(
+    inputs = tasks.dihedral_augmentation(task) if config.data.augment else task
+    discriminator = make_discriminator(config)
+    comparison_task = Comparison(
         title=title,
-        batches=lessons.deal(config, train),
+        batches=runner.make_batches(config, train),
         inputs=inputs,
         teacher=teacher,
         student=student,
-        recipe=partial(recipe, config, train, inputs, teacher, student, judge, taps),
-        exam=lambda: make_exam(config, task, train, test, distance, classical, shown),
-        watched=("psnr", "PSNR, dB"),
+        training_plan=partial(
+            training_plan, config, train, inputs, teacher, student, discriminator, taps
+        ),
+        evaluation=lambda: make_evaluation(
+            config, task, train, test, distance, baselines, show_inputs
+        ),
+        tracked=("psnr", "PSNR, dB"),
         mesh=harness.mesh(config.mesh, config.batch_size),
     )
     batch = comparison.example_batch(config, train)
     example = jax.eval_shape(inputs, jax.random.key(0), batch)
     check_images(teacher, student, example)
-    if judge is not None:
-        jax.eval_shape(judge.init, jax.random.key(0), example.real, *example.condition)
-    return made
+    if discriminator is not None:
+        jax.eval_shape(discriminator.init, jax.random.key(0), example.real, *example.condition)
+    return comparison_task
 
 
 def check_images(teacher: Network, student: Network, example: Inputs) -> None:
-    """Refuses generators whose images are of another shape than the right ones.
+    """Checks that the generators' images have the shape of the targets.
 
     Raises:
-      ValueError: one line.
+      ValueError: a one-line message.
     """
     for name, network in (("teacher", teacher), ("student", student)):
-        made_of = jax.eval_shape(
+        image = jax.eval_shape(
             lambda *x, network=network: network.apply(network.init(jax.random.key(0), *x), *x)[0],
             *example.generator,
         )
-        right: Any = example.real
-        if made_of.shape != right.shape:
+        target: Any = example.real
+        if image.shape != target.shape:
             raise ValueError(
-                f"the {name} makes images {made_of.shape[1:]}, {right.shape[1:]} are right"
+                f"the {name} makes images {image.shape[1:]}; {target.shape[1:]} is expected"
             )
 
 
-def discriminator(config: ConfigDict) -> Network | None:
-    """The PatchGAN of Isola et al. 2017, which sees what the task lets it see; or none.
+def make_discriminator(config: ConfigDict) -> Network | None:
+    """The PatchGAN of Isola et al. 2017, or None without an adversarial loss.
 
     Raises:
       ValueError: a setting does not fit.
@@ -187,35 +191,38 @@ def discriminator(config: ConfigDict) -> Network | None:
         return None
     sizes = config.discriminator
     return translation.patch_discriminator(
-        sizes.width, layers=sizes.layers, dtype=lessons.dtype(config)
+        sizes.width, layers=sizes.layers, dtype=runner.dtype(config)
     )
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     train: kd_data.Source,
     inputs: MakeInputs,
     teacher: Network,
     student: Network,
-    judge: Network | None,
+    discriminator: Network | None,
     taps: Sequence[str] | Mapping[str, str],
     name: str,
     variables: Variables | None = None,
-) -> harness.Recipe:
-    """One of `lessons.TRAININGS`: the L1 to what is right and, distilled, to the teacher's."""
+) -> harness.TrainingPlan:
+    """The plan of a training in `runner.TRAININGS`.
+
+    The loss is the L1 to the targets and, for the distilled student, to the teacher's images.
+    """
     batch = comparison.example_batch(config, train)
     if name == "distilled":
-        nets, terms = distilled(config, teacher, student, taps, inputs, batch)
+        nets, terms = make_distillation(config, teacher, student, taps, inputs, batch)
     else:
         nets = Networks(teacher if name == "teacher" else student)
         terms = {"truth": Term(lambda f: losses.response.l1(f.fake, f.real))}
-    nets = nets._replace(discriminator=judge)
+    nets = nets._replace(discriminator=discriminator)
     rate = config.discriminator.rate
-    both = lessons.in_game(terms, config.adversarial)
-    return lessons.recipe(config, name, nets, both, inputs, variables, judge_rate=rate)
+    all_terms = runner.with_adversarial(terms, config.adversarial)
+    return runner.training_plan(config, name, nets, all_terms, inputs, variables, d_rate=rate)
 
 
-def distilled(
+def make_distillation(
     config: ConfigDict,
     teacher: Network,
     student: Network,
@@ -223,105 +230,108 @@ def distilled(
     inputs: MakeInputs,
     batch: Batch,
 ) -> tuple[Networks, dict[str, Term]]:
-    """The student to be distilled, connected if need be, and its terms but for the game."""
+    """The networks and the non-adversarial terms of the distilled student.
+
+    The student's features are connected to the teacher's if a feature term needs it.
+    """
     weights = config.distilled
     terms = {
         "truth": Term(lambda f: losses.response.l1(f.fake, f.real), weights.truth),
         "response": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.response),
-        "feature": Term(recipes.on_taps(losses.feature.l2, taps, connect=True), weights.feature),
+        "feature": Term(methods.on_taps(losses.feature.l2, taps, connect=True), weights.feature),
     }
     terms = {name: term for name, term in terms.items() if term.weight}
     if "feature" in terms:
-        student = lessons.connected(student, teacher, taps, inputs, batch)
+        student = runner.connect_features(student, teacher, taps, inputs, batch)
     return Networks(student, teacher=teacher), terms
 
 
-def make_exam(
+def make_evaluation(
     config: ConfigDict,
     task: MakeInputs,
     train: kd_data.Source,
     test: kd_data.Source,
     distance: extractor.Perceptual | None,
-    classical: Mapping[str, Restore],
-    shown: Callable[[Inputs], Any],
-) -> Exam:
-    """Draws what is asked of the unseen images, and finds the classifier."""
-    batch = some_of(test, config.evaluate.images or len(test))
+    baselines: Mapping[str, Restore],
+    show_inputs: Callable[[Inputs], Any],
+) -> Evaluation:
+    """The evaluation on held-out images; trains the classifier, or reads it from the cache."""
+    batch = subsample(test, config.evaluate.images or len(test))
     inputs = jax.jit(task)(jax.random.key(config.evaluate.seed), batch)
-    right = np.asarray(inputs.real)
-    notes = ["PSNR and SSIM are means over images, of all channels, without a border cut off."]
-    measures: dict[str, Callable[[Answers], float]] = {
-        "psnr": lambda images: float(np.minimum(paired.psnr(images, right), 100.0).mean()),
-        "ssim": lambda images: float(paired.ssim(images, right, window=_WINDOW).mean()),
+    targets = np.asarray(inputs.real)
+    notes = ["PSNR and SSIM are means over images, of all channels and pixels."]
+    measures: dict[str, Callable[[Predictions], float]] = {
+        "psnr": lambda images: float(np.minimum(image_quality.psnr(images, targets), 100.0).mean()),
+        "ssim": lambda images: float(image_quality.ssim(images, targets, window=_WINDOW).mean()),
     }
     if distance is not None:
         notes.append(f"LPIPS is `{distance.name}`.")
         measures["lpips"] = lambda images: float(
-            comparison.in_parts(distance.distance, (images, right), at_most=32).mean()
+            comparison.apply_in_chunks(distance.distance, (images, targets), chunk_size=32).mean()
         )
     if train.num_classes > 1:
         features = classifier(config, train)
-        reference = frechet.moments(features.features(right))
-        notes.append(distance_note(features.name, "the right answers"))
+        reference = frechet.moments(features.features(targets))
+        notes.append(distance_note(features.name, "the targets"))
         measures["frechet"] = lambda images: frechet.frechet_distance(
             frechet.moments(features.features(images)), reference
         )
 
-    def draw(file: Path, found: Mapping[str, Answers]) -> None:
-        rows = {"input": np.asarray(shown(inputs)), **found, "truth": right}
-        chosen = spaced(len(right), config.evaluate.examples)
-        pictures.save_grid(file, {name: images[chosen] for name, images in rows.items()})
+    def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
+        rows = {"input": np.asarray(show_inputs(inputs)), **predictions, "truth": targets}
+        indices = evenly_spaced(len(targets), config.evaluate.examples)
+        pictures.save_grid(file, {name: images[indices] for name, images in rows.items()})
 
-    def watch(images: Answers) -> dict[str, float]:
+    def compute_validation(images: Predictions) -> dict[str, float]:
         images = np.clip(images, -1, 1)
-        squares = float(((images - right) ** 2).mean())
-        return {"squared_error": squares, "psnr": measures["psnr"](images)}
+        squared_error = float(((images - targets) ** 2).mean())
+        return {"squared_error": squared_error, "psnr": measures["psnr"](images)}
 
-    return Exam(
+    return Evaluation(
         inputs=inputs,
-        figures={name: FIGURES[name] for name in FIGURES if name in measures},
-        mark=lambda x: {name: of(np.clip(x, -1, 1)) for name, of in measures.items()},
-        watch=watch,
-        classical={
+        metrics={name: METRICS[name] for name in METRICS if name in measures},
+        compute=lambda x: {name: fn(np.clip(x, -1, 1)) for name, fn in measures.items()},
+        compute_validation=compute_validation,
+        baselines={
             name: np.asarray(restore(inputs, train), np.float32)
-            for name, restore in classical.items()
+            for name, restore in baselines.items()
         },
-        asked=f"{len(right):,} images that no network has seen",
+        description=f"{len(targets):,} held-out images",
         notes=notes,
         draw=draw,
     )
 
 
-def spaced(count: int, wanted: int) -> Any:
-    """The places of some of `count` things: of an ordered set, some of everything."""
-    return np.linspace(0, count - 1, min(count, wanted)).astype(int)
+def evenly_spaced(count: int, most: int) -> Any:
+    """At most `most` indices, evenly spaced in `range(count)`."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
-def some_of(source: kd_data.Source, count: int) -> Batch:
-    """At most so many of the images, from everywhere in the set, as one batch."""
-    chosen = [source[int(i)] for i in spaced(len(source), count)]
-    return {name: np.stack([example[name] for example in chosen]) for name in ("image", "label")}
+def subsample(source: kd_data.Source, count: int) -> Batch:
+    """At most `count` images, evenly spaced in the source, as one batch."""
+    examples = [source[int(i)] for i in evenly_spaced(len(source), count)]
+    return {name: np.stack([example[name] for example in examples]) for name in ("image", "label")}
 
 
 def classifier(config: ConfigDict, source: kd_data.Source) -> extractor.Extractor:
-    """What a Frechet distance is measured in."""
-    real = kd_data.arrays(source)
+    """The classifier whose features the Frechet distance is measured in."""
+    real = kd_data.load_all(source)
     return extractor.classifier_extractor(
         real["image"],
         real["label"],
         name=config.data.source.partition(":")[0],
         classes=source.num_classes,
         cache=harness.cache_dir(),
-        steps=300,  # of large patches; it is only to see textures
+        steps=300,  # of large patches; it only has to recognise textures
         batch=32,
     )
 
 
-def distance_note(name: str, what: str) -> str:
-    """What a report says of a Frechet distance."""
+def distance_note(name: str, reference: str) -> str:
+    """A report's sentence on the Frechet distance to the reference images."""
     return (
-        f"Frechet distance: to {what}, in the features of `{name}` (a small classifier trained on "
-        "this data; comparable only with itself, and not an FID)."
+        f"Frechet distance: to {reference}, in the features of `{name}` (a small classifier "
+        "trained on this data; comparable only with itself, and not an FID)."
     )
 
 
@@ -334,6 +344,6 @@ def _lpips(config: ConfigDict) -> extractor.Perceptual | None:
     return extractor.lpips(*files) if files else None
 
 
-def as_large(images: Array, size: int) -> Array:
-    """Images enlarged to another height, pixel by pixel, to be shown beside others of it."""
+def enlarge(images: Array, size: int) -> Array:
+    """Images enlarged to height `size` by repeating pixels, for a picture."""
     return upsample(images, size // images.shape[1])

@@ -5,21 +5,21 @@ r"""Distil a StyleGAN2 into a narrower StyleGAN2, or into a StyleGAN1; measured.
     python -m experiments.stylegan2 --workdir=runs/ffhq --preset=ffhq256 \
         --config.teacher=ffhq256.pkl --config.data.source=folder:ffhq256          # GPU or TPU
 
-The teacher is the file `--config.teacher=PATH` (anything that `kd_jax.pretrained.load` reads, with
-noise of its own and truncation 1), or without one a small StyleGAN2 that is trained here on patches
-of photographs. The student has a fraction of its channels. Alone it learns from the images; then
-the same student, with the teacher's mapping network, learns from the teacher too. A StyleGAN2
-follows StyleKD (Xu et al. 2022): the image's L1, and the relations between images and images whose
-styles are moved along the teacher's principal directions. A StyleGAN1, whose styles mean something
-else, gets the images' L1 and the features of the teacher's blocks (GAN Compression, Li et al.
-2020).
+The teacher is read from the file `--config.teacher=PATH` (any format that `kd_jax.pretrained.load`
+reads, with random noise and truncation 1); by default a small StyleGAN2 is trained on patches of
+photographs. The student has a fraction of its channels. It is trained on the images from scratch,
+and distilled, initialized with the teacher's mapping network. A StyleGAN2 student follows StyleKD
+(Xu et al. 2022): the L1 between images, and the relations between images and images whose styles
+are shifted along the teacher's principal directions. A StyleGAN1 student, whose styles have another
+meaning, is trained with the L1 between images and the features of the teacher's blocks (GAN
+Compression, Li et al. 2020).
 
 Expected:
 * `small`: two CPU cores; the table in README.md, measured with the command above.
 * `ffhq256`, **not run here**: the paper reports for FFHQ-256 a Frechet (Inception) distance of 4.5
   for the teacher (30.0M parameters, 45.1G MACs) and 7.25 for a student of 5.6M and 4.1G, after
-  450,000 steps of 16 images. Distances of this module are those of a classifier of the data at
-  hand, and not that distance.
+  450,000 steps of 16 images. The distances of this module use a classifier of the data at hand and
+  are not comparable.
 """
 
 from collections.abc import Mapping
@@ -35,14 +35,14 @@ from ml_collections import ConfigDict
 
 from experiments import comparison, harness
 from kd_jax import data as kd_data
-from kd_jax import latent, pretrained, recipes, students
+from kd_jax import methods, pretrained, pruning, sefa
 from kd_jax.models import stylegan1, stylegan2
-from kd_jax.modes import data_free
 from kd_jax.network import Network, connect_to
 from kd_jax.objective import MakeInputs
-from kd_jax.state import Networks, Pair, Teacher
+from kd_jax.state import Networks, PerNetwork, Teacher
 from kd_jax.tasks import latents
 from kd_jax.types import Array, Batch, Variables
+from kd_jax.wrappers import data_free
 
 STUDENTS = {"stylegan2": stylegan2, "stylegan1": stylegan1}
 
@@ -52,8 +52,8 @@ def get_config(preset: str = "small") -> ConfigDict:
     config = ConfigDict(
         {
             "seeds": (0,),
-            "teacher": "",  # a file, or nothing: one is trained here
-            "teacher_part": "",  # which network of the file; the averaged generator by default
+            "teacher": "",  # a file; empty: the teacher is trained
+            "teacher_part": "",  # the network in the file; the averaged generator by default
             "student": "stylegan2",  # or stylegan1
             "latent": 64,
             "batch_size": 16,
@@ -68,25 +68,27 @@ def get_config(preset: str = "small") -> ConfigDict:
             "discriminator": {"channel_base": 1024, "channel_max": 32},
             "mapping_depth": 4,
             # Karras et al. 2020 evaluate R1 each 16th and path lengths each 4th step. On CPU, XLA
-            # runs what is inside a conditional on one core: small networks evaluate R1 each step,
-            # and do without path lengths.
+            # runs the body of a conditional on one core: small networks evaluate R1 at each step
+            # and omit path lengths.
             "r1": {"weight": 1.0, "every": 1},
             "path_length": {"weight": 0.0, "every": 4},
             "rate": 2e-3,
-            "final_rate": 0.1,  # the cosine schedule's end, as a part of the learning rate
+            "final_rate": 0.1,  # the cosine schedule's end, as a fraction of the learning rate
             "ema": 0.999,
             "distilled": {
                 "pixel": 3.0,
                 "relation": 30.0,  # of StyleKD
                 "features": 1.0,  # of a StyleGAN1
                 "taps": ("8x8", "16x16"),
-                "strength": 5.0,  # how far styles are moved, along unit directions
-                "start": "mapping",  # what is inherited; or magnitude: channels too
-                # The part of each batch of "real" images that the teacher makes: 1 for a teacher
-                # whose images are not at hand.
+                "strength": 5.0,  # the length of the styles' shifts along unit directions
+                # The inherited weights: mapping (the mapping network only) or magnitude (also the
+                # channels of the largest magnitude).
+                "initialization": "mapping",
+                # The fraction of each batch of "real" images that the teacher generates: 1 for a
+                # teacher whose training images are not available.
                 "teacher_images": 0.0,
             },
-            "health": True,
+            "diagnostics": True,
             "log_every": 50,
             "evaluate_every": 400,
             "checkpoint_every": 400,
@@ -108,7 +110,7 @@ def get_config(preset: str = "small") -> ConfigDict:
         config.evaluate.samples = 10_000
         config.evaluate_every = config.checkpoint_every = 10_000
         config.mesh.data = 0  # all devices
-    if preset == "tiny":  # for tests: seconds, and nothing learnt
+    if preset == "tiny":  # for tests: seconds of training, too few steps to learn anything
         config.latent = config.batch_size = 8
         config.data.size = 16
         config.teacher_network.update({"channel_base": 128, "channel_max": 8, "steps": 2})
@@ -117,27 +119,27 @@ def get_config(preset: str = "small") -> ConfigDict:
         config.mapping_depth = 2
         config.distilled.taps = ("8x8",)
         config.log_every = config.evaluate_every = config.checkpoint_every = 2
-        config.health = False
+        config.diagnostics = False
         config.evaluate.samples = 20
     return config
 
 
 class Task(NamedTuple):
-    """What a configuration amounts to, once its data and its teacher's file are open.
+    """The data, the networks and the devices that a configuration describes.
 
     Attributes:
       source: the images.
-      teacher: the teacher's networks; the discriminator is needed where it is trained here.
-      student: the student's.
-      given: the teacher's variables, from a file.
+      teacher: the teacher's networks; the discriminator is needed only if the teacher is trained.
+      student: the student's networks.
+      teacher_variables: the teacher's variables, if they are read from a file.
       inputs: the task.
-      mesh: where to train.
+      mesh: the devices to train on.
     """
 
     source: kd_data.Source
-    teacher: Pair
-    student: Pair
-    given: Variables | None
+    teacher: PerNetwork
+    student: PerNetwork
+    teacher_variables: Variables | None
     inputs: MakeInputs
     mesh: Mesh
 
@@ -146,24 +148,25 @@ def build(config: ConfigDict) -> Task:
     """Opens the data and the teacher, and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
     if config.student not in STUDENTS:
         raise ValueError(f"config.student={config.student!r} is not one of {', '.join(STUDENTS)}")
-    if config.distilled.start not in ("mapping", "magnitude"):
+    initialization = config.distilled.initialization
+    if initialization not in ("mapping", "magnitude"):
         raise ValueError(
-            f"config.distilled.start={config.distilled.start!r} is neither mapping nor magnitude"
+            f"config.distilled.initialization={initialization!r} is neither mapping nor magnitude"
         )
     source = comparison.open_source(config)
     shared: dict[str, Any] = {"channels": config.data.channels}
-    judge = partial(
+    discriminator = partial(
         stylegan2.discriminator, config.data.size, **shared, **config.discriminator.to_dict()
     )
     style = {**shared, "latent": config.latent, "style": config.latent}
-    given = None
+    teacher_variables = None
     if config.teacher:
-        teacher, given = pretrained.load(config.teacher, config.teacher_part or None)
-        _check_teacher(config, teacher, given)
+        teacher, teacher_variables = pretrained.load(config.teacher, config.teacher_part or None)
+        _check_teacher(config, teacher, teacher_variables)
     else:
         teacher = stylegan2.generator(
             config.data.size,
@@ -181,13 +184,13 @@ def build(config: ConfigDict) -> Task:
     inputs = latents(config.latent, conditional=False)
     task = Task(
         source,
-        Pair(teacher, judge()),
-        Pair(student, judge()),
-        given,
+        PerNetwork(teacher, discriminator()),
+        PerNetwork(student, discriminator()),
+        teacher_variables,
         inputs,
         harness.mesh(config.mesh, config.batch_size),
     )
-    start(config, task, zeros(config, task))
+    initial_variables(config, task, zero_teacher(config, task))  # raises if they do not fit
     return task
 
 
@@ -196,45 +199,49 @@ def _widths(sizes: ConfigDict) -> dict[str, Any]:
 
 
 def _check_teacher(config: ConfigDict, network: Network, variables: Variables) -> None:
-    """Refuses a file whose network cannot teach this student."""
+    """Checks that the teacher of a file fits the data and has a mapping network."""
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     if network.mapping is None:
-        raise ValueError(f"config.teacher={config.teacher}: no style network")
+        raise ValueError(f"config.teacher={config.teacher} has no mapping network")
     comparison.check_teacher(config, network, variables, z)
 
 
-def start(config: ConfigDict, task: Task, teacher: Variables) -> Mapping[str, Any]:
-    """What the distilled student begins with: the teacher's mapping, perhaps its best channels.
+def initial_variables(config: ConfigDict, task: Task, teacher: Variables) -> Mapping[str, Any]:
+    """The distilled student's initial variables: the teacher's mapping network or pruned weights.
 
     Raises:
-      ValueError: the networks do not allow it; one line.
+      ValueError: the networks do not allow it; a one-line message.
     """
     module = STUDENTS[config.student]
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     like = jax.eval_shape(task.student.generator.init, jax.random.key(0), z)
-    if config.distilled.start == "magnitude":
+    if config.distilled.initialization == "magnitude":
         if module is not stylegan2:
-            raise ValueError("config.distilled.start=magnitude needs config.student=stylegan2")
+            raise ValueError(
+                "config.distilled.initialization=magnitude needs config.student=stylegan2"
+            )
         axes = stylegan2.generator_axes(teacher)
-        return students.from_teacher(teacher, axes, students.magnitude(teacher, axes), like)
-    parts = {}
+        return pruning.from_teacher(teacher, axes, pruning.magnitude(teacher, axes), like)
+    variables = {}
     for collection in ("params", "averages"):
-        mine, theirs = (x.get(collection, {}).get("mapping", {}) for x in (like, teacher))
-        shapes = [jax.tree.map(jnp.shape, tree) for tree in (mine, theirs)]
+        student_mapping, teacher_mapping = (
+            x.get(collection, {}).get("mapping", {}) for x in (like, teacher)
+        )
+        shapes = [jax.tree.map(jnp.shape, tree) for tree in (student_mapping, teacher_mapping)]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"the student's mapping cannot inherit the teacher's: config.latent={config.latent}"
                 f" and config.mapping_depth={config.mapping_depth} give other {collection}"
             )
-        parts[collection] = {"mapping": theirs}
-    return parts
+        variables[collection] = {"mapping": teacher_mapping}
+    return variables
 
 
-def adversarial(config: ConfigDict) -> Pair:
-    """The game of StyleGAN2; without path lengths where their weight is 0."""
+def adversarial(config: ConfigDict) -> PerNetwork:
+    """The adversarial terms of StyleGAN2, without path lengths if their weight is 0."""
     if not config.path_length.weight:
-        return recipes.nonsaturating(config.r1.weight, config.r1.every)
-    return recipes.stylegan2(
+        return methods.nonsaturating(config.r1.weight, config.r1.every)
+    return methods.stylegan2(
         config.r1.weight,
         config.path_length.weight,
         r1_every=config.r1.every,
@@ -242,94 +249,103 @@ def adversarial(config: ConfigDict) -> Pair:
     )
 
 
-def teacher_recipe(config: ConfigDict, task: Task) -> harness.Recipe:
-    """The teacher learns from the images."""
+def teacher_plan(config: ConfigDict, task: Task) -> harness.TrainingPlan:
+    """The teacher's training on the images."""
     nets = Networks(*task.teacher)
-    return recipe(config, task, nets, adversarial(config), config.teacher_network.steps)
+    return training_plan(config, task, nets, adversarial(config), config.teacher_network.steps)
 
 
-def student_recipe(config: ConfigDict, task: Task, arm: str, teacher: Variables) -> harness.Recipe:
-    """The student learns from the images, alone or from the teacher too."""
-    steps, game = config.student_network.steps, adversarial(config)
+def student_plan(
+    config: ConfigDict, task: Task, arm: str, teacher: Variables
+) -> harness.TrainingPlan:
+    """The student's training on the images, from scratch or distilled."""
+    steps, loss = config.student_network.steps, adversarial(config)
     nets = Networks(*task.student)
-    if arm == "alone":
-        return recipe(config, task, nets, game, steps)
+    if arm == "from_scratch":
+        return training_plan(config, task, nets, loss, steps)
     settings = config.distilled
     nets = nets._replace(generator=distilled_student(config, task), teacher=task.teacher.generator)
     if config.student == "stylegan1":
-        terms = recipes.gan_compression(
-            settings.taps, reconstruction=settings.pixel, distill=settings.features, game=game
+        terms = methods.gan_compression(
+            settings.taps,
+            reconstruction=settings.pixel,
+            distill=settings.features,
+            adversarial=loss,
         )
     else:
-        terms = recipes.stylekd(
-            directions(teacher),
+        terms = methods.stylekd(
+            style_directions(teacher),
             settings.taps,
             pixel=settings.pixel,
             relation=settings.relation,
             strength=settings.strength,
-            game=game,
+            adversarial=loss,
         )
-    begin = {"generator": start(config, task, teacher)}
-    made = recipe(config, task, nets, terms, steps, Teacher(teacher), begin)
+    initial = {"generator": initial_variables(config, task, teacher)}
+    plan = training_plan(config, task, nets, terms, steps, Teacher(teacher), initial)
     if not settings.teacher_images:
-        return made
+        return plan
     share = partial(
         data_free,
         teacher=task.teacher.generator,
         inputs=task.inputs,
         share=settings.teacher_images,
     )
-    return made.wrapped(share)
+    return plan.wrap_step(share)
 
 
 def distilled_student(config: ConfigDict, task: Task) -> Network:
-    """The student while it is distilled: a StyleGAN1 has projections to the teacher's features."""
+    """The student in training: a StyleGAN1 with projections to the teacher's features."""
     if config.student == "stylegan2":
         return task.student.generator
     z = jax.ShapeDtypeStruct((config.batch_size, config.latent), jnp.float32)
     return connect_to(task.student.generator, task.teacher.generator, config.distilled.taps, z)
 
 
-def directions(teacher: Variables) -> Array:
-    """The principal directions of everything in the teacher's synthesis that reads its styles."""
-    found = [
+def style_directions(teacher: Variables) -> Array:
+    """SeFa directions of all layers of the teacher's synthesis network that read styles."""
+    matrices = [
         leaf.T
         for path, leaf in jax.tree_util.tree_leaves_with_path(teacher["params"]["synthesis"])
         if jax.tree_util.keystr(path, simple=True, separator="/").endswith("affine/weight")
     ]
-    return latent.directions(found)
+    return sefa.sefa_directions(matrices)
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     task: Task,
     nets: Networks,
-    terms: Pair,
+    terms: PerNetwork,
     steps: int,
     teacher: Teacher | None = None,
-    begin: Mapping[str, Variables] | None = None,
-) -> harness.Recipe:
-    """The alternating step, with the Adams that belong to lazy terms and a decaying rate."""
+    initial: Mapping[str, Variables] | None = None,
+) -> harness.TrainingPlan:
+    """The alternating step, with Adam adapted to lazy regularization and a decaying rate."""
 
     def optimizer(every: int) -> optax.GradientTransformation:
         decay = optax.cosine_decay_schedule(1.0, steps, config.final_rate)
-        adam = recipes.lazy_adam(config.rate, every)
+        adam = methods.lazy_adam(config.rate, every)
         return optax.chain(adam, optax.scale_by_schedule(decay))
 
     path_every = config.path_length.every if config.path_length.weight else 1
-    optimizers = Pair(optimizer(path_every), optimizer(config.r1.every))
-    return comparison.recipe(config, nets, terms, optimizers, task.inputs, steps, teacher, begin)
+    optimizers = PerNetwork(optimizer(path_every), optimizer(config.r1.every))
+    return comparison.training_plan(
+        config, nets, terms, optimizers, task.inputs, steps, teacher, initial
+    )
 
 
-def lesson(config: ConfigDict, task: Task) -> comparison.Lesson:
-    """What is trained."""
-    return comparison.Lesson(
+def make_comparison(config: ConfigDict, task: Task) -> comparison.Comparison:
+    """The comparison of these networks."""
+    return comparison.Comparison(
         source=task.source,
         teacher=task.teacher.generator,
         student=task.student.generator,
-        given=None if task.given is None else Teacher(task.given),
-        teacher_recipe=partial(teacher_recipe, config, task),
-        student_recipe=lambda arm, teacher: student_recipe(config, task, arm, teacher.generator),
+        teacher_variables=None
+        if task.teacher_variables is None
+        else Teacher(task.teacher_variables),
+        teacher_plan=partial(teacher_plan, config, task),
+        student_plan=lambda arm, teacher: student_plan(config, task, arm, teacher.generator),
         inputs=task.inputs,
         mesh=task.mesh,
         conditional=False,
@@ -337,20 +353,24 @@ def lesson(config: ConfigDict, task: Task) -> comparison.Lesson:
 
 
 def main(config: ConfigDict, task: Task, workdir: Path) -> None:
-    """Trains everything that is not trained yet, measures it, and writes the report."""
+    """Runs the trainings that are not finished, evaluates all, and writes the report."""
     title = f"Distilling a StyleGAN2 into a {'Style' + config.student[5:].upper()}"
-    comparison.teach(config, lesson(config, task), workdir, title)
+    comparison.run_comparison(config, make_comparison(config, task), workdir, title)
 
 
-def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.Recipe], Batch]:
-    """Every kind of training, with zeros in the place of the teacher's variables, and a batch."""
-    return comparison.plan(config, lesson(config, task), Teacher(zeros(config, task)))
+def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.TrainingPlan], Batch]:
+    """All training plans, with zeros in place of the teacher's variables, and a batch."""
+    return comparison.plan(
+        config, make_comparison(config, task), Teacher(zero_teacher(config, task))
+    )
 
 
-def zeros(config: ConfigDict, task: Task) -> Variables:
-    """In the place of the teacher's variables, which are not known yet."""
+def zero_teacher(config: ConfigDict, task: Task) -> Variables:
+    """Zeros of the shapes of the teacher's variables."""
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
-    shapes = task.given or jax.eval_shape(task.teacher.generator.init, jax.random.key(0), z)
+    shapes = task.teacher_variables or jax.eval_shape(
+        task.teacher.generator.init, jax.random.key(0), z
+    )
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 

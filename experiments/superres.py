@@ -1,4 +1,4 @@
-"""Distil a super-resolution network: teacher, student alone, student distilled, and bicubic.
+"""Distil a super-resolution network: teacher, student from scratch and distilled, and bicubic.
 
     python -m experiments.superres --workdir=runs/superres            # photographs, 4x, minutes
     python -m experiments.superres --workdir=runs/full --preset=full --config.data.source=folder:A
@@ -6,9 +6,9 @@
     python -m experiments.superres --dry_run --config.student.width=8
 
 An SRResNet (Ledig et al. 2017) without normalisation (Lim et al. 2017) learns to enlarge patches of
-photographs that were made smaller as Pillow does it. A narrower one with separable convolutions
-learns it alone, with the L1 distance to the original, and from the teacher too. `full` has ESRGAN's
-generator (Wang et al. 2018) for a teacher.
+photographs that were downsampled as in Pillow. A narrower one is trained from scratch with the L1
+distance to the original, and distilled with the L1 distance to the teacher's image as well. In
+`full` the teacher is ESRGAN's generator (Wang et al. 2018).
 
 Hardware and results: two CPU cores; the table in README.md.
 """
@@ -18,23 +18,23 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from experiments import harness, lessons, restoration
-from kd_jax import degrade, tasks
+from experiments import harness, restoration, runner
+from kd_jax import degradations, tasks
 from kd_jax.models import superres
 from kd_jax.network import Network
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = restoration.settings()
+    config = restoration.base_config()
     config.scale = 4
-    config.noise = 0.0  # standard deviation of what is added to the small images, of [-1, 1]
+    config.noise = 0.0  # standard deviation of noise on the small images, which are in [-1, 1]
     config.teacher.update({"model": "srresnet", "width": 32, "blocks": 6, "separable": False})
     config.student.update({"width": 10, "blocks": 3, "separable": False})
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 128, "patches": True})
-        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
+        config.evaluate.images = 1000  # all images and predictions may exceed the memory
         config.teacher.update({"model": "rrdb", "width": 64, "blocks": 23, "steps": 400_000})
         config.teacher.rate = config.student.rate = 2e-4
         config.student.update({"width": 32, "blocks": 8, "steps": 400_000})
@@ -52,25 +52,25 @@ TEACHERS: dict[str, Callable[..., Network]] = {
 }
 
 
-def build(config: ConfigDict) -> lessons.Lesson:
+def build(config: ConfigDict) -> runner.Comparison:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
     if config.teacher.model not in TEACHERS:
         raise ValueError(
             f"config.teacher.model={config.teacher.model!r} is not one of {', '.join(TEACHERS)}"
         )
     if config.scale < 1:
-        raise ValueError(f"config.scale={config.scale} is below 1, at which size is kept")
+        raise ValueError(f"config.scale={config.scale} is below 1, which keeps the size")
     if config.data.size % config.scale:
         raise ValueError(
-            f"config.data.size={config.data.size} is no multiple of config.scale={config.scale}"
+            f"config.data.size={config.data.size} is not a multiple of config.scale={config.scale}"
         )
     if config.noise < 0:
-        raise ValueError(f"config.noise={config.noise} is a standard deviation, and negative")
-    common = {"channels": config.data.channels, "dtype": lessons.dtype(config)}
+        raise ValueError(f"config.noise={config.noise} is negative; it is a standard deviation")
+    common = {"channels": config.data.channels, "dtype": runner.dtype(config)}
     large, small = config.teacher, config.student
     teacher = TEACHERS[large.model](
         config.scale, large.width, large.blocks, separable=large.separable, **common
@@ -78,19 +78,21 @@ def build(config: ConfigDict) -> lessons.Lesson:
     student = superres.srresnet(
         config.scale, small.width, small.blocks, window=3, separable=small.separable, **common
     )
-    return restoration.lesson(
+    return restoration.make_comparison(
         config,
         f"Distilling {config.scale}x super-resolution",
         tasks.super_resolution(config.scale, deviation=config.noise),
         teacher,
         student,
         ("trunk",),
-        classical={"bicubic": lambda asked, _: degrade.upsampled(asked.generator[0], config.scale)},
-        shown=lambda asked: restoration.as_large(asked.generator[0], config.data.size),
+        baselines={
+            "bicubic": lambda inputs, _: degradations.upsample(inputs.generator[0], config.scale)
+        },
+        show_inputs=lambda inputs: restoration.enlarge(inputs.generator[0], config.data.size),
     )
 
 
-EXPERIMENT = lessons.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -1,14 +1,14 @@
-"""Distil text to image: teacher, student alone and student distilled draw digits as captions ask.
+"""Distil text to image, digits from captions: teacher, student from scratch, distilled student.
 
     python -m experiments.text_to_image --workdir=runs/text          # digits, minutes
     python -m experiments.text_to_image --workdir=runs/full --preset=full  # 32x32, a GPU
     python -m experiments.text_to_image --dry_run --config.student.width=4
 
-"bold leaning seven": what is heavy and what leans is measured in the images, by thirds. A generator
-whose encoder reads the words and whose features look at them (AttnGAN, Xu et al. 2018) plays
-against a discriminator that reads them too; both have to find the caption of an image among those
-of the batch (XMC-GAN, Zhang et al. 2021). A narrower one learns it alone, and from the teacher's
-images for the same latents and words too.
+"bold leaning seven": the words for weight and slant are the thirds of quantities measured in the
+images. A generator whose features attend to the encoded words (AttnGAN, Xu et al. 2018) is trained
+against a discriminator that reads them too, with a contrastive loss between the images and captions
+of the batch in both networks (XMC-GAN, Zhang et al. 2021). A narrower generator is trained from
+scratch, and distilled with the teacher's images for the same latents and words.
 
 Hardware and results: two CPU cores; the table in README.md.
 """
@@ -21,23 +21,23 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, lessons
-from experiments.lessons import Answers, Exam, Figure, Lesson
+from experiments import harness, runner
+from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
-from kd_jax import losses, recipes, tasks
+from kd_jax import losses, methods, tasks
 from kd_jax.data import captions
 from kd_jax.evaluate import extractor, frechet, pictures
-from kd_jax.losses import matching
+from kd_jax.losses import image_text
 from kd_jax.models import text
 from kd_jax.network import Network
 from kd_jax.objective import Forward, Inputs, MakeInputs, Term
-from kd_jax.state import Networks, Pair
+from kd_jax.state import Networks, PerNetwork
 from kd_jax.types import Array, Variables
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = lessons.settings()
+    config = runner.base_config()
     config.update(
         {
             "latent": 32,
@@ -48,8 +48,8 @@ def get_config(preset: str = "laptop") -> ConfigDict:
             },
             "discriminator": {"width": 16, "rate": 1e-3},
             "r1": 0.5,  # weight of the gradient penalty at real images
-            "matching": 0.2,  # of finding the caption among the batch's
-            "distilled": {"pixel": 5.0},  # of the L1 to the teacher's images
+            "matching": 0.2,  # weight of the contrastive image-text loss
+            "distilled": {"pixel": 5.0},  # weight of the L1 to the teacher's images
         }
     )
     config.batch_size = 32
@@ -57,7 +57,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.evaluate_every = config.checkpoint_every = 200
     config.teacher.update({"width": 24, "embedding": 32, "steps": 600, "rate": 1e-3})
     config.student.update({"width": 6, "embedding": 32, "steps": 600, "rate": 1e-3})
-    # Each caption of a held-out image so many times, with other latents.
+    # Images per caption of a held-out image, with different latents.
     config.evaluate.update({"repeat": 4, "examples": 12})
     if preset == "full":
         config.data.size = 32
@@ -68,7 +68,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 16, "embedding": 128, "steps": 100_000})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 2000, 2000
     if preset == "tiny":
-        lessons.tiny(config)
+        runner.tiny(config)
         config.latent = 4
         config.discriminator.width = 2
         config.teacher.update({"width": 2, "embedding": 4})
@@ -77,19 +77,19 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     return config
 
 
-def build(config: ConfigDict) -> Lesson:
+def build(config: ConfigDict) -> Comparison:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    lessons.check(config)
+    runner.check(config)
     weights = {"r1": config.r1, "matching": config.matching, "pixel": config.distilled.pixel}
-    lessons.check_weights(weights)
+    runner.check_weights(weights)
     if config.matching and config.batch_size < 2:
         raise ValueError(
-            f"config.batch_size={config.batch_size} has no other caption to tell an image's from: "
-            "at least 2 are needed, or config.matching=0"
+            f"config.batch_size={config.batch_size} is too small for the contrastive loss: at "
+            "least 2 is needed, or config.matching=0"
         )
     if config.evaluate.repeat < 1 or config.latent < 1:
         raise ValueError(
@@ -97,17 +97,17 @@ def build(config: ConfigDict) -> Lesson:
             "must be positive"
         )
     if config.data.split == config.data.test_split:
-        raise ValueError(f"config.data.split={config.data.split!r} is what is asked in the end too")
+        raise ValueError(f"config.data.split={config.data.split!r} equals config.data.test_split")
     train, test = (
         kd_data.open_source("digits", split, config.data.size, 1, harness.cache_dir() / "tfds")
         for split in (config.data.split, config.data.test_split)
     )
-    lessons.check_unseen(train, test, "--config.data.test_split")
-    lessons.check_measured(len(test), test, "--config.data.test_split must have more")
-    reader = captions.captioner(kd_data.arrays(train)["image"])
-    inputs = tasks.text_to_image(config.latent, reader.tokens)
+    runner.check_held_out(train, test, "--config.data.test_split")
+    runner.check_frechet_count(len(test), test, "--config.data.test_split must have more")
+    captioner = captions.captioner(kd_data.load_all(train)["image"])
+    inputs = tasks.text_to_image(config.latent, captioner.tokens)
     words = {"vocabulary": len(captions.WORDS), "length": captions.LENGTH}
-    dtype = lessons.dtype(config)
+    dtype = runner.dtype(config)
     teacher, student = (
         text.generator(
             config.data.size,
@@ -119,74 +119,78 @@ def build(config: ConfigDict) -> Lesson:
         )
         for sizes in (config.teacher, config.student)
     )
-    judge = text.discriminator(
+    discriminator = text.discriminator(
         config.data.size,
         config.discriminator.width,
         embedding=config.teacher.embedding,
         dtype=dtype,
         **words,
     )
-    return Lesson(
+    return Comparison(
         title="Distilling text to image",
-        batches=lessons.deal(config, train),
+        batches=runner.make_batches(config, train),
         inputs=inputs,
         teacher=teacher,
         student=student,
-        recipe=partial(recipe, config, inputs, teacher, student, judge),
-        exam=lambda: make_exam(config, reader, train, test),
-        watched=("frechet", "Frechet distance"),
+        training_plan=partial(training_plan, config, inputs, teacher, student, discriminator),
+        evaluation=lambda: make_evaluation(config, captioner, train, test),
+        tracked=("frechet", "Frechet distance"),
         mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     inputs: MakeInputs,
     teacher: Network,
     student: Network,
-    judge: Network,
+    discriminator: Network,
     name: str,
     variables: Variables | None = None,
-) -> harness.Recipe:
-    """One of `lessons.TRAININGS`: the game with words and, distilled, the teacher's images."""
-    game = recipes.nonsaturating(config.r1)
-    terms = {**game.generator, "matching": Term(fake_matches, config.matching)}
-    judged = {**game.discriminator, "matching": Term(real_matches, config.matching)}
-    nets = Networks(teacher if name == "teacher" else student, judge)
+) -> harness.TrainingPlan:
+    """The plan of a training in `runner.TRAININGS`.
+
+    The losses are those of a conditional GAN, the contrastive loss and, for the distilled student,
+    the L1 to the teacher's images.
+    """
+    adversarial = methods.nonsaturating(config.r1)
+    terms = {**adversarial.generator, "matching": Term(match_fake, config.matching)}
+    d_terms = {**adversarial.discriminator, "matching": Term(match_real, config.matching)}
+    nets = Networks(teacher if name == "teacher" else student, discriminator)
     if name == "distilled":
         nets = nets._replace(teacher=teacher)
         terms["pixel"] = Term(
             lambda f: losses.response.l1(f.fake, f.teacher), config.distilled.pixel
         )
     rate = config.discriminator.rate
-    both = Pair(terms, judged)
-    return lessons.recipe(
-        config, name, nets, both, inputs, variables, judge_rate=rate, b1=0.0, b2=0.99
+    all_terms = PerNetwork(terms, d_terms)
+    return runner.training_plan(
+        config, name, nets, all_terms, inputs, variables, d_rate=rate, b1=0.0, b2=0.99
     )
 
 
-def fake_matches(f: Forward) -> Array:
-    """The discriminator finds each generated image's caption among those of the batch."""
-    same = matching.same_rows(f.inputs.extra["tokens"])
-    return matching.contrastive(f.fake_taps["image"], f.fake_taps["sentence"], same)
+def match_fake(f: Forward) -> Array:
+    """The contrastive loss between generated images and the captions of the batch."""
+    same = image_text.same_rows(f.inputs.extra["tokens"])
+    return image_text.image_text_contrastive(f.fake_taps["image"], f.fake_taps["sentence"], same)
 
 
-def real_matches(f: Forward) -> Array:
-    """It finds those of real images."""
-    taps, same = f.real_taps, matching.same_rows(f.inputs.extra["tokens"])
+def match_real(f: Forward) -> Array:
+    """The contrastive loss between real images and the captions of the batch."""
+    taps, same = f.real_taps, image_text.same_rows(f.inputs.extra["tokens"])
     if taps is None:
         raise ValueError("the batch has no images")
-    return matching.contrastive(taps["image"], taps["sentence"], same)
+    return image_text.image_text_contrastive(taps["image"], taps["sentence"], same)
 
 
-def make_exam(
+def make_evaluation(
     config: ConfigDict,
-    reader: captions.Captioner,
+    captioner: captions.Captioner,
     train: kd_data.Source,
     test: kd_data.Source,
-) -> Exam:
-    """The captions of unseen images, and the classifier that reads the answers."""
-    real, unseen = kd_data.arrays(train), kd_data.arrays(test)
+) -> Evaluation:
+    """The evaluation on the captions of held-out images; trains the classifier of digits."""
+    real, held_out = kd_data.load_all(train), kd_data.load_all(test)
     features = extractor.classifier_extractor(
         real["image"],
         real["label"],
@@ -194,59 +198,61 @@ def make_exam(
         classes=train.num_classes,
         cache=harness.cache_dir(),
     )
-    reference = frechet.moments(features.features(unseen["image"]))
-    tokens = np.asarray(reader.tokens(unseen["image"], unseen["label"]))
-    asked = np.tile(tokens, (config.evaluate.repeat, 1))
-    z = jax.random.normal(jax.random.key(config.evaluate.seed), (len(asked), config.latent))
+    reference = frechet.moments(features.features(held_out["image"]))
+    tokens = np.asarray(captioner.tokens(held_out["image"], held_out["label"]))
+    target_tokens = np.tile(tokens, (config.evaluate.repeat, 1))
+    z = jax.random.normal(jax.random.key(config.evaluate.seed), (len(target_tokens), config.latent))
 
-    def mark(images: Answers) -> dict[str, float]:
-        read = features.outputs
-        if read is None:
+    def compute(images: Predictions) -> dict[str, float]:
+        compute_outputs = features.outputs
+        if compute_outputs is None:
             raise ValueError(f"{features.name} has no outputs")
-        outputs = read(images)
-        drawn = np.asarray(reader.tokens(images, outputs["logits"].argmax(axis=1)))
-        right = drawn == asked
-        found = frechet.moments(outputs["features"])
+        outputs = compute_outputs(images)
+        image_tokens = np.asarray(captioner.tokens(images, outputs["logits"].argmax(axis=1)))
+        correct = image_tokens == target_tokens
+        moments = frechet.moments(outputs["features"])
         return {
-            "frechet": frechet.frechet_distance(found, reference),
-            "digit": 100 * float(right[:, 2].mean()),
-            "weight": 100 * float(right[:, 0].mean()),
-            "slant": 100 * float(right[:, 1].mean()),
-            "caption": 100 * float(right.all(axis=1).mean()),
+            "frechet": frechet.frechet_distance(moments, reference),
+            "digit": 100 * float(correct[:, 2].mean()),
+            "weight": 100 * float(correct[:, 0].mean()),
+            "slant": 100 * float(correct[:, 1].mean()),
+            "caption": 100 * float(correct.all(axis=1).mean()),
         }
 
-    def draw(file: Path, found: Mapping[str, Answers]) -> None:
-        chosen = np.linspace(0, len(tokens) - 1, min(config.evaluate.examples, len(tokens)))
-        places = chosen.astype(int)
-        said = [captions.decode(tokens[place]) for place in places]
-        rows = {**found, "of that caption": unseen["image"]}
+    def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
+        places = np.linspace(0, len(tokens) - 1, min(config.evaluate.examples, len(tokens)))
+        indices = places.astype(int)
+        titles = [captions.decode(tokens[index]) for index in indices]
+        rows = {**predictions, "real image": held_out["image"]}
         pictures.save_grid(
-            file, {name: images[places] for name, images in rows.items()}, titles=said
+            file, {name: images[indices] for name, images in rows.items()}, titles=titles
         )
 
-    return Exam(
-        inputs=Inputs((z, asked)),
-        figures={
-            "frechet": Figure("Frechet distance", more=False),
-            "caption": Figure("all words right, %", more=True, digits=1),
-            "digit": Figure("digit, %", more=True, digits=1),
-            "weight": Figure("weight, %", more=True, digits=1),
-            "slant": Figure("slant, %", more=True, digits=1),
+    return Evaluation(
+        inputs=Inputs((z, target_tokens)),
+        metrics={
+            "frechet": Metric("Frechet distance", higher_is_better=False),
+            "caption": Metric("all words correct, %", higher_is_better=True, digits=1),
+            "digit": Metric("digit, %", higher_is_better=True, digits=1),
+            "weight": Metric("weight, %", higher_is_better=True, digits=1),
+            "slant": Metric("slant, %", higher_is_better=True, digits=1),
         },
-        mark=mark,
-        watch=mark,
-        classical={},
-        asked=f"{len(asked):,} images for the captions of {len(test):,} that no network has seen",
+        compute=compute,
+        compute_validation=compute,
+        baselines={},
+        description=(
+            f"{len(target_tokens):,} images for the captions of {len(test):,} held-out images"
+        ),
         notes=[
             f"Frechet distance: to those images, in the features of `{features.name}` (a small "
             "classifier trained on this data; comparable only with itself, and not an FID). The "
-            "digit is what that classifier reads, weight and slant are measured in the image."
+            "digit is classified by that classifier, weight and slant are measured in the image."
         ],
         draw=draw,
     )
 
 
-EXPERIMENT = lessons.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

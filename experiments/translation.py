@@ -1,15 +1,15 @@
-"""Distil pix2pix: photographs from their edges, by teacher, student alone and student distilled.
+"""Distil pix2pix, photographs from their edges: teacher, student from scratch, distilled student.
 
     python -m experiments.translation --workdir=runs/translation     # photographs, minutes
     python -m experiments.translation --workdir=runs/full --preset=full    # 256x256, a GPU, and
                                       --config.data.source=folder:A --config.data.test=folder:B
     python -m experiments.translation --dry_run --config.student.width=12
 
-The ResNet generator of Johnson et al. 2016 learns to make photographs of what Sobel's filter leaves
-of patches of them and of a few pixels that say where which colour is, by L1 and a game against a
-PatchGAN that sees the same (Isola et al. 2017). A narrower one with separable convolutions learns
-it alone, and from the teacher too. The classical answer is the colours enlarged (bicubic); without
-any (`--config.hints=0`) it is the patch seen in training whose edges are nearest.
+The ResNet generator of Johnson et al. 2016 learns to make patches of photographs from their Sobel
+edges and a few coarse colour pixels, with the L1 and an adversarial loss of a PatchGAN that is
+conditioned on the same inputs (Isola et al. 2017). A narrower one with separable convolutions is
+trained from scratch and distilled. The baseline is the bicubic enlargement of the colours; without
+colours (`--config.hints=0`) it is the training patch with the nearest edges.
 
 Hardware and results: two CPU cores; the table in README.md.
 """
@@ -21,19 +21,19 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, lessons, restoration
+from experiments import harness, restoration, runner
 from kd_jax import data as kd_data
-from kd_jax import degrade, tasks
+from kd_jax import degradations, tasks
 from kd_jax.models import translation
 from kd_jax.types import Array
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = restoration.settings()
-    config.sigma = 1.0  # of the Gaussian that smooths before edges are looked for, in pixels
-    config.hints = 8  # the side of the coarse colours given beside the edges; 0 for none
-    config.norm = "batch"  # or instance, which forgets how bright an image is
+    config = restoration.base_config()
+    config.sigma = 1.0  # of the Gaussian filter before edge detection, in pixels
+    config.hints = 8  # the side of the coarse colours in the input, in pixels; 0 for none
+    config.norm = "batch"  # or instance, which removes an image's brightness
     config.adversarial = 0.002
     config.batch_size = 8
     config.evaluate_every = config.checkpoint_every = 200
@@ -43,7 +43,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     if preset == "full":
         config.data.update({"source": "folder:train", "test": "folder:test"})
         config.data.update({"size": 256, "patches": True})
-        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
+        config.evaluate.images = 1000  # all images and predictions may exceed the memory
         config.discriminator.update({"width": 64, "layers": 3})
         config.teacher.update({"width": 64, "blocks": 9, "steps": 200_000, "rate": 2e-4})
         config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})
@@ -59,11 +59,11 @@ def get_config(preset: str = "laptop") -> ConfigDict:
 NORMS: dict[str, translation.Norm] = {"batch": translation.BATCH, "instance": translation.INSTANCE}
 
 
-def build(config: ConfigDict) -> lessons.Lesson:
+def build(config: ConfigDict) -> runner.Comparison:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
     if config.sigma <= 0:
         raise ValueError(f"config.sigma={config.sigma} is not positive")
@@ -81,58 +81,60 @@ def build(config: ConfigDict) -> lessons.Lesson:
             norm=NORMS[config.norm],
             separable=sizes.separable,
             residual=bool(config.hints),
-            dtype=lessons.dtype(config),
+            dtype=runner.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
-    return restoration.lesson(
+    return restoration.make_comparison(
         config,
         "Distilling translation of edges to photographs",
-        tasks.paired(partial(drawing, sigma=config.sigma, hints=config.hints)),
+        tasks.paired(partial(make_condition, sigma=config.sigma, hints=config.hints)),
         teacher,
         student,
         ("down_1",),
-        classical=(
-            {"enlarged colours": lambda asked, _: asked.generator[0][..., 1:]}
+        baselines=(
+            {"enlarged colours": lambda inputs, _: inputs.generator[0][..., 1:]}
             if config.hints
             else {
-                "nearest edges": lambda asked, train: nearest(
-                    np.asarray(asked.generator[0]), train, config.sigma
+                "nearest edges": lambda inputs, train: nearest_by_edges(
+                    np.asarray(inputs.generator[0]), train, config.sigma
                 )
             }
         ),
-        shown=lambda asked: asked.generator[0][..., :1],
+        show_inputs=lambda inputs: inputs.generator[0][..., :1],
     )
 
 
-def drawing(images: Array, sigma: float, hints: int) -> Array:
-    """The edges of photographs, and after that channel their colours at `hints` pixels a side.
+def make_condition(images: Array, sigma: float, hints: int) -> Array:
+    """The edges of photographs (channel 0) and their coarse colours (the other channels).
 
-    The colours are enlarged to the photographs' size.
+    The colours are downsampled to `hints` pixels a side and enlarged to the photographs' size.
     """
-    edges = degrade.edges(images, sigma=sigma)
+    edges = degradations.edges(images, sigma=sigma)
     if not hints:
         return edges
     factor = images.shape[1] // hints
-    colours = degrade.upsampled(degrade.downsampled(images, factor), factor)
+    colours = degradations.upsample(degradations.downsample(images, factor), factor)
     return jnp.concatenate([edges, colours], axis=3)
 
 
-def nearest(edges: NDArray[np.float32], train: kd_data.Source, sigma: float) -> NDArray[np.float32]:
-    """For each drawing `[N, H, W, 1]` the image, seen in training, whose edges are nearest."""
-    images = kd_data.arrays(train)["image"]
+def nearest_by_edges(
+    edges: NDArray[np.float32], train: kd_data.Source, sigma: float
+) -> NDArray[np.float32]:
+    """For each edge map `[N, H, W, 1]` the training image with the nearest edges."""
+    images = kd_data.load_all(train)["image"]
     known = np.concatenate(
         [
-            np.asarray(degrade.edges(jnp.asarray(images[start : start + 64]), sigma=sigma))
+            np.asarray(degradations.edges(jnp.asarray(images[start : start + 64]), sigma=sigma))
             for start in range(0, len(images), 64)
         ]
     ).reshape(len(images), -1)
-    asked = edges.reshape(len(edges), -1)
-    distances = (known**2).sum(axis=1)[None] - 2 * asked @ known.T
+    queries = edges.reshape(len(edges), -1)
+    distances = (known**2).sum(axis=1)[None] - 2 * queries @ known.T
     return images[distances.argmin(axis=1)]
 
 
-EXPERIMENT = lessons.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

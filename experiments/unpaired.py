@@ -1,16 +1,16 @@
-"""Distil CycleGAN: colours lost and found again, learnt from two sets that do not correspond.
+"""Distil CycleGAN: translation between photographs and sepia (or edges) without paired images.
 
     python -m experiments.unpaired --workdir=runs/unpaired           # photographs, minutes
     python -m experiments.unpaired --workdir=runs/full --preset=full # your own two folders, a GPU
     python -m experiments.unpaired --workdir=runs/edges --config.data.form=edges
     python -m experiments.unpaired --dry_run --config.student.width=8
 
-Two ResNet generators, one for either way, learn from photographs in colour and from others in sepia
-(or their edges), by two games, what has gone there and back, and what is in its domain already (Zhu
-et al. 2017). Two narrower ones with separable convolutions learn the same alone, and from the
-teachers' images too. Side by side the two are one network, and the step knows nothing of it. As in
-the paper, what was learnt without pairs is measured with some: of unseen photographs both forms are
-known. The classical method gives an image the other set's mean and deviation of each channel
+Two ResNet generators, one per direction, are trained on photographs in colour and on others in
+sepia (or their edges), with two adversarial losses, the cycle loss and the identity loss (Zhu et
+al. 2017). Two narrower ones with separable convolutions are trained from scratch, and distilled
+with the teachers' images. The two generators run in parallel as one network, so that the training
+step is the usual one. As in the paper, the evaluation is on pairs: of held-out photographs both
+forms are known. The baseline gives an image the other set's mean and deviation of each channel
 (Reinhard et al. 2001).
 
 Hardware and results: two CPU cores; the table in README.md.
@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, lessons, restoration
-from experiments.lessons import Answers, Exam, Figure, Lesson
+from experiments import harness, restoration, runner
+from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
-from kd_jax import degrade, losses, recipes, tasks
-from kd_jax.evaluate import extractor, frechet, paired, pictures
+from kd_jax import degradations, losses, methods, tasks
+from kd_jax.evaluate import extractor, frechet, image_quality, pictures
 from kd_jax.models import translation
-from kd_jax.models.pair import side_by_side
+from kd_jax.models.pair import parallel
 from kd_jax.network import Network
 from kd_jax.objective import Inputs, MakeInputs, Term
 from kd_jax.state import Networks
@@ -41,35 +41,35 @@ from kd_jax.types import Array, Batch, Variables
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = lessons.settings()
+    config = runner.base_config()
     config.update(
         {
             "data": {
                 "first": "photos",  # or folder:PATH, tfds:NAME
                 "first_split": "train",
                 "first_test": "photos",
-                # Sepia, edges or "". With a form the second set is made of every other image of the
-                # first, which then has the rest, and the exam is of first_test alone.
+                # Sepia, edges or "". With a form the second set is every other image of the first
+                # in that form, the first set keeps the rest, and only first_test is evaluated on.
                 "form": "sepia",
                 "second": "",  # without a form: folder:PATH, tfds:NAME, photos
                 "second_split": "train",
                 "second_test": "",
-                "test_split": "test",  # of a folder all images are taken, here and above
-                "sigma": 0.7,  # of the Gaussian that smooths before edges are looked for, in pixels
+                "test_split": "test",  # ignored for folders, as the splits above
+                "sigma": 0.7,  # of the Gaussian filter before edge detection, in pixels
                 "size": 32,
                 "channels": 3,
-                "resize": False,  # make images of other sizes fit
+                "resize": False,  # resize images of other sizes
             },
-            # Zhu et al. have 10 and 5; so few steps must not begin by keeping what they get.
-            "cycle": 1.0,  # weight of what has gone there and back
-            "identity": 0.5,  # of what is in its domain already
-            "residual": True,  # whether generators add to what they are given; not so in the paper
-            "norm": "none",  # or instance, after which a generator does not know an image's colour
-            "r1": 0.05,  # of the discriminators' gradient at real images, without which they circle
-            "pool": 50,  # generated images shown again
+            # 10 and 5 in Zhu et al.; with so few steps these would keep generators at the identity.
+            "cycle": 1.0,  # weight of the cycle-consistency loss
+            "identity": 0.5,  # weight of the identity loss
+            "residual": True,  # whether generators add to their inputs; not in the paper
+            "norm": "none",  # or instance, which removes an image's mean colour
+            "r1": 0.05,  # weight of the discriminators' R1, without which the training oscillates
+            "pool": 50,  # the size of the pool of earlier generated images
             "distilled": {"response": 10.0},  # weight of the L1 to the teacher's images
-            # Of a PatchGAN; of 0 layers it judges each pixel on its own, and nothing is normalised,
-            # which would hide a colour that all pixels have.
+            # Of a PatchGAN; with 0 layers it scores each pixel independently, without a norm, which
+            # would hide a colour that all pixels share.
             "discriminator": {"width": 32, "layers": 0, "rate": 5e-4},
         }
     )
@@ -78,12 +78,12 @@ def get_config(preset: str = "laptop") -> ConfigDict:
     config.student.update({"width": 4, "blocks": 2, "separable": True, "steps": 2000, "rate": 2e-3})
     config.ema = 0.998
     config.evaluate_every = config.checkpoint_every = 250
-    config.evaluate.images = 0  # of each set; 0: all there are
+    config.evaluate.images = 0  # of each set; 0: all
     if preset == "full":
         config.data.update({"first": "folder:first/train", "first_test": "folder:first/test"})
         config.data.update({"second": "folder:second/train", "second_test": "folder:second/test"})
         config.data.update({"form": "", "size": 256})
-        config.evaluate.images = 1000  # all, and their answers, may be more than memory holds
+        config.evaluate.images = 1000  # all images and predictions may exceed the memory
         config.cycle, config.identity, config.residual, config.r1 = 10.0, 5.0, False, 0.0
         config.norm = "instance"
         config.batch_size = 1
@@ -92,7 +92,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
     if preset == "tiny":
-        lessons.tiny(config)
+        runner.tiny(config)
         config.data.size = 16
         config.discriminator.update({"width": 2, "layers": 1})
         config.teacher.update({"width": 2, "blocks": 1})
@@ -105,85 +105,86 @@ def get_config(preset: str = "laptop") -> ConfigDict:
 NORMS: dict[str, translation.Norm | None] = {"instance": translation.INSTANCE, "none": None}
 
 FORMS: dict[str, Callable[[Array, float], Array]] = {
-    "sepia": lambda images, _: degrade.sepia(images),
-    "edges": lambda images, sigma: degrade.edges(images, sigma=sigma),
+    "sepia": lambda images, _: degradations.sepia(images),
+    "edges": lambda images, sigma: degradations.edges(images, sigma=sigma),
 }
 
 
 class Sets(NamedTuple):
-    """The images of both domains, to learn from and to be examined on."""
+    """The training images and the held-out images of both domains."""
 
     train: Mapping[str, kd_data.Source]
     test: Mapping[str, kd_data.Source]
 
 
 def open_sets(config: ConfigDict) -> Sets:
-    """Opens four sets of images.
+    """Opens the training and the held-out images of both domains.
 
     Raises:
-      ValueError, FileNotFoundError: one line.
+      ValueError, FileNotFoundError: a one-line message.
     """
-    given = config.data
+    data = config.data
 
-    def opened(spec: str, split: str) -> kd_data.Source:
-        return lessons.opened(config, spec, lessons.split_of(spec, split))
+    def open_split(spec: str, split: str) -> kd_data.Source:
+        return runner.open_split(config, spec, runner.split_name(spec, split))
 
-    first, unseen = (
-        opened(given.first, given.first_split),
-        opened(given.first_test, given.test_split),
+    first, held_out = (
+        open_split(data.first, data.first_split),
+        open_split(data.first_test, data.test_split),
     )
-    wholes, tests = [first], {"first": unseen, "second": unseen}
-    if given.form:
+    trained_on, tests = [first], {"first": held_out, "second": held_out}
+    if data.form:
         if len(first) < 2:
-            raise ValueError(f"{first.name} has one image, of which no two sets can be made")
-        train = {"first": kd_data.every(first, 2), "second": kd_data.every(first, 2, start=1)}
+            raise ValueError(f"{first.name} has one image, which cannot be split into two sets")
+        train = {"first": kd_data.strided(first, 2), "second": kd_data.strided(first, 2, start=1)}
     else:
-        train = {"first": first, "second": opened(given.second, given.second_split)}
-        wholes, tests["second"] = [*train.values()], opened(given.second_test, given.test_split)
+        train = {"first": first, "second": open_split(data.second, data.second_split)}
+        trained_on = [*train.values()]
+        tests["second"] = open_split(data.second_test, data.test_split)
     for name, test in tests.items():
-        for whole in wholes:
+        for source in trained_on:
             flags = f"--config.data.{name}_test or --config.data.test_split"
-            lessons.check_unseen(whole, test, flags)
-        lessons.check_measured(
+            runner.check_held_out(source, test, flags)
+        runner.check_frechet_count(
             min(config.evaluate.images or len(test), len(test)),
             test,
-            f"--config.evaluate.images=0 takes all there are, --config.data.{name}_test others",
+            f"--config.evaluate.images=0 takes all images, --config.data.{name}_test others",
         )
     return Sets(train, tests)
 
 
-def build(config: ConfigDict) -> Lesson:
+def build(config: ConfigDict) -> Comparison:
     """Opens the data and makes the networks.
 
     Raises:
-      ValueError, FileNotFoundError: when a setting does not fit; one line.
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    lessons.check(config)
-    given = config.data
-    if given.form not in ("", *FORMS):
-        raise ValueError(f"config.data.form={given.form!r} is not one of {', '.join(FORMS)} or ''")
-    if given.form and (given.second or given.second_test):
+    runner.check(config)
+    data = config.data
+    if data.form not in ("", *FORMS):
+        raise ValueError(f"config.data.form={data.form!r} is not one of {', '.join(FORMS)} or ''")
+    if data.form and (data.second or data.second_test):
         raise ValueError(
-            f"config.data.form={given.form!r} makes the second set of the first, and leaves "
-            f"{given.second or given.second_test} aside: --config.data.form= (empty) takes it as "
-            "it is"
+            f"config.data.form={data.form!r} makes the second set of the first, so that "
+            f"{data.second or data.second_test} would be ignored: --config.data.form= (empty) "
+            "uses it"
         )
-    if not given.form and not (given.second and given.second_test):
+    if not data.form and not (data.second and data.second_test):
         raise ValueError(
             "config.data has neither a form nor both second and second_test: --config.data.form="
             f"{next(iter(FORMS))} makes the second set of the first"
         )
     if config.norm not in NORMS:
         raise ValueError(f"config.norm={config.norm!r} is not one of {', '.join(NORMS)}")
-    if given.sigma <= 0:
-        raise ValueError(f"config.data.sigma={given.sigma} is not positive")
+    if data.sigma <= 0:
+        raise ValueError(f"config.data.sigma={data.sigma} is not positive")
     weights = {
         "cycle": config.cycle,
         "identity": config.identity,
         "r1": config.r1,
         "response": config.distilled.response,
     }
-    lessons.check_weights(weights)
+    runner.check_weights(weights)
     if config.evaluate.images < 0 or config.pool < 0:
         raise ValueError(
             f"config.evaluate.images={config.evaluate.images} and config.pool={config.pool} must "
@@ -193,14 +194,14 @@ def build(config: ConfigDict) -> Lesson:
     for source in sets.train.values():
         if len(source) < config.batch_size:
             raise ValueError(f"{source.name} has {len(source)} images, fewer than one batch")
-    if given.form == "sepia" and given.channels != 3:
-        raise ValueError(f"config.data.form='sepia' needs 3 channels, not {given.channels}")
-    dtype = lessons.dtype(config)
+    if data.form == "sepia" and data.channels != 3:
+        raise ValueError(f"config.data.form='sepia' needs 3 channels, not {data.channels}")
+    dtype = runner.dtype(config)
     teacher, student = (
-        twice(
+        duplicate(
             translation.resnet_generator(
                 sizes.width,
-                channels=given.channels,
+                channels=data.channels,
                 blocks=sizes.blocks,
                 norm=NORMS[config.norm],
                 separable=sizes.get("separable", False),
@@ -211,21 +212,21 @@ def build(config: ConfigDict) -> Lesson:
         for sizes in (config.teacher, config.student)
     )
     sizes = config.discriminator
-    judge = twice(
+    discriminator = duplicate(
         translation.patch_discriminator(sizes.width, layers=sizes.layers, dtype=dtype)
         if sizes.layers
         else translation.pixel_discriminator(sizes.width, norm=None, dtype=dtype)
     )
-    inputs = task(config)
-    shape = (config.batch_size, given.size, given.size, given.channels)
+    inputs = make_inputs(config)
+    shape = (config.batch_size, data.size, data.size, data.channels)
     example = jax.eval_shape(
         inputs, jax.random.key(0), {name: np.zeros(shape, np.float32) for name in sets.train}
     )
     restoration.check_images(teacher, student, example)
-    jax.eval_shape(judge.init, jax.random.key(0), example.real)
-    return Lesson(
+    jax.eval_shape(discriminator.init, jax.random.key(0), example.real)
+    return Comparison(
         title="Distilling translation without pairs",
-        batches=lambda seed: kd_data.together(
+        batches=lambda seed: kd_data.zipped_batches(
             sets.train,
             config.batch_size,
             seed,
@@ -236,164 +237,171 @@ def build(config: ConfigDict) -> Lesson:
         inputs=inputs,
         teacher=teacher,
         student=student,
-        recipe=partial(recipe, config, inputs, teacher, student, judge),
-        exam=lambda: make_exam(config, sets),
-        watched=("psnr_second", "PSNR of what the second set is like, dB")
-        if given.form
-        else ("frechet_second", "Frechet distance there"),
+        training_plan=partial(training_plan, config, inputs, teacher, student, discriminator),
+        evaluation=lambda: make_evaluation(config, sets),
+        tracked=("psnr_second", "PSNR, first set to second, dB")
+        if data.form
+        else ("frechet_second", "Frechet distance, first set to second"),
         mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
-def twice(network: Network) -> Network:
-    """A network for each way."""
-    return side_by_side(network, network)
+def duplicate(network: Network) -> Network:
+    """Two copies of a network in parallel, one per direction."""
+    return parallel(network, network)
 
 
-def task(config: ConfigDict) -> MakeInputs:
-    """Both ways at once, the second set's images in their form."""
-    both = tasks.unpaired()
+def make_inputs(config: ConfigDict) -> MakeInputs:
+    """The task in both directions, with the second set's images in their form."""
+    unpaired = tasks.unpaired()
 
     def make(key: Array, batch: Batch) -> Inputs:
-        return both(key, {**batch, "second": second_domain(config, batch["second"])})
+        return unpaired(key, {**batch, "second": second_domain(config, batch["second"])})
 
     return make
 
 
 def second_domain(config: ConfigDict, images: Array) -> Array:
-    """`[B, H, W, C]`: what images of the second set are turned into."""
+    """Images `[B, H, W, C]` of the second set, converted to `config.data.form`."""
     if not config.data.form:
         return images
     return jnp.broadcast_to(FORMS[config.data.form](images, config.data.sigma), images.shape)
 
 
-def recipe(
+def training_plan(
     config: ConfigDict,
     inputs: MakeInputs,
     teacher: Network,
     student: Network,
-    judge: Network,
+    discriminator: Network,
     name: str,
     variables: Variables | None = None,
-) -> harness.Recipe:
-    """One of `lessons.TRAININGS`: CycleGAN and, distilled, the L1 to the teacher's images."""
+) -> harness.TrainingPlan:
+    """The plan of a training in `runner.TRAININGS`.
+
+    The losses are CycleGAN's and, for the distilled student, the L1 to the teacher's images.
+    """
     side, channels = config.data.size, config.data.channels
-    terms = recipes.cyclegan(
+    terms = methods.cyclegan(
         (side, side, channels), cycle=config.cycle, identity=config.identity, pool=config.pool
     )
-    nets = Networks(teacher if name == "teacher" else student, judge)
+    nets = Networks(teacher if name == "teacher" else student, discriminator)
     if config.r1:
-        r1 = Term(lambda f: losses.penalties.r1(f.score, f.real), config.r1)
+        r1 = Term(lambda f: losses.penalties.r1(f.discriminate, f.real), config.r1)
         terms = terms._replace(discriminator={**terms.discriminator, "r1": r1})
     if name == "distilled":
         nets = nets._replace(teacher=teacher)
         response = Term(lambda f: losses.response.l1(f.fake, f.teacher), config.distilled.response)
         terms = terms._replace(generator={**terms.generator, "response": response})
     rate = config.discriminator.rate
-    return lessons.recipe(config, name, nets, terms, inputs, variables, judge_rate=rate)
+    return runner.training_plan(config, name, nets, terms, inputs, variables, d_rate=rate)
 
 
-def make_exam(config: ConfigDict, sets: Sets) -> Exam:
-    """Unseen images of both sets; the same ones where both forms of photographs are known."""
+def make_evaluation(config: ConfigDict, sets: Sets) -> Evaluation:
+    """The evaluation on held-out images of both sets, which are paired if there is a form."""
     first, second = (
-        jnp.asarray(restoration.some_of(source, config.evaluate.images or len(source))["image"])
+        jnp.asarray(restoration.subsample(source, config.evaluate.images or len(source))["image"])
         for source in sets.test.values()
     )
     count = min(len(first), len(second))
     first, second = first[:count], second[:count]
     second = second_domain(config, first if config.data.form else second)
     pairs = np.stack([first, second], axis=1)
-    right = pairs[:, ::-1]
-    known = {name: np.asarray(kd_data.arrays(s)["image"]) for name, s in sets.train.items()}
-    known["second"] = np.concatenate(
+    targets = pairs[:, ::-1]
+    training_images = {
+        name: np.asarray(kd_data.load_all(s)["image"]) for name, s in sets.train.items()
+    }
+    training_images["second"] = np.concatenate(
         [
-            np.asarray(second_domain(config, jnp.asarray(known["second"][start : start + 64])))
-            for start in range(0, len(known["second"]), 64)
+            np.asarray(
+                second_domain(config, jnp.asarray(training_images["second"][start : start + 64]))
+            )
+            for start in range(0, len(training_images["second"]), 64)
         ]
     )
     features = extractor.classifier_extractor(
-        np.concatenate([known["first"], known["second"]]),
-        np.repeat(np.arange(2, dtype=np.int32), [len(x) for x in known.values()]),
+        np.concatenate([training_images["first"], training_images["second"]]),
+        np.repeat(np.arange(2, dtype=np.int32), [len(x) for x in training_images.values()]),
         name="two-domains",
         classes=2,
         cache=harness.cache_dir(),
         steps=300,
         batch=32,
     )
-    # What comes out first is of the second domain, and the other way round.
-    references = [frechet.moments(features.features(right[:, way])) for way in range(2)]
+    # Outputs 0 belong to the second domain, outputs 1 to the first.
+    references = [frechet.moments(features.features(targets[:, index])) for index in range(2)]
     names = ("second", "first")
 
-    def mark(images: Answers) -> dict[str, float]:
+    def compute(images: Predictions) -> dict[str, float]:
         images = np.clip(images, -1, 1)
-        figures = {}
-        for way, name in enumerate(names):
-            made = images[:, way]
+        values = {}
+        for index, name in enumerate(names):
+            outputs = images[:, index]
             if config.data.form:
-                psnr = np.minimum(paired.psnr(made, right[:, way]), 100.0)
-                figures[f"psnr_{name}"] = float(psnr.mean())
-            figures[f"frechet_{name}"] = frechet.frechet_distance(
-                frechet.moments(features.features(made)), references[way]
+                psnr = np.minimum(image_quality.psnr(outputs, targets[:, index]), 100.0)
+                values[f"psnr_{name}"] = float(psnr.mean())
+            values[f"frechet_{name}"] = frechet.frechet_distance(
+                frechet.moments(features.features(outputs)), references[index]
             )
-        return figures
+        return values
 
-    def watch(images: Answers) -> dict[str, float]:
-        figures = mark(images)
-        return {"frechet_second": figures.pop("frechet_second"), **figures}
+    def compute_validation(images: Predictions) -> dict[str, float]:
+        values = compute(images)
+        return {"frechet_second": values.pop("frechet_second"), **values}
 
-    def draw(file: Path, found: Mapping[str, Answers]) -> None:
-        chosen = restoration.spaced(count, config.evaluate.examples)
-        rows = {"input": pairs, **found}
+    def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
+        indices = restoration.evenly_spaced(count, config.evaluate.examples)
+        rows = {"input": pairs, **predictions}
         if config.data.form:
-            rows["truth"] = right
-        sheet = {
-            f"{name}, {what}": images[chosen, way]
+            rows["truth"] = targets
+        grid = {
+            f"{name}, {direction}": images[indices, index]
             for name, images in rows.items()
-            for way, what in enumerate(("there", "back"))
+            for index, direction in enumerate(("forward", "backward"))
         }
-        pictures.save_grid(file, sheet)
+        pictures.save_grid(file, grid)
 
-    figures = {
-        "psnr_second": Figure("PSNR there, dB", more=True, unit=" dB"),
-        "frechet_second": Figure("Frechet distance there", more=False),
-        "psnr_first": Figure("PSNR back, dB", more=True, unit=" dB"),
-        "frechet_first": Figure("Frechet distance back", more=False),
+    metrics = {
+        "psnr_second": Metric("PSNR forward, dB", higher_is_better=True, unit=" dB"),
+        "frechet_second": Metric("Frechet distance forward", higher_is_better=False),
+        "psnr_first": Metric("PSNR backward, dB", higher_is_better=True, unit=" dB"),
+        "frechet_first": Metric("Frechet distance backward", higher_is_better=False),
     }
-    classical = np.stack(
+    baseline = np.stack(
         [
-            colours_of(pairs[:, 0], known["first"], known["second"]),
-            colours_of(pairs[:, 1], known["second"], known["first"]),
+            transfer_colours(pairs[:, 0], training_images["first"], training_images["second"]),
+            transfer_colours(pairs[:, 1], training_images["second"], training_images["first"]),
         ],
         axis=1,
     )
-    return Exam(
+    return Evaluation(
         inputs=Inputs((pairs,)),
-        figures={k: v for k, v in figures.items() if config.data.form or "psnr" not in k},
-        mark=mark,
-        watch=watch,
-        classical={"colour transfer": classical},
-        asked=f"{count:,} images of each set that no network has seen",
+        metrics={k: v for k, v in metrics.items() if config.data.form or "psnr" not in k},
+        compute=compute,
+        compute_validation=compute_validation,
+        baselines={"colour transfer": baseline},
+        description=f"{count:,} held-out images of each set",
         notes=[
-            "There: from the first set to the second; back: from the second to the first. "
-            + restoration.distance_note(features.name, "images of the set asked for")
+            "Forward: from the first set to the second; backward: from the second to the first. "
+            + restoration.distance_note(features.name, "images of the target set")
         ],
         draw=draw,
     )
 
 
-def colours_of(images: Answers, domain: Answers, other: Answers) -> Answers:
-    """Images with each channel's mean and deviation in their domain turned into the other's.
+def transfer_colours(images: Predictions, domain: Predictions, other: Predictions) -> Predictions:
+    """Maps each channel's mean and deviation in the images' domain to those of the other domain.
 
-    Reinhard et al. 2001, eq. 10 and 11, in the channels that there are.
+    Reinhard et al. 2001, eq. 10 and 11, in the images' own channels.
     """
-    (mean, deviation), (wanted, spread) = (
+    (mean, deviation), (other_mean, other_deviation) = (
         (x.mean(axis=(0, 1, 2)), x.std(axis=(0, 1, 2))) for x in (domain, other)
     )
-    moved = (images - mean) / np.maximum(deviation, 1e-6) * spread + wanted
-    return np.clip(moved, -1, 1).astype(np.float32)
+    transferred = (images - mean) / np.maximum(deviation, 1e-6) * other_deviation + other_mean
+    return np.clip(transferred, -1, 1).astype(np.float32)
 
 
-EXPERIMENT = lessons.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -1,30 +1,21 @@
-"""Turn big image generators into small, fast ones.
+"""Distil large image generators into small, fast ones.
 
-The core is a handful of pure functions: a `Network` is `init` and `apply`; a recipe is two dicts of
-named `Term`s; `make_train_step` makes of them `step(state, teacher_variables, batch)`.
+The core is a handful of pure functions: a `Network` is `init` and `apply`; a method is two dicts of
+named `Term`s; `make_train_step` combines them into `step(state, teacher_variables, batch)`.
 """
 
 from kd_jax import (
     augment,
-    degrade,
-    health,
+    degradations,
+    diagnostics,
     losses,
+    methods,
     models,
     ops,
     pretrained,
-    recipes,
-    students,
+    pruning,
     tasks,
     weights,
-)
-from kd_jax.modes import (
-    data_free,
-    guarded,
-    online,
-    scanned,
-    self_taught,
-    taught_by,
-    together,
 )
 from kd_jax.network import (
     Network,
@@ -35,7 +26,7 @@ from kd_jax.network import (
     from_linen,
     tap_shapes,
 )
-from kd_jax.objective import Bound, Forward, Inputs, Term, Weight
+from kd_jax.objective import BoundNetwork, Forward, Inputs, Term, Weight
 from kd_jax.sharding import (
     compile_step,
     fully_sharded,
@@ -45,20 +36,29 @@ from kd_jax.sharding import (
     place_batch,
     replicated,
 )
-from kd_jax.state import Networks, Pair, Player, Teacher, TrainState, init_state
+from kd_jax.state import Networks, NetworkState, PerNetwork, Teacher, TrainState, init_state
 from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.tasks import latents, noise
 from kd_jax.types import MissingTapError, Taps
+from kd_jax.wrappers import (
+    data_free,
+    ensemble,
+    for_teacher,
+    multi_step,
+    online_distillation,
+    self_distillation,
+    skip_nonfinite,
+)
 
 __all__ = [
-    "Bound",
+    "BoundNetwork",
     "Forward",
     "Inputs",
     "MissingTapError",
     "Network",
+    "NetworkState",
     "Networks",
-    "Pair",
-    "Player",
+    "PerNetwork",
     "Taps",
     "Teacher",
     "Term",
@@ -71,13 +71,14 @@ __all__ = [
     "connected",
     "d_step",
     "data_free",
-    "degrade",
+    "degradations",
+    "diagnostics",
     "disconnect",
+    "ensemble",
+    "for_teacher",
     "from_linen",
     "fully_sharded",
     "g_step",
-    "guarded",
-    "health",
     "init_state",
     "initialize",
     "latents",
@@ -85,21 +86,20 @@ __all__ = [
     "make_mesh",
     "make_simultaneous_step",
     "make_train_step",
+    "methods",
     "models",
+    "multi_step",
     "noise",
-    "online",
+    "online_distillation",
     "ops",
     "place",
     "place_batch",
     "pretrained",
-    "recipes",
+    "pruning",
     "replicated",
-    "scanned",
-    "self_taught",
-    "students",
+    "self_distillation",
+    "skip_nonfinite",
     "tap_shapes",
     "tasks",
-    "taught_by",
-    "together",
     "weights",
 ]

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from kd_jax import hosts
+from kd_jax import distributed
 from kd_jax.architecture import Architecture, rebuild
 from kd_jax.network import by_path, disconnect
 from kd_jax.state import TrainState
@@ -74,7 +74,7 @@ class Checkpoints:
       architecture: of the generator, from `kd_jax.architecture.describe`, for `load_network`.
       allow_changes: whether to restore a checkpoint of another configuration, number of processes
         or version of a library all the same; what is different is told.
-      tell: is told a line about what is passed over: damaged checkpoints, allowed changes.
+      log: is told a line about what is passed over: damaged checkpoints, allowed changes.
 
     Raises:
       ValueError: `keep` or `keep_every` is too small.
@@ -91,7 +91,7 @@ class Checkpoints:
         *,
         keep_every: int = 0,
         allow_changes: bool = False,
-        tell: Callable[[str], None] = _to_stderr,
+        log: Callable[[str], None] = _to_stderr,
     ):
         if keep < 1 or keep_every < 0:
             raise ValueError(
@@ -102,8 +102,8 @@ class Checkpoints:
         self._keep, self._keep_every = keep, keep_every
         self._meta = _meta(configuration, architecture)
         self._allow_changes = allow_changes
-        self._tell = tell
-        hosts.by_first(lambda: _tidy(self._directory, tell), CheckpointError)
+        self._log = log
+        distributed.run_on_primary(lambda: _recover(self._directory, log), CheckpointError)
         self._manager = self._opened()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
@@ -196,7 +196,7 @@ class Checkpoints:
                 line = f"{folder} is of another {name}: {difference}"
                 if not self._allow_changes:
                     raise CheckpointError(line)
-                self._tell(f"{line}; it is gone on with, as allowed")
+                self._log(f"{line}; it is gone on with, as allowed")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         _check_state(folder / "generator", dict(abstract.ema))
         _check_state(folder / "training", abstract._replace(ema={}))
@@ -237,7 +237,7 @@ class Checkpoints:
         """Makes a step whole, then lets older ones go; in the background."""
         with _quiet_orbax:
             self._manager.wait_until_finished()
-        if not hosts.is_first():
+        if not distributed.is_primary():
             return
         _write_manifest(self._directory / str(step))
         older = [
@@ -250,13 +250,13 @@ class Checkpoints:
                 (folder / MANIFEST).unlink(missing_ok=True)  # first: what is left is no checkpoint
                 shutil.rmtree(folder)
             except OSError as error:  # the new step is whole all the same
-                self._tell(f"warning: {folder} could not be deleted: {_reason(error)}")
+                self._log(f"warning: {folder} could not be deleted: {_reason(error)}")
 
     def _failed(self, step: int, error: Exception) -> None:
         with _quiet_orbax, contextlib.suppress(*_FAILURES):
             self._manager.close()
         folder = self._directory / str(step)
-        if hosts.is_first():
+        if distributed.is_primary():
             for left in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(left, ignore_errors=True)
             if not (folder / MANIFEST).exists():
@@ -269,7 +269,7 @@ class Checkpoints:
     def _choose(self) -> int | None:
         """The latest whole step, the same in all processes; damaged ones after it are set aside."""
         latest = self.latest_step()
-        seen = hosts.from_all(-1 if latest is None else latest)
+        seen = distributed.allgather(-1 if latest is None else latest)
         if len(set(seen)) > 1:
             listed = ", ".join(
                 f"{'none' if step < 0 else step} in process {number}"
@@ -291,24 +291,24 @@ class Checkpoints:
                 )
             for number, problem in problems:
                 _set_aside(self._directory / str(number))
-                self._tell(f"{problem}; it is set aside, and step {step} taken")
+                self._log(f"{problem}; it is set aside, and step {step} taken")
             return step
 
-        step = hosts.from_first(hosts.by_first(choose, CheckpointError) or 0)
+        step = distributed.broadcast(distributed.run_on_primary(choose, CheckpointError) or 0)
         if step != latest:
             with _quiet_orbax:
                 self._manager.reload()
         return step
 
 
-class Best:
+class BestCheckpoint:
     """The generator with the lowest figure so far, in a folder that `load_generator` reads.
 
     Args:
       directory: the folder; one that is there is gone on from.
       name: the figure's, for people.
       architecture: as in `Checkpoints`.
-      tell: is told a line about what is damaged, which is set aside.
+      log: is told a line about what is damaged, which is set aside.
     """
 
     def __init__(
@@ -317,7 +317,7 @@ class Best:
         name: str,
         architecture: Mapping[str, Any] | None = None,
         *,
-        tell: Callable[[str], None] = _to_stderr,
+        log: Callable[[str], None] = _to_stderr,
     ):
         self._directory = Path(directory).absolute()
         self._name = name
@@ -328,9 +328,9 @@ class Best:
         )
         self.value = math.inf
         # Of the first process alone, and not by Orbax, for which all would have to call.
-        hosts.by_first(lambda: self._find(tell), CheckpointError)
+        distributed.run_on_primary(lambda: self._find(log), CheckpointError)
 
-    def _find(self, tell: Callable[[str], None]) -> None:
+    def _find(self, log: Callable[[str], None]) -> None:
         """Goes on from the best one that is whole, wherever `offer` was cut short."""
         for folder in (self._directory, self._new, self._old):
             if not folder.exists():
@@ -340,7 +340,7 @@ class Best:
                 self.value = float(_read_meta(found)["configuration"]["value"])
             except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
                 if folder == self._directory:
-                    tell(f"{error}; it is set aside")
+                    log(f"{error}; it is set aside")
                     _set_aside(folder)
                 continue
             if folder != self._directory:
@@ -349,7 +349,7 @@ class Best:
         for left in (self._new, self._old):
             shutil.rmtree(left, ignore_errors=True)
 
-    def offer(self, step: int, value: float, variables: Variables) -> bool:
+    def update(self, step: int, value: float, variables: Variables) -> bool:
         """Keeps a generator if its figure is lower than any before it; whether it did.
 
         Of several processes the first one's figure decides, and all have to call.
@@ -357,19 +357,19 @@ class Best:
         Raises:
           CheckpointError: it could not be written; the best one before it is untouched.
         """
-        if not hosts.from_first(value < self.value):
+        if not distributed.broadcast(value < self.value):
             return False
         configuration = {"figure": self._name, "value": value, "step": step}
         try:
             save_generator(self._new, variables, configuration, self._architecture)
-            if hosts.is_first():
+            if distributed.is_primary():
                 shutil.rmtree(self._old, ignore_errors=True)  # what could not be deleted before
                 if self._directory.exists():
                     self._directory.rename(self._old)
                 self._new.rename(self._directory)
                 shutil.rmtree(self._old, ignore_errors=True)
         except _FAILURES as error:
-            if hosts.is_first() and self._old.exists() and not self._directory.exists():
+            if distributed.is_primary() and self._old.exists() and not self._directory.exists():
                 self._old.rename(self._directory)
             shutil.rmtree(self._new, ignore_errors=True)
             raise CheckpointError(
@@ -397,7 +397,7 @@ def save_generator(
       CheckpointError: the folder is not empty.
     """
     folder = Path(directory).absolute()
-    if hosts.is_first() and folder.exists() and any(folder.iterdir()):
+    if distributed.is_primary() and folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{directory} is not an empty folder")
     with _quiet_orbax, ocp.CheckpointManager(folder) as manager:
         items = {
@@ -406,7 +406,7 @@ def save_generator(
         }
         manager.save(0, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
-        if hosts.is_first():
+        if distributed.is_primary():
             _write_manifest(folder / "0")
 
 
@@ -554,7 +554,7 @@ def _finished(directory: Path) -> list[Path]:
     return [folder for folder in _step_folders(directory) if (folder / MANIFEST).exists()]
 
 
-def _problem(folder: Path, items: Sequence[str]) -> str | None:
+def _verify(folder: Path, items: Sequence[str]) -> str | None:
     """What is wrong with these items of a finished step, naming the file; None if nothing is."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -587,14 +587,14 @@ def _latest_whole(directory: Path, items: Sequence[str]) -> tuple[int, list[tupl
     """The latest step whose items are whole (-1: none), and the problems of those after it."""
     problems: list[tuple[int, str]] = []
     for folder in reversed(_finished(directory)):
-        problem = _problem(folder, items)
+        problem = _verify(folder, items)
         if problem is None:
             return int(folder.name), problems
         problems.append((int(folder.name), problem))
     return -1, problems
 
 
-def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
+def _recover(directory: Path, log: Callable[[str], None]) -> None:
     """Takes out of Orbax's sight what is no checkpoint, and what it would take for the latest step.
 
     Raises:
@@ -618,7 +618,7 @@ def _tidy(directory: Path, tell: Callable[[str], None]) -> None:
         place = folder.with_name(f"{folder.name}{_UNFINISHED}")
         shutil.rmtree(place, ignore_errors=True)  # of a save of the same step, cut short before
         folder.rename(place)
-        tell(f"{folder} was not finished: it is set aside")
+        log(f"{folder} was not finished: it is set aside")
     for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -9,18 +9,18 @@ from kd_jax.types import Array
 
 
 def same_shape(**arrays: Any) -> tuple[Array, ...]:
-    """The arrays, in order, once their shapes are known to be equal.
+    """The arrays, in order, after a check that their shapes are equal.
 
     Args:
-      **arrays: two or more arrays, under the names that an error should use.
+      **arrays: two or more arrays, named as the error message should name them.
 
     Raises:
-      ValueError: an array is missing (None), or its shape differs from the first one's.
+      ValueError: an array is missing (None), or its shape differs from that of the first.
     """
     (first, reference), *rest = arrays.items()
     for name, value in arrays.items():
         if value is None:
-            raise ValueError(f"{name} is missing: this step was made without what provides it")
+            raise ValueError(f"{name} is missing: no network or input of this step provides it")
     for name, value in rest:
         if jnp.shape(value) != jnp.shape(reference):
             raise ValueError(
@@ -30,13 +30,13 @@ def same_shape(**arrays: Any) -> tuple[Array, ...]:
 
 
 def same_channels(**features: Any) -> tuple[Array, ...]:
-    """Two features `[B, H, W, C]`, in order, once batch and channels are known to be equal.
+    """Two features `[B, H, W, C]`, in order, after a check that batch and channels are equal.
 
     Args:
-      **features: two arrays, under the names that an error should use.
+      **features: two arrays, named as the error message should name them.
 
     Raises:
-      ValueError: one is missing (None) or no image, or batch or channels differ.
+      ValueError: a feature is missing (None) or not 4-dimensional, or batch or channels differ.
     """
     (name, _), (other, _) = features.items()
     first, second = (same_shape(**{key: value})[0] for key, value in features.items())
@@ -49,13 +49,13 @@ def same_channels(**features: Any) -> tuple[Array, ...]:
 
 
 def at_least_float32(x: Any) -> Array:
-    """`x` in float32, or in float64 if it is that: losses are not summed in half precision."""
+    """`x` as float32, or as float64 if it is float64: losses are not summed in half precision."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def magnitude(x: Array) -> Array:
-    """`|x|` with slope 0 at 0; that of `jnp.abs` is 1 there, a push away from perfect agreement."""
+    """`|x|` with gradient 0 at 0; `jnp.abs` has gradient 1 there, even where both sides agree."""
     return x * jnp.sign(x)
 
 

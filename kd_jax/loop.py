@@ -12,7 +12,7 @@ import numpy as np
 from kd_jax.types import Array, Batch
 
 Scalars: TypeAlias = Mapping[str, float]
-Row: TypeAlias = dict[str, float]
+Metrics: TypeAlias = dict[str, float]
 """The metrics of one call of a step."""
 
 
@@ -35,23 +35,23 @@ class Hook(NamedTuple):
     at_stop: bool = False
 
 
-class Guard(NamedTuple):
-    """What to do about the steps of `kd_jax.guarded` that left no trace.
+class NonFinitePolicy(NamedTuple):
+    """What to do about the steps of `kd_jax.skip_nonfinite` that left no trace.
 
     Attributes:
       patience: the guarded step's.
-      tell: `tell(step, count, why)`, of each after which the training goes on.
-      explain: `(state, batch) -> cause`, of each; None where it can say no more than the metrics.
+      on_skip: `on_skip(step, count, why)`, of each after which the training goes on.
+      diagnose: `(state, batch) -> cause`, of each; None where it can say no more than the metrics.
         The state is that before the step, if the training ends by it. Else its `step` is, and all
         the rest that after the next step, which is on its way already.
     """
 
     patience: int = 0
-    tell: Callable[[int, int, str], None] = lambda *_: None
-    explain: Callable[[Any, Batch], str | None] = lambda *_: None
+    on_skip: Callable[[int, int, str], None] = lambda *_: None
+    diagnose: Callable[[Any, Batch], str | None] = lambda *_: None
 
 
-STRICT = Guard()
+STRICT = NonFinitePolicy()
 """To end at the first of them."""
 
 
@@ -82,15 +82,15 @@ def fit(
     hooks: Sequence[Hook] = (),
     progress: Callable[[Progress], None] = lambda _: None,
     steps_per_call: int = 1,
-    window: list[Row] | None = None,
+    window: list[Metrics] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    guard: Guard = STRICT,
+    guard: NonFinitePolicy = STRICT,
 ) -> Any:
     """Takes steps until `state.step` is `steps`, or `stop()`; returns the final state.
 
     The device is never waited for right after a dispatch: a window's metrics are fetched once the
     first step of the next window is on its way. Where a hook is due they are fetched before it. Of
-    a guarded step (`kd_jax.guarded`) one number is fetched of every step, likewise one step late.
+    a guarded step (`kd_jax.skip_nonfinite`) one number is fetched of every step, likewise one step late.
 
     Args:
       step: `(state, batch) -> (state, metrics)`, compiled; the state is donated to it.
@@ -103,7 +103,7 @@ def fit(
       log_every: the window's length; windows end at its multiples.
       hooks: called in order where they are due.
       progress: called after each window.
-      steps_per_call: how many steps a call of `step` takes (`kd_jax.modes.scanned`); `steps`,
+      steps_per_call: how many steps a call of `step` takes (`kd_jax.wrappers.scanned`); `steps`,
         `state.step`, `log_every` and every hook's `every` must be multiples of it. The call's
         metrics are the means over its steps.
       window: the metrics of the steps since the last window's end. It is kept up to date wherever
@@ -127,7 +127,7 @@ def fit(
     ):
         if steps_per_call < 1 or every % steps_per_call:
             raise ValueError(f"{name}={every} is no multiple of steps_per_call={steps_per_call}")
-    rows: list[Row] = [] if window is None else window
+    rows: list[Metrics] = [] if window is None else window
     pending: list[Mapping[str, Array]] = []  # of this window, not fetched
     full: list[Mapping[str, Array]] = []
     full_end = 0
@@ -135,7 +135,7 @@ def fit(
     count = int(getattr(state, "skipped", ()) or 0)
     started = window_started = time.perf_counter()
 
-    def look() -> None:
+    def check_pending() -> None:
         nonlocal unseen, count
         if unseen is None:
             return
@@ -143,14 +143,14 @@ def fit(
         before, count = count, int(metrics["skipped"])
         if count == before:
             return
-        cause = guard.explain(
+        cause = guard.diagnose(
             state._replace(step=jnp.full_like(state.step, number - steps_per_call)), batch
         )
         why = str(_first_fault(_row(jax.device_get(dict(metrics)))))
         why += f" ({cause})" if cause else ""
         if count > guard.patience:
             raise NonFiniteError(f"step {number}: {why}")
-        guard.tell(number, count, why)
+        guard.on_skip(number, count, why)
 
     def fetch(metrics: Sequence[Mapping[str, Array]], last_step: int) -> None:
         for number, found in enumerate(jax.device_get(list(metrics)), start=1 - len(metrics)):
@@ -181,7 +181,7 @@ def fit(
         examples = jax.tree.leaves(batch)[0].shape[0] if batch else steps_per_call
         state, metrics = step(state, batch)
         done += steps_per_call
-        look()
+        check_pending()
         if "skipped" in metrics:
             unseen = done, batch, metrics
         flush()
@@ -196,7 +196,7 @@ def fit(
             if done % hook.every == 0 or done == steps or (early and hook.at_stop)
         ]
         if due or stopped:
-            look()
+            check_pending()
             flush()
             fetch(pending, done)
             pending = []
@@ -207,11 +207,11 @@ def fit(
     return state
 
 
-def _row(metrics: Mapping[str, Any]) -> Row:
+def _row(metrics: Mapping[str, Any]) -> Metrics:
     return {name: float(value) for name, value in metrics.items()}
 
 
-def _means(rows: Sequence[Row]) -> dict[str, float]:
+def _means(rows: Sequence[Metrics]) -> dict[str, float]:
     """Of the rows without a fault; and the last count of the others, if there are any."""
     whole = [row for row in rows if _first_fault(row) is None]
     names = [name for name in rows[-1] if name != "skipped"]
@@ -220,7 +220,7 @@ def _means(rows: Sequence[Row]) -> dict[str, float]:
     return {**means, "skipped": lost} if lost else means
 
 
-def _first_fault(row: Row) -> str | None:
+def _first_fault(row: Metrics) -> str | None:
     """What is not finite: a term before what is made of the terms, their total and its gradient."""
     bad = [name for name, value in row.items() if not math.isfinite(value)]
     if not bad:

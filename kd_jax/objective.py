@@ -1,4 +1,4 @@
-"""What a player minimises: named terms, each a function of everything one forward pass knows."""
+"""Objectives: named, weighted terms, each a function of the results of one forward pass."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -10,17 +10,17 @@ from kd_jax.checks import at_least_float32
 from kd_jax.types import Array, Batch, Taps
 
 Schedule: TypeAlias = Callable[[Array], Any]
-"""A number that depends on the step, as in optax."""
+"""A function from the step to a number, as in optax."""
 
 
 class Inputs(NamedTuple):
-    """What the networks see in one pass.
+    """The inputs of the networks in one pass.
 
     Attributes:
       generator: the positional inputs of the generator and of the teacher: `(latents, labels)`.
       condition: the discriminator's inputs after the image: `(labels,)`.
-      real: the images `[B, ...]` that the discriminator takes for real; None where there are none.
-      extra: whatever else the terms of a task read (masks, class labels, ...), by name.
+      real: the real images `[B, ...]` for the discriminator, or the targets; None without either.
+      extra: further arrays that the terms of a task read (masks, class labels, ...), by name.
     """
 
     generator: tuple[Any, ...]
@@ -30,16 +30,17 @@ class Inputs(NamedTuple):
 
 
 MakeInputs: TypeAlias = Callable[[Array, Batch], Inputs]
-"""`(key, batch) -> Inputs`: a task; `kd_jax.tasks` has several. What is random is drawn here."""
+"""`(key, batch) -> Inputs`: a task, which draws all random inputs; see `kd_jax.tasks`."""
 
 
-class Bound(NamedTuple):
+class BoundNetwork(NamedTuple):
     """A network with its variables, for further passes: `bound(*inputs) -> (output, taps)`.
 
     Attributes:
-      apply: what a call calls.
-      mapping: of a style network `mapping(*inputs, **options) -> styles`; None of others.
-      synthesis: of a style network `synthesis(styles, **options) -> (images, taps)`.
+      apply: `apply(*inputs) -> (output, taps)`, which a call runs.
+      mapping: for a style network, `mapping(*inputs, **options) -> styles`; None for others.
+      synthesis: for a style network, `synthesis(styles, **options) -> (images, taps)`; None for
+        others.
     """
 
     apply: Callable[..., tuple[Array, Taps]]
@@ -52,27 +53,30 @@ class Bound(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """All that a term may read. `[B, ...]` everywhere; what no term reads is not computed.
+    """The values that a term may read. Arrays are `[B, ...]`; under jit, unused ones cost nothing.
 
     Attributes:
       step: the traced step, int scalar.
-      key: a key of this player and step, for terms that draw (fold in a constant of your own).
-      inputs: what the networks were given.
+      key: a key for this network and step, for terms that draw (fold in a constant of your own).
+      inputs: the inputs of the networks.
       real: the real images, or None.
       fake: the student generator's images for `inputs.generator`.
       taps: the student generator's taps.
       teacher: the teacher's images for the same inputs, without gradient; None without a teacher.
-      teacher_taps: the teacher's taps; None without a teacher.
-      real_scores, real_taps: the student discriminator's on the real images; None without those.
-      fake_scores, fake_taps: the student discriminator's on the generated images; these, the former
-        and `score` are None where there is no discriminator.
-      generate: `generate(*inputs) -> (images, taps)`, the student generator in further passes; of
+      teacher_taps: the teacher's taps, without gradient; None without a teacher.
+      real_scores, real_taps: the student discriminator's outputs on the real images; None without
+        real images or a discriminator.
+      fake_scores, fake_taps: the student discriminator's outputs on the generated images; None
+        without a discriminator.
+      generate: `generate(*inputs) -> (images, taps)`, further passes of the student generator; for
         a style network also `generate.mapping` and `generate.synthesis`.
-      teach: `teach(*inputs) -> (images, taps)`, the teacher likewise; None without a teacher.
-      score: `score(images) -> (scores, taps)`, the student discriminator, same condition.
-      teacher_score: `teacher_score(images) -> (scores, taps)`, the teacher's discriminator; None
-        without one.
-      extract: `extract(images) -> taps`, the extractor's features; an error without one.
+      teacher_fn: `teacher_fn(*inputs) -> (images, taps)`, further passes of the teacher; None
+        without a teacher.
+      discriminate: `discriminate(images) -> (scores, taps)`, the student discriminator under the
+        same condition; None without a discriminator.
+      teacher_discriminate: `teacher_discriminate(images) -> (scores, taps)`, the teacher's
+        discriminator; None without one.
+      extract: `extract(images) -> taps`, the extractor's features; raises without an extractor.
     """
 
     step: Array
@@ -87,32 +91,32 @@ class Forward(NamedTuple):
     real_taps: Taps | None
     fake_scores: Any
     fake_taps: Any
-    generate: Bound
-    teach: Bound | None
-    score: Any
-    teacher_score: Bound | None
+    generate: BoundNetwork
+    teacher_fn: BoundNetwork | None
+    discriminate: Any
+    teacher_discriminate: BoundNetwork | None
     extract: Callable[[Array], Taps]
 
-    def at(self, image: Array) -> "Forward":
-        """The same pass as if `image` had been generated: it and its scores are other ones.
+    def with_fake(self, image: Array) -> "Forward":
+        """The same pass with `image` as the generated one, and its discriminator scores and taps.
 
-        A term's gradient at the image is that of `lambda x: term(forward.at(x))`. The generator's
-        taps stay, so that a term that reads nothing else has none.
+        A term's gradient at the image is that of `lambda x: term(forward.with_fake(x))`. The
+        generator's taps are unchanged, so a term that reads only these has gradient 0.
         """
-        if self.score is None:
+        if self.discriminate is None:
             return self._replace(fake=image)
-        scores, taps = self.score(image)
+        scores, taps = self.discriminate(image)
         return self._replace(fake=image, fake_scores=scores, fake_taps=taps)
 
 
 class Weight(NamedTuple):
-    """A weight that adapts to what it sees; `kd_jax.weights` has several.
+    """A weight that adapts during training; see `kd_jax.weights`.
 
     Attributes:
       fn: `fn(forward, term, value, weight_state) -> (weight, weight_state)`, where `value` is the
         term's value, `[B]` or a scalar, and `term(forward)` computes it for another forward. The
         weight is a scalar, or `[B]`, one for each example. No gradient passes through it.
-      init: `init() -> weight_state`, where it remembers anything.
+      init: `init() -> weight_state`; by default the state is empty.
     """
 
     fn: Callable[..., tuple[Any, Any]]
@@ -129,36 +133,36 @@ def as_weight(weight: "float | Schedule | Weight") -> Weight:
 
 
 class Term(NamedTuple):
-    """One summand of a player's objective: `weight * mean(fn(forward))`.
+    """A summand of a network's objective: `weight * mean(fn(forward))`.
 
     Attributes:
-      fn: `fn(forward) -> [B]`, or a scalar where it relates the examples of the batch; with `init`,
-        `fn(forward, term_state) -> (value, term_state)`.
+      fn: `fn(forward) -> [B]`, or a scalar for a term that relates the examples of the batch; with
+        `init`, `fn(forward, term_state) -> (value, term_state)`.
       weight: a number, a schedule of the step, or a `Weight`.
-      every: evaluate only each `every`-th step, with `every` times the weight (lazy
+      every: evaluate only every `every`-th step, with `every` times the weight (lazy
         regularisation, Karras et al. 2020, section 3.1).
-      init: `init() -> term_state`, for a term that remembers. Its state is part of the train state.
-      floor: the least value that the term can take, where it has nothing left to say there:
-        `kd_jax.health` warns of a term that has got to it.
+      init: `init() -> term_state`, for a stateful term. Its state is part of the train state.
+      lower_bound: the smallest possible value, if the term has no useful gradient there;
+        `kd_jax.diagnostics` warns when a term reaches it.
     """
 
     fn: Callable[..., Any]
     weight: float | Schedule | Weight = 1.0
     every: int = 1
     init: Callable[[], Any] | None = None
-    floor: float | None = None
+    lower_bound: float | None = None
 
 
 Terms: TypeAlias = Mapping[str, Term]
 
 
 class TermState(NamedTuple):
-    """What the train state keeps of one term.
+    """The state of one term, part of the train state.
 
     Attributes:
-      state: what a stateful term remembers; empty for others.
-      weight: what its weight remembers; empty for numbers and schedules.
-      last: a lazy term's value and weight when last evaluated; empty for others.
+      state: the state of a stateful term; empty for others.
+      weight: the state of its weight; empty for numbers and schedules.
+      last: the last evaluated value and weight of a lazy term; empty for others.
     """
 
     state: Any = ()
@@ -190,22 +194,25 @@ def init_terms(terms: Terms) -> dict[str, TermState]:
 def weighted_total(
     terms: Terms, forward: Forward, states: Mapping[str, TermState]
 ) -> tuple[Array, dict[str, Array], dict[str, TermState]]:
-    """The objective: the sum of the terms' means, each times its weight.
+    """The objective: the weighted sum of the terms' means.
 
     Returns:
-      The total (scalar); the metrics: each term's unweighted mean, and as `NAME/weight` each weight
-      that is not a number (of a lazy term, what was last evaluated); the terms' states after this
+      The total, a scalar; the metrics: each term's unweighted mean, and each weight that is not a
+      number as `NAME/weight` (for a lazy term, as last evaluated); the terms' states after this
       step.
 
     Raises:
-      ValueError: when a term fails or returns another shape than `[B]` or `[]`; it names the term.
+      ValueError: when a term fails or returns a shape other than `[B]` or `[]`; the message names
+        the term.
     """
     total, metrics, after = jnp.zeros(()), {}, {}
     for name, term in terms.items():
-        kept = states[name]
+        previous = states[name]
 
-        def evaluate(name: str = name, term: Term = term, kept: TermState = kept) -> _Evaluated:
-            return _evaluate(name, term, forward, kept)
+        def evaluate(
+            name: str = name, term: Term = term, previous: TermState = previous
+        ) -> _Evaluated:
+            return _evaluate(name, term, forward, previous)
 
         if term.every == 1:
             result = evaluate()
@@ -214,12 +221,12 @@ def weighted_total(
             due = forward.step % term.every == 0
             idle = jax.tree.map(
                 lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate)
-            )._replace(state=kept.state, weight_state=kept.weight)
+            )._replace(state=previous.state, weight_state=previous.weight)
             result = jax.lax.cond(due, evaluate, lambda idle=idle: idle)
             value, weight = last = jax.tree.map(
                 lambda new, old, due=due: jnp.where(due, new, old),
                 (result.value, result.weight),
-                kept.last,
+                previous.last,
             )
         total = total + term.every * result.weighted
         metrics[name] = value
@@ -237,15 +244,15 @@ class _Evaluated(NamedTuple):
     weight_state: Any
 
 
-def _evaluate(name: str, term: Term, forward: Forward, kept: TermState) -> _Evaluated:
+def _evaluate(name: str, term: Term, forward: Forward, previous: TermState) -> _Evaluated:
     def compute(forward: Forward) -> tuple[Array, Any]:
-        return term.fn(forward, kept.state) if term.init else (term.fn(forward), ())
+        return term.fn(forward, previous.state) if term.init else (term.fn(forward), ())
 
     try:
         value, state = compute(forward)
         value = at_least_float32(value)
         weight, weight_state = as_weight(term.weight).fn(
-            forward, lambda other: at_least_float32(compute(other)[0]), value, kept.weight
+            forward, lambda other: at_least_float32(compute(other)[0]), value, previous.weight
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"term {name!r}: {error}") from error

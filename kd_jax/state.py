@@ -1,4 +1,4 @@
-"""The whole of a training run's state, as one pytree."""
+"""The state of a training run, as one pytree."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,19 +12,19 @@ from kd_jax.objective import MakeInputs, Terms, TermState, init_terms
 from kd_jax.types import Array, Batch, Variables
 
 
-class Pair(NamedTuple):
-    """One thing for the generator and one for the discriminator."""
+class PerNetwork(NamedTuple):
+    """A value for the generator and one for the discriminator."""
 
     generator: Any
     discriminator: Any = None
 
 
 class Teacher(NamedTuple):
-    """The frozen networks' variables, an argument of every step: `teacher_variables`.
+    """The variables of the frozen networks: the argument `teacher_variables` of every step.
 
     Attributes:
       generator, discriminator: the teacher's.
-      extractor: those of the network whose features images are compared in.
+      extractor: those of the network whose features compare images.
     """
 
     generator: Any = None
@@ -36,11 +36,11 @@ class Networks(NamedTuple):
     """The networks of one step.
 
     Attributes:
-      generator, discriminator: the student's, trained. Without a discriminator the generator learns
-        from the teacher alone.
-      teacher: the frozen generator to learn from, with the same inputs as `generator`.
-      teacher_discriminator: a frozen discriminator to learn from.
-      extractor: a frozen network `images -> features` (its taps) to compare images in: VGG, say.
+      generator, discriminator: the student's, trained. Without a discriminator, the teacher is the
+        generator's only supervision.
+      teacher: the frozen teacher generator, with the same inputs as `generator`.
+      teacher_discriminator: the frozen teacher discriminator.
+      extractor: a frozen network whose taps are the features that compare images, such as VGG.
     """
 
     generator: Network
@@ -50,37 +50,38 @@ class Networks(NamedTuple):
     extractor: Network | None = None
 
 
-class Player(NamedTuple):
-    """A trained network: its variables, and its optimizer's state over `variables["params"]`."""
+class NetworkState(NamedTuple):
+    """A trained network: its variables, and its optimizer state over `variables["params"]`."""
 
     variables: Variables
     opt_state: optax.OptState
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes, and that a checkpoint must hold.
+    """Everything that a step updates and a checkpoint must hold.
 
     Attributes:
       step: the number of steps taken, int32 scalar.
-      key: the run's typed PRNG key; never advanced, each step folds its number in.
-      generator, discriminator: the players; the latter is empty where there is none.
-      ema: the generator's variables, exponentially averaged: what is evaluated and deployed.
-      terms: the terms' states, by player.
-      teachers: of `kd_jax.online`, the states of the teachers' trainings, by name.
-      skipped: of `kd_jax.guarded`, how many steps left no trace, int32 scalar.
+      key: the run's typed PRNG key; constant, each step folds its number in.
+      generator, discriminator: the trained networks; `()` without a discriminator.
+      ema: the exponential moving average of the generator's variables, for evaluation and
+        deployment.
+      terms: the terms' states, by network.
+      teachers: for `kd_jax.online_distillation`, the teachers' train states, by name.
+      skipped: for `kd_jax.skip_nonfinite`, the number of skipped steps, int32 scalar.
     """
 
     step: Array
     key: Array
-    generator: Player
+    generator: NetworkState
     discriminator: Any
     ema: Variables
-    terms: Pair
+    terms: PerNetwork
     teachers: Mapping[str, "TrainState"] = {}
     skipped: Any = ()
 
 
-_INIT = 2**32 - 1  # folded into the key where no step's number can be
+_INIT = 2**32 - 1  # folded into the key; larger than any step number
 
 
 def init_state(
@@ -88,7 +89,7 @@ def init_state(
     batch: Batch,
     *,
     nets: Networks,
-    optimizers: Pair,
+    optimizers: PerNetwork,
     g_terms: Terms,
     d_terms: Terms,
     inputs: MakeInputs,
@@ -96,75 +97,79 @@ def init_state(
 ) -> TrainState:
     """The state before the first step.
 
-    A pure function of `key` and `batch`: run it under `jax.jit(..., out_shardings=...)` and a large
-    model never exists unsharded, or under `jax.eval_shape` for shapes alone.
+    A pure function of `key` and `batch`: under `jax.jit(..., out_shardings=...)` a large model
+    never exists unsharded, and `jax.eval_shape` returns its shapes.
 
     Args:
       key: a typed PRNG key, `jax.random.key(seed)`.
-      batch: an example of what the step will get; only its shapes matter.
+      batch: an example batch of the step; only its shapes matter.
       nets: the networks.
-      optimizers: a `Pair` of optax transformations.
+      optimizers: a `PerNetwork` of optax transformations.
       g_terms: the generator's terms.
       d_terms: the discriminator's terms.
       inputs: the task, `(key, batch) -> Inputs`.
-      start: variables to begin with instead of random ones, by player: `{"generator": ...}`. What
-        they lack (connectors, a layer) is random.
+      start: initial variables instead of random ones, by network: `{"generator": ...}`. Entries
+        that they lack (connectors, a layer) are random.
 
     Raises:
-      ValueError: when `start` names no player, or has a variable that the network has not or that
-        has another shape there; it is named.
+      ValueError: when `start` names an unknown network, or has a variable that the network does not
+        have or that has another shape there; the message names it.
     """
     init_key, generator_key, discriminator_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
-    given = inputs(init_key, batch)
-    chosen = dict(start or {})
-    generator = _begun(
+    example = inputs(init_key, batch)
+    initial = dict(start or {})
+    generator = _with_initial(
         "generator",
-        nets.generator.init(generator_key, *given.generator),
-        chosen.pop("generator", {}),
+        nets.generator.init(generator_key, *example.generator),
+        initial.pop("generator", {}),
     )
-    player: Any = ()
+    discriminator_state: Any = ()
     if nets.discriminator is not None:
-        fake, _, _ = nets.generator.apply(generator, *given.generator)
-        discriminator = _begun(
+        fake, _, _ = nets.generator.apply(generator, *example.generator)
+        discriminator = _with_initial(
             "discriminator",
-            nets.discriminator.init(discriminator_key, fake, *given.condition),
-            chosen.pop("discriminator", {}),
+            nets.discriminator.init(discriminator_key, fake, *example.condition),
+            initial.pop("discriminator", {}),
         )
-        player = Player(discriminator, optimizers.discriminator.init(discriminator["params"]))
-    if chosen:
-        players = ["'generator'"] + ["'discriminator'"] * (nets.discriminator is not None)
-        raise ValueError(f"start has {sorted(chosen)}; it may have {', '.join(players)}")
+        discriminator_state = NetworkState(
+            discriminator, optimizers.discriminator.init(discriminator["params"])
+        )
+    if initial:
+        known = ["'generator'"] + ["'discriminator'"] * (nets.discriminator is not None)
+        raise ValueError(f"start has {sorted(initial)}; it may have {', '.join(known)}")
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jnp.copy(key),
-        generator=Player(generator, optimizers.generator.init(generator["params"])),
-        discriminator=player,
-        # A copy: donating a state in which two leaves share one buffer fails.
+        generator=NetworkState(generator, optimizers.generator.init(generator["params"])),
+        discriminator=discriminator_state,
+        # A copy: donating a state with two leaves in one buffer fails.
         ema=jax.tree.map(jnp.copy, generator),
-        terms=Pair(_distinct(init_terms(g_terms)), _distinct(init_terms(d_terms))),
+        terms=PerNetwork(_copy_states(init_terms(g_terms)), _copy_states(init_terms(d_terms))),
         skipped=jnp.zeros((), jnp.int32),
     )
 
 
-def _begun(name: str, fresh: Any, given: Any) -> Any:
-    """`fresh` with the entries that `given` has; copies, since a donated state is lost."""
-    if not isinstance(fresh, Mapping) or not isinstance(given, Mapping):
-        here, there = (
+def _with_initial(name: str, fresh: Any, initial: Any) -> Any:
+    """`fresh` with the entries of `initial` in place of its own, copied for donation."""
+    if not isinstance(fresh, Mapping) or not isinstance(initial, Mapping):
+        expected, actual = (
             f"{sorted(x)}" if isinstance(x, Mapping) else f"an array {jnp.shape(x)}"
-            for x in (fresh, given)
+            for x in (fresh, initial)
         )
-        if here != there:
-            raise ValueError(f"start: {name} is {there}, and {here} in the network")
-        return jnp.array(given, fresh.dtype)
-    if unknown := sorted(set(given) - set(fresh)):
-        there = ", ".join(map(str, fresh))
-        raise ValueError(f"start: {name} has {unknown}, which the network has not; it has {there}")
+        if expected != actual:
+            raise ValueError(f"start: {name} is {actual}, and {expected} in the network")
+        return jnp.array(initial, fresh.dtype)
+    if unknown := sorted(set(initial) - set(fresh)):
+        known = ", ".join(map(str, fresh))
+        raise ValueError(
+            f"start: {name} has {unknown}, which the network does not have; it has {known}"
+        )
     return {
-        key: _begun(f"{name}/{key}", value, given[key]) if key in given else value
+        key: _with_initial(f"{name}/{key}", value, initial[key]) if key in initial else value
         for key, value in fresh.items()
     }
 
 
-def _distinct(states: dict[str, TermState]) -> dict[str, TermState]:
-    # Of a definite dtype: that of a Python number is weak, and would change with the first step.
+def _copy_states(states: dict[str, TermState]) -> dict[str, TermState]:
+    # Strongly typed copies: the weak dtype of a Python number would change at the first step.
     return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), states)

@@ -1,10 +1,10 @@
-"""Tasks: what the networks are given, and what is right, made of a batch and a key.
+"""Tasks: functions from a batch and a key to the inputs of the networks and the targets.
 
-A task is a function `(key, batch) -> Inputs`; that is all that differs between generating,
-restoring and translating images, and the step knows of none of them. What a task degrades it draws
-from the step's key: the same image is asked for in another way each time it comes.
+A task is a function `(key, batch) -> Inputs`; generation, restoration and translation of images
+differ in nothing else, and the step is independent of the task. Random degradations are drawn from
+the step's key, so that an image is degraded differently each time.
 
-Tasks with a right answer put it into `Inputs.real`, where the terms find it as `forward.real`.
+Tasks with a target image put it into `Inputs.real`, which terms read as `forward.real`.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,23 +13,24 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax import degrade, ops
+from kd_jax import degradations, ops
 from kd_jax.objective import Inputs, MakeInputs
 from kd_jax.types import Array, Batch
 
 MakeMask: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
-"""`(key, images' shape) -> [B, H, W, 1]`, 1 where pixels are missing; of any dtype."""
+"""`(key, images' shape) -> [B, H, W, 1]` of any dtype, 1 for missing pixels."""
 
 
 def latents(size: int, conditional: bool = True) -> MakeInputs:
-    """Images from noise, given class labels or not.
+    """Images from noise, optionally conditioned on class labels.
 
     Args:
-      size: the latent's length; latents are standard normal `[B, size]`.
-      conditional: whether the networks take `batch["label"]`, int `[B]`, beside the latents.
+      size: the length of the latents, which are standard normal `[B, size]`.
+      conditional: whether the networks also take `batch["label"]`, int `[B]`.
 
     Raises:
-      ValueError: (of the task) when the batch has neither `label` nor `image` to count.
+      ValueError: (of the task) when the batch has no `label`, or, if unconditional, neither `label`
+        nor `image`.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
@@ -46,27 +47,27 @@ def latents(size: int, conditional: bool = True) -> MakeInputs:
 
 
 def noise(size: int, batch_size: int, classes: int = 0) -> MakeInputs:
-    """Images from nothing: latents and labels are both drawn.
+    """Images from noise, with latents and labels both drawn.
 
-    With it a data-free run needs no batch: `{}` will do. What a batch has is used: its images are
-    the real ones, its labels those to be drawn for.
+    A data-free run needs no batch: `{}` suffices. Images in a batch are the real images, and labels
+    in a batch replace the drawn ones.
 
     Args:
-      size: the latent's length; latents are standard normal `[B, size]`.
-      batch_size: how many, unless the batch says.
-      classes: labels are uniform in [0, classes); 0 for networks that take none.
+      size: the length of the latents, which are standard normal `[B, size]`.
+      batch_size: the number of latents, unless given by the batch.
+      classes: labels are uniform in [0, classes); 0 for networks without labels.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
-        given = dict(batch)
-        known = jax.tree.leaves(given)
-        count = known[0].shape[0] if known else batch_size
+        extra = dict(batch)
+        leaves = jax.tree.leaves(extra)
+        count = leaves[0].shape[0] if leaves else batch_size
         z_key, label_key = jax.random.split(key)
-        if classes and "label" not in given:
-            given["label"] = jax.random.randint(label_key, (count,), 0, classes)
-        labels = (given["label"],) if classes else ()
+        if classes and "label" not in extra:
+            extra["label"] = jax.random.randint(label_key, (count,), 0, classes)
+        labels = (extra["label"],) if classes else ()
         z = jax.random.normal(z_key, (count, size))
-        return Inputs((z, *labels), labels, given.get("image"), given)
+        return Inputs((z, *labels), labels, extra.get("image"), extra)
 
     return make
 
@@ -76,12 +77,12 @@ def text_to_image(
 ) -> MakeInputs:
     """Images from noise and a caption: generators take `(latents, tokens)`.
 
-    The discriminator takes the tokens after the image; `extra["tokens"]` has them too.
+    The discriminator takes the tokens after the image; they are also `extra["tokens"]`.
 
     Args:
-      size: the latent's length; latents are standard normal `[B, size]`.
-      tokens: the batch's entry that holds the captions, int `[B, L]`, or what makes them of its
-        images and labels, `kd_jax.data.captions.Captioner.tokens` for one.
+      size: the length of the latents, which are standard normal `[B, size]`.
+      tokens: the batch entry of the captions, int `[B, L]`, or a function from images and labels to
+        captions, such as `kd_jax.data.captions.Captioner.tokens`.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
@@ -97,61 +98,61 @@ def text_to_image(
 
 
 def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
-    """Images from their own, `factor` times smaller: generators take `[B, H / f, W / f, C]`.
+    """Images from downsampled versions: generators take `[B, H / factor, W / factor, C]`.
 
-    The discriminator takes images alone. `extra["small"]` is what the generator was given.
+    The discriminator takes only images. `extra["small"]` is the input of the generator.
 
     Args:
-      factor: divides the images' sides; see `kd_jax.degrade.downsampled`.
-      deviation: of the noise that the small images are given.
+      factor: a divisor of the image sides; see `kd_jax.degradations.downsample`.
+      deviation: the standard deviation of noise added to the small images.
 
     Raises:
-      ValueError: the deviation is negative.
+      ValueError: `deviation` is negative.
     """
     if not deviation >= 0:
-        raise ValueError(f"deviation={deviation} is a standard deviation, and negative")
+        raise ValueError(f"deviation={deviation} must not be negative")
 
     def make(key: Array, batch: Batch) -> Inputs:
         images = _entry(batch, "image")
-        small = degrade.downsampled(images, factor)
+        small = degradations.downsample(images, factor)
         if deviation:
-            small = degrade.noisy(key, small, deviation)
+            small = degradations.add_noise(key, small, deviation)
         return Inputs((small,), (), images, {**batch, "small": small})
 
     return make
 
 
 def bandwidth_extension(factor: int) -> MakeInputs:
-    """Waveforms from what a rate `factor` times lower leaves of them: `[B, L / f, C]`.
+    """Waveforms from decimated versions: generators take `[B, L / factor, C]`.
 
-    The discriminator takes, after the waveform `[B, L, C]`, what interpolation makes of what the
-    generator was given. The batch's entry is `wave`.
+    The discriminator takes, after the waveform `[B, L, C]`, the interpolated input of the
+    generator. The batch entry is `wave`.
 
     Args:
-      factor: divides the waveforms' lengths; see `kd_jax.ops.decimated`.
+      factor: a divisor of the waveform length; see `kd_jax.ops.decimate`.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
         del key
         waves = _entry(batch, "wave")
-        low = ops.decimated(waves, factor)
-        return Inputs((low,), (ops.interpolated(low, factor),), waves, batch)
+        low = ops.decimate(waves, factor)
+        return Inputs((low,), (ops.interpolate(low, factor),), waves, batch)
 
     return make
 
 
 def inpainting(masks: MakeMask | Sequence[MakeMask]) -> MakeInputs:
-    """Images from what a mask leaves of them: generators take `(image, mask)`.
+    """Images from masked versions: generators take `(image, mask)`.
 
-    The images are given with zeros where pixels are missing. The discriminator takes the mask after
-    the image. `extra["mask"]` is the mask, float32.
+    Missing pixels of the input images are zero. The discriminator takes the mask after the image.
+    `extra["mask"]` is the mask, float32.
 
     Args:
-      masks: what draws them, `degrade.free_form_mask` for one. Of several each image gets one by
-        chance.
+      masks: a function that draws masks, such as `degradations.free_form_mask`, or several, from
+        which one is drawn for each image.
 
     Raises:
-      ValueError: there is nothing to draw them; (of the task) a mask is of another shape.
+      ValueError: `masks` is empty; (of the task) a mask has the wrong shape.
     """
     choices = [masks] if callable(masks) else list(masks)
     if not choices:
@@ -160,7 +161,7 @@ def inpainting(masks: MakeMask | Sequence[MakeMask]) -> MakeInputs:
     def make(key: Array, batch: Batch) -> Inputs:
         images = _entry(batch, "image")
         choice_key, *keys = jax.random.split(key, len(choices) + 1)
-        # Some draw bool or integers; those of several are chosen from, and are all alike then.
+        # Of one dtype, since functions may draw bool or integers, and a selection follows.
         drawn = [
             jnp.asarray(draw(k, images.shape), jnp.float32)
             for draw, k in zip(choices, keys, strict=True)
@@ -168,8 +169,8 @@ def inpainting(masks: MakeMask | Sequence[MakeMask]) -> MakeInputs:
         for mask in drawn:
             if mask.shape != (*images.shape[:3], 1):
                 raise ValueError(f"a mask of shape {mask.shape} does not fit images {images.shape}")
-        chosen = jax.random.randint(choice_key, (images.shape[0], 1, 1, 1), 0, len(choices))
-        mask = jax.lax.select_n(jnp.broadcast_to(chosen, drawn[0].shape), *drawn)
+        choice = jax.random.randint(choice_key, (images.shape[0], 1, 1, 1), 0, len(choices))
+        mask = jax.lax.select_n(jnp.broadcast_to(choice, drawn[0].shape), *drawn)
         known = jnp.where(mask > 0.5, 0.0, images)
         return Inputs((known, mask), (mask,), images, {**batch, "mask": mask})
 
@@ -180,45 +181,45 @@ def paired(source: Callable[[Array], Array] | str, *, conditional: bool = True) 
     """Images from their counterparts (Isola et al. 2017, pix2pix): generators take the source.
 
     Args:
-      source: makes the counterparts of the images (`degrade.edges`), or is the batch's entry that
-        holds them.
+      source: a function from images to their counterparts (`degradations.edges`), or the name of
+        their batch entry.
       conditional: whether the discriminator takes the source after the image.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
         del key
         images = _entry(batch, "image")
-        given = _entry(batch, source) if isinstance(source, str) else source(images)
-        condition = (given,) if conditional else ()
-        return Inputs((given,), condition, images, {**batch, "source": given})
+        sources = _entry(batch, source) if isinstance(source, str) else source(images)
+        condition = (sources,) if conditional else ()
+        return Inputs((sources,), condition, images, {**batch, "source": sources})
 
     return make
 
 
 def unpaired(first: str = "first", second: str = "second") -> MakeInputs:
-    """Images of two domains into each other (Zhu et al. 2017, CycleGAN), both ways at once.
+    """Translation between two unpaired domains (Zhu et al. 2017, CycleGAN), in both directions.
 
-    For networks that `kd_jax.models.pair.side_by_side` has put together: the generator takes
-    `[B, 2, H, W, C]`, an image of the first and one of the second domain, and makes of them one of
-    the second and one of the first. The real images are stacked alike: second, first.
+    For networks combined by `kd_jax.models.pair.parallel`: the generator takes `[B, 2, H, W, C]`,
+    an image of the first and one of the second domain, and translates each into the other domain.
+    The real images are stacked in the order of the outputs: second, first.
 
     Args:
-      first: the batch's entry with images of one domain.
-      second: with images of the other, of the same shape.
+      first: the batch entry with images of one domain.
+      second: the batch entry with images of the other domain, of the same shape.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
         del key
         a, b = _entry(batch, first), _entry(batch, second)
         if a.shape != b.shape:
-            raise ValueError(f"images of two domains have shapes {a.shape} and {b.shape}")
+            raise ValueError(f"the images of the two domains have shapes {a.shape} and {b.shape}")
         return Inputs((jnp.stack([a, b], axis=1),), (), jnp.stack([b, a], axis=1), batch)
 
     return make
 
 
 def classification() -> MakeInputs:
-    """Logits from images, for networks without a discriminator: `extra["label"]` is right."""
+    """Logits from images, without a discriminator; `extra["label"]` is the target class."""
 
     def make(key: Array, batch: Batch) -> Inputs:
         del key
@@ -228,22 +229,22 @@ def classification() -> MakeInputs:
     return make
 
 
-def turned(task: MakeInputs) -> MakeInputs:
-    """A task on images that are mirrored and turned by quarters, each by chance.
+def dihedral_augmentation(task: MakeInputs) -> MakeInputs:
+    """A task on images with random flips and rotations by multiples of 90 degrees.
 
-    Eight views of each image, all as likely: what is restored does not depend on where is up.
+    The eight views of an image are equally likely, so that restoration learns no orientation.
 
     Raises:
-      ValueError: (of the task) the images are no squares.
+      ValueError: (of the task) the images are not square.
     """
 
     def make(key: Array, batch: Batch) -> Inputs:
-        turn_key, key = jax.random.split(key)
+        view_key, key = jax.random.split(key)
         images = _entry(batch, "image")
         batch_size, height, width, _ = images.shape
         if height != width:
-            raise ValueError(f"images of {height}x{width} cannot be turned: squares are needed")
-        views = jax.random.bernoulli(turn_key, shape=(3, batch_size, 1, 1, 1))
+            raise ValueError(f"images of {height}x{width} cannot be rotated: they must be square")
+        views = jax.random.bernoulli(view_key, shape=(3, batch_size, 1, 1, 1))
         images = jnp.where(views[0], images.swapaxes(1, 2), images)
         images = jnp.where(views[1], images[:, ::-1], images)
         images = jnp.where(views[2], images[:, :, ::-1], images)

@@ -1,4 +1,4 @@
-"""The vocabulary shared by every module: arrays, variables, batches and taps."""
+"""Types shared by every module: arrays, variables, batches and taps."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
@@ -7,22 +7,22 @@ import jax
 
 Array: TypeAlias = jax.Array
 Variables: TypeAlias = Mapping[str, Any]
-"""A network's arrays by collection: `params`, and what else it keeps (`batch_stats`, ...)."""
+"""A network's arrays by collection: `params`, and others that it needs (`batch_stats`, ...)."""
 
 Batch: TypeAlias = Mapping[str, Any]
-"""One global batch: arrays by name (`image`, `label`, ...), all with the same leading axis."""
+"""A global batch: arrays by name (`image`, `label`, ...), all with the same leading axis."""
 
 
 class MissingTapError(KeyError):
-    """A tap was asked for that the network does not have; the message lists those it has."""
+    """A requested tap does not exist; the message lists the taps of the network."""
 
-    __str__ = Exception.__str__  # KeyError would show the message quoted, as one key.
+    __str__ = Exception.__str__  # KeyError would quote the message like a key.
 
 
 class Taps(dict[str, Any]):
     """Named intermediate features of a network, as a pytree.
 
-    A dict whose lookup of an unknown name raises a `MissingTapError` that lists the known ones.
+    A dict whose lookup of an unknown name raises a `MissingTapError` that lists the known names.
     """
 
     def __missing__(self, name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Weights that adapt to the training: dynamic distillation.
+"""Weights that adapt during training: dynamic distillation.
 
-Each is a `kd_jax.objective.Weight` for `Term(fn, weight)`, whatever the term. What it multiplies,
-`of`, is a number, a schedule of the step (`optax.linear_schedule(1.0, 0.0, 1000)` lets the teacher
-go) or another of these: `confidence(balanced(adversarial, 0.5))`. Their values are in the metrics,
-as `g/NAME/weight`.
+Each is a `kd_jax.objective.Weight` for the `weight` of any `Term`. Its factor `of` is a number, a
+schedule of the step (`optax.linear_schedule(1.0, 0.0, 1000)` fades the teacher out) or another
+adaptive weight: `confidence(gradient_balanced(adversarial, 0.5))`. Their values are in the
+metrics, as `g/NAME/weight`.
 """
 
 import math
@@ -31,7 +31,7 @@ def scaled(of: float | Schedule | Weight, by: float | Schedule | Weight) -> Weig
     return Weight(fn, lambda: (first.init(), second.init()))
 
 
-def balanced(
+def gradient_balanced(
     against: Callable[[Forward], Array],
     of: float | Schedule | Weight = 1.0,
     *,
@@ -41,15 +41,15 @@ def balanced(
     """The ratio of two terms' gradient norms at the generated image.
 
     `of * ||d against / d image|| / (||d term / d image|| + 1e-6)`, norms over the batch: with
-    `of = 1` the image is pulled as hard by the term as by `against`, whatever their units. Esser et
-    al. 2021 (VQGAN), eq. 7, which measures at the last layer. The ratio of a
-    term that reads no image, and has no gradient there, runs to the limit.
+    `of = 1` the term and `against` have equal gradient norms at the image, whatever their units.
+    Esser et al. 2021 (VQGAN), eq. 7, which measures at the last layer. For a term without gradient
+    at the image the ratio reaches the limit.
 
     Args:
-      against: a term's function, the adversarial one usually; without state.
-      of: the pull wanted, as a multiple of that of `against`.
-      decay: of the ratio's average over the steps, in [0, 1).
-      limit: the ratio is at most this.
+      against: the function of a stateless term, usually the adversarial one.
+      of: the target gradient-norm ratio, relative to `against`.
+      decay: the decay of the moving average of the ratio, in [0, 1).
+      limit: the maximum ratio.
 
     Raises:
       ValueError: when `decay` is outside [0, 1).
@@ -58,16 +58,18 @@ def balanced(
         raise ValueError(f"decay={decay} is not in [0, 1)")
     inner = as_weight(of)
 
-    def pull(term: Callable[[Forward], Array], forward: Forward) -> Array:
+    def gradient_norm(term: Callable[[Forward], Array], forward: Forward) -> Array:
         image = jax.lax.stop_gradient(forward.fake)
-        gradient = jax.grad(lambda x: jnp.mean(term(forward.at(x))))(image)
+        gradient = jax.grad(lambda x: jnp.mean(term(forward.with_fake(x))))(image)
         return jnp.linalg.norm(gradient.astype(jnp.float32).reshape(-1))
 
     def fn(
         forward: Forward, term: Callable[[Forward], Array], value: Array, state: Any
     ) -> tuple[Array, Any]:
         total, count, rest = state
-        ratio = jnp.minimum(pull(against, forward) / (pull(term, forward) + 1e-6), limit)
+        ratio = jnp.minimum(
+            gradient_norm(against, forward) / (gradient_norm(term, forward) + 1e-6), limit
+        )
         total, count = decay * total + (1 - decay) * ratio, decay * count + (1 - decay)
         scale, rest = inner.fn(forward, term, value, rest)
         return scale * total / count, (total, count, rest)
@@ -76,28 +78,28 @@ def balanced(
 
 
 def confidence(of: float | Schedule | Weight = 1.0) -> Weight:
-    """Each example's weight is the probability that the teacher's image of it is real.
+    """Weights each example by the probability that the teacher's image is real.
 
-    `of * sigmoid(D_T(T))` by the teacher's discriminator, `[B]` in (0, of): what the teacher does
-    badly is not worth learning. For terms that give one value per example. Where scores are maps,
-    it is their mean's.
+    `of * sigmoid(D_T(T))` by the teacher's discriminator, `[B]` in (0, of), which discounts the
+    teacher's failures. For terms with one value per example. Score maps are averaged first.
 
     Raises:
-      ValueError: (when traced) without a teacher or a teacher's discriminator.
+      ValueError: (when traced) without a teacher or a teacher's discriminator, or for a scalar
+        term.
     """
     inner = as_weight(of)
 
     def fn(
         forward: Forward, term: Callable[[Forward], Array], value: Array, state: Any
     ) -> tuple[Array, Any]:
-        if forward.teacher_score is None or forward.teacher is None:
+        if forward.teacher_discriminate is None or forward.teacher is None:
             raise ValueError("confidence() needs nets.teacher and nets.teacher_discriminator")
         if value.ndim == 0:
             raise ValueError(
-                "confidence() weighs examples, and this term is one value of the batch"
+                "confidence() weights examples, but this term is a scalar for the batch"
             )
         scale, state = inner.fn(forward, term, value, state)
-        scores, _ = forward.teacher_score(forward.teacher)
+        scores, _ = forward.teacher_discriminate(forward.teacher)
         scores = scores.reshape(scores.shape[0], -1).mean(axis=1)
         return scale * jax.nn.sigmoid(scores), state
 
@@ -113,16 +115,16 @@ def uncertainty(
 ) -> Weight:
     """The inverse of the term's learned scale, `of * exp(-s)`.
 
-    s descends by gradient on `exp(-s) L + s`, of which `s = log L` is the least: terms of any size
-    come to count alike, each the less the larger it stays. For terms that are positive: at 0 and
-    below the weight grows to its limit. Kendall et al. 2018, section 3, with `s = log 2 sigma^2`,
-    where s / 2 stands for our s; the summand moves no network, and is not part of the total here.
+    s follows gradient descent on `exp(-s) L + s`, whose minimum is at `s = log L`: terms of any
+    scale converge to equal contributions. For positive terms only: at 0 and below the weight grows
+    to its limit. Kendall et al. 2018, section 3, with `s = log 2 sigma^2`, where s / 2 stands for
+    our s; the summand s has no gradient to any network and is not part of the total here.
 
     Args:
-      of: what the weight is multiplied by.
-      rate: of the descent of s, per step, > 0.
+      of: a factor of the weight.
+      rate: the learning rate of s, > 0.
       start: `exp(-s)` before the first step, in (0, limit].
-      limit: `exp(-s)` is at most this.
+      limit: the maximum of `exp(-s)`.
 
     Raises:
       ValueError: when `rate` is not positive, or `start` not in (0, limit].
@@ -131,7 +133,7 @@ def uncertainty(
         raise ValueError(f"rate={rate} is not positive")
     if not 0 < start <= limit:
         raise ValueError(f"start={start} is not in (0, limit={limit}]")
-    least = -math.log(limit)
+    minimum = -math.log(limit)
     inner = as_weight(of)
 
     def fn(
@@ -139,9 +141,9 @@ def uncertainty(
     ) -> tuple[Array, Any]:
         log_scale, rest = state
         scale, rest = inner.fn(forward, term, value, rest)
-        # A step of at most 1 in s: a huge value must not throw it past where it is small.
+        # Steps of s are at most 1, so that a huge value cannot overshoot.
         slope = jnp.clip(1.0 - jnp.exp(-log_scale) * value.mean(), -1.0 / rate, 1.0 / rate)
-        moved = jnp.maximum(log_scale - rate * slope, least)
-        return scale * jnp.exp(-log_scale), (moved, rest)
+        updated = jnp.maximum(log_scale - rate * slope, minimum)
+        return scale * jnp.exp(-log_scale), (updated, rest)
 
     return Weight(fn, lambda: (-jnp.log(jnp.asarray(start, jnp.float32)), inner.init()))

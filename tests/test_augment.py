@@ -26,12 +26,12 @@ from kd_jax.augment import (
     Settings,
     ada,
     adapt,
-    adaptive,
     augment_pipe,
-    augmented,
     diff,
     diff_augment,
-    overfitting,
+    sign_statistic,
+    with_ada,
+    with_augmentation,
 )
 from kd_jax.checkpoint import Checkpoints
 
@@ -134,7 +134,7 @@ def test_diff_augment_off_is_the_identity():
             r"imgfilter_bands=\(1, 1, 1, -2\) is negative",
         ),
         (lambda: augment_pipe(KEY, IMAGES[..., :2], 1.0, COLOR), "with 1 or 3 channels, not of"),
-        (lambda: adaptive(None, start=-0.1), r"start=-0.1 is no probability"),
+        (lambda: with_ada(None, start=-0.1), r"start=-0.1 is no probability"),
         (lambda: adapt(None, target=1.0), r"target=1.0 .* not in \(-1, 1\)"),
         (lambda: adapt(None, interval=0), "interval=0 and images=500000 must both be"),
         (lambda: adapt(None, images=0), "interval=4 and images=0 must both be"),
@@ -513,7 +513,7 @@ JUDGE = kd.from_linen(Judge())
 
 
 def test_images_are_augmented_in_training_with_a_key():
-    network = augmented(JUDGE, lambda key, images: images + jax.random.normal(key))
+    network = with_augmentation(JUDGE, lambda key, images: images + jax.random.normal(key))
     variables = network.init(KEY, IMAGES)
     apply = partial(network.apply, variables, IMAGES)
     for options in ({}, {"train": True}, {"rngs": KEY}):
@@ -528,7 +528,7 @@ def test_images_are_augmented_in_training_with_a_key():
 
 
 def test_an_adaptive_network_uses_its_probability():
-    network = adaptive(JUDGE, lambda key, images, p: images + p, start=0.25)
+    network = with_ada(JUDGE, lambda key, images, p: images + p, start=0.25)
     variables = network.init(KEY, IMAGES)
     assert set(variables) == {"params", "augment"}
     assert variables["augment"]["p"].dtype == jnp.float32
@@ -539,19 +539,19 @@ def test_an_adaptive_network_uses_its_probability():
     plain = JUDGE.apply({"params": variables["params"]}, IMAGES + np.float32(0.25))[0]
     np.testing.assert_array_equal(scores, plain)
     with pytest.raises(ValueError, match="the discriminator is adaptive already"):
-        adaptive(network).init(KEY, IMAGES)
+        with_ada(network).init(KEY, IMAGES)
     with pytest.raises(ValueError, match=r"have 'augment'; these have params: make"):
         network.apply({"params": variables["params"]}, IMAGES)
 
 
 def fake_step(state, teacher_variables, batch):
     del teacher_variables
-    return state._replace(step=state.step + 1), {"d/overfitting": batch["sign"].mean()}
+    return state._replace(step=state.step + 1), {"d/sign_statistic": batch["sign"].mean()}
 
 
 def fake_state(p):
-    variables = adaptive(JUDGE, start=p).init(KEY, IMAGES)
-    return kd.TrainState(jnp.zeros((), jnp.int32), KEY, (), kd.Player(variables, ()), {}, ())
+    variables = with_ada(JUDGE, start=p).init(KEY, IMAGES)
+    return kd.TrainState(jnp.zeros((), jnp.int32), KEY, (), kd.NetworkState(variables, ()), {}, ())
 
 
 def signs(positive, count=10):
@@ -605,7 +605,7 @@ SOME = Settings(xflip=1.0, scale=1.0, brightness=1.0)
 def parts(discriminator):
     return {
         "nets": kd.Networks(PAIR.generator, discriminator),
-        "optimizers": kd.Pair(optax.adam(1e-2), optax.adam(1e-2)),
+        "optimizers": kd.PerNetwork(optax.adam(1e-2), optax.adam(1e-2)),
         "g_terms": {
             "adversarial": kd.Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))
         },
@@ -613,14 +613,14 @@ def parts(discriminator):
             "adversarial": kd.Term(
                 lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores)
             ),
-            "r1": kd.Term(lambda f: losses.penalties.r1(f.score, f.real), 0.1, every=2),
-            "overfitting": overfitting(),
+            "r1": kd.Term(lambda f: losses.penalties.r1(f.discriminate, f.real), 0.1, every=2),
+            "sign_statistic": sign_statistic(),
         },
         "inputs": kd.latents(3, conditional=False),
     }
 
 
-ADAPTIVE = parts(adaptive(PAIR.discriminator, partial(augment_pipe, settings=SOME), start=0.5))
+ADAPTIVE = parts(with_ada(PAIR.discriminator, partial(augment_pipe, settings=SOME), start=0.5))
 
 
 def start():
@@ -654,7 +654,7 @@ def trained():
 
 def test_training_moves_the_probability_as_its_signs_say(trained):
     states, figures = trained
-    r_t = [float(metrics["d/overfitting"]) for metrics in figures]
+    r_t = [float(metrics["d/sign_statistic"]) for metrics in figures]
     assert all((8 * r) % 1 == 0 for r in r_t)  # of 8 images
     p, expected = 0.5, []
     for index in range(7):
@@ -678,7 +678,7 @@ def test_training_moves_the_probability_as_its_signs_say(trained):
 def test_the_term_changes_nothing(trained):
     """Neither does the probability, while it is neither adapted nor used."""
     without = dict(ADAPTIVE, d_terms={**ADAPTIVE["d_terms"]})
-    del without["d_terms"]["overfitting"]
+    del without["d_terms"]["sign_statistic"]
     state = kd.init_state(jax.random.key(1), BATCH, **without)
     state, _ = jax.jit(kd.make_train_step(**without))(state, None, BATCH)
     same(state.generator, trained[0][1].generator)
@@ -704,7 +704,7 @@ def test_resuming_in_the_middle_of_an_interval_is_exact(trained, tmp_path):
 def test_steps_in_one_call(trained):
     states, figures = trained
     batch = {"image": np.tile(BATCH["image"], (6, 1, 1, 1))}
-    state, metrics = jax.jit(kd.scanned(make_step(), 6))(start(), None, batch)
+    state, metrics = jax.jit(kd.multi_step(make_step(), 6))(start(), None, batch)
     same(state.discriminator.variables, states[6].discriminator.variables, atol=1e-4)
     expected = np.mean([float(m["augment/p"]) for m in figures[:6]])
     np.testing.assert_allclose(metrics["augment/p"], expected, rtol=1e-5)
@@ -729,7 +729,7 @@ def test_the_whole_pipeline_on_a_mesh():
 
 
 def test_overfitting_is_the_mean_sign():
-    term = overfitting()
+    term = sign_statistic()
     assert term.weight == 0.0
     forward = kd.Forward(*[None] * len(kd.Forward._fields))
     scores = jnp.array([[2.0, -1.0], [0.5, 3.0], [-1.0, -4.0]])

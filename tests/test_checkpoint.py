@@ -23,7 +23,7 @@ import kd_jax as kd
 from kd_jax import checkpoint
 from kd_jax.architecture import describe
 from kd_jax.checkpoint import (
-    Best,
+    BestCheckpoint,
     CheckpointError,
     Checkpoints,
     DamagedCheckpointWarning,
@@ -40,7 +40,7 @@ PAIR = kd.models.mlp.gan(4, 8)
 BATCH = {"image": np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 4, 4, 1)}
 PARTS = {
     "nets": kd.Networks(PAIR.generator, PAIR.discriminator),
-    "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
+    "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
     "g_terms": {
         "g": kd.Term(lambda f, n: (-f.fake_scores, n + 1), init=lambda: jnp.zeros((), jnp.int32))
     },
@@ -166,7 +166,7 @@ def test_damage_is_named_and_nothing_wrong_restored(tmp_path, states, kind, dama
         messages.append(str(warned[0].message))
     same(jax.tree.map(np.asarray, variables), jax.tree.map(np.asarray, dict(generator)))
     told = []
-    state, data = opened(tmp_path, tell=told.append).restore(states[0])
+    state, data = opened(tmp_path, log=told.append).restore(states[0])
     same(state, states[0])
     assert data == {"next": 1}
     for message in (*messages, *told):
@@ -192,7 +192,7 @@ def test_a_step_set_aside_is_saved_again(tmp_path, states):
     saved(tmp_path, states)
     for again in range(2):
         (tmp_path / "2" / "meta" / "metadata").write_text("{}")
-        checkpoints = opened(tmp_path, tell=lambda _: None)
+        checkpoints = opened(tmp_path, log=lambda _: None)
         checkpoints.restore(states[0])
         checkpoints.save(2, states[1], {"again": again})
         checkpoints.close()
@@ -280,7 +280,7 @@ def test_another_environment_is_refused_unless_allowed(tmp_path, states, monkeyp
     with pytest.raises(CheckpointError, match=f"of another environment: {name} is .* there"):
         opened(tmp_path).restore(states[0])
     told = []
-    state, _ = opened(tmp_path, allow_changes=True, tell=told.append).restore(states[0])
+    state, _ = opened(tmp_path, allow_changes=True, log=told.append).restore(states[0])
     same(state, states[1])
     assert len(told) == 1
     assert f"{name} is" in told[0]
@@ -380,7 +380,7 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path, states):
     (tmp_path / "6.orbax-checkpoint-tmp-file").write_text("")
     (tmp_path / "notes").mkdir()
     told = []
-    checkpoints = opened(tmp_path, tell=told.append)
+    checkpoints = opened(tmp_path, log=told.append)
     kept = ["007", "1", "5.unfinished", "notes"]
     assert sorted(p.name for p in tmp_path.iterdir()) == kept
     assert (tmp_path / "5.unfinished" / "data" / "metadata").read_text() == "{}"
@@ -404,7 +404,7 @@ def test_a_deletion_cut_short_at_any_file_is_no_other_folder(tmp_path, states):
     saved(tmp_path, states)
     (tmp_path / "1" / "manifest.json").unlink()
     while entries := sorted((tmp_path / "1").iterdir()):
-        opened(tmp_path, tell=lambda _: None).close()
+        opened(tmp_path, log=lambda _: None).close()
         (tmp_path / "1.unfinished").rename(tmp_path / "1")
         shutil.rmtree(entries[0]) if entries[0].is_dir() else entries[0].unlink()
     same(opened(tmp_path).restore(states[0])[0], states[1])
@@ -421,7 +421,7 @@ def test_where_all_manifests_are_lost_nothing_is_begun_anew(tmp_path, states):
 
 def test_what_cannot_be_deleted_costs_no_checkpoint(tmp_path, states, monkeypatch):
     told = []
-    checkpoints = opened(tmp_path, keep=1, tell=told.append)
+    checkpoints = opened(tmp_path, keep=1, log=told.append)
     checkpoints.save(1, states[0], {})
     checkpoints.wait()
 
@@ -473,7 +473,7 @@ def test_a_list_of_files_that_says_little_is_no_list(tmp_path, states, how):
     text, message = LISTS[how]
     (tmp_path / "2" / "manifest.json").write_text(text)
     told = []
-    same(opened(tmp_path, tell=told.append).restore(states[0])[0], states[0])
+    same(opened(tmp_path, log=told.append).restore(states[0])[0], states[0])
     (line,) = told
     assert message in line
 
@@ -486,7 +486,7 @@ def test_files_outside_are_none_of_a_step(tmp_path, states, name):
     content = (tmp_path / "2" / name).read_bytes()
     manifest.write_text(json.dumps({**found, name: hashlib.sha256(content).hexdigest()}))
     told = []
-    same(opened(tmp_path, tell=told.append).restore(states[0])[0], states[0])
+    same(opened(tmp_path, log=told.append).restore(states[0])[0], states[0])
     assert f"lists {name!r}, which is outside" in told[0]
 
 
@@ -496,7 +496,7 @@ def test_a_file_that_cannot_be_read_is_damaged(tmp_path, states):
     file.unlink()
     file.mkdir()
     told = []
-    same(opened(tmp_path, tell=told.append).restore(states[0])[0], states[0])
+    same(opened(tmp_path, log=told.append).restore(states[0])[0], states[0])
     assert told[0].startswith(f"{file} cannot be read: Is a directory; it is set aside")
 
 
@@ -554,7 +554,7 @@ def test_damage_to_any_file_at_all_is_named(tmp_path, states):
                 victim.write_bytes(damaged)
             reason = "is missing" if damaged is None else "is damaged"
             if victim.relative_to(tmp_path / "2").parts[0] in ("training", "data"):
-                problem = checkpoint._problem(tmp_path / "2", checkpoint._ITEMS)
+                problem = checkpoint._verify(tmp_path / "2", checkpoint._ITEMS)
                 assert problem.startswith(f"{victim} {reason}")
             else:
                 with pytest.warns(DamagedCheckpointWarning) as warned:
@@ -575,7 +575,7 @@ def test_a_flipped_bit_anywhere_in_the_manifest_never_gives_wrong_values(tmp_pat
     for place in range(0, len(content), 41):
         flipped = content[place] ^ 1 << place % 8
         manifest.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
-        if problem := checkpoint._problem(tmp_path / "1", checkpoint._ITEMS):
+        if problem := checkpoint._verify(tmp_path / "1", checkpoint._ITEMS):
             refused.append(problem)
         try:
             variables, _ = load_generator(tmp_path)
@@ -680,12 +680,12 @@ def test_connectors_are_not_deployed(tmp_path):
 
 
 def test_the_best_generator_is_kept(tmp_path, states):
-    best = Best(tmp_path / "best", "distance")
-    assert best.offer(1, 5.0, states[0].ema)
-    assert not best.offer(2, 5.0, states[1].ema)
-    assert not best.offer(2, float("nan"), states[1].ema)
-    assert best.offer(3, 4.0, states[2].ema)
-    again = Best(tmp_path / "best", "distance")
+    best = BestCheckpoint(tmp_path / "best", "distance")
+    assert best.update(1, 5.0, states[0].ema)
+    assert not best.update(2, 5.0, states[1].ema)
+    assert not best.update(2, float("nan"), states[1].ema)
+    assert best.update(3, 4.0, states[2].ema)
+    again = BestCheckpoint(tmp_path / "best", "distance")
     assert again.value == 4.0
     variables, configuration = load_generator(tmp_path / "best")
     same(variables, dict(states[2].ema))
@@ -695,8 +695,8 @@ def test_the_best_generator_is_kept(tmp_path, states):
 def test_a_best_generator_that_cannot_be_put_in_place_leaves_the_one_before(
     tmp_path, states, monkeypatch
 ):
-    best = Best(tmp_path / "best", "distance")
-    best.offer(1, 5.0, states[0].ema)
+    best = BestCheckpoint(tmp_path / "best", "distance")
+    best.update(1, 5.0, states[0].ema)
     rename = Path.rename
 
     def fails(self, target):
@@ -706,41 +706,41 @@ def test_a_best_generator_that_cannot_be_put_in_place_leaves_the_one_before(
 
     monkeypatch.setattr(Path, "rename", fails)
     with pytest.raises(CheckpointError, match=r"step 2 not kept in .*Input/output error"):
-        best.offer(2, 4.0, states[1].ema)
+        best.update(2, 4.0, states[1].ema)
     monkeypatch.undo()
     same(load_generator(tmp_path / "best")[0], dict(states[0].ema))
     # What could not be deleted then is no obstacle.
     shutil.copytree(tmp_path / "best", tmp_path / "best.old")
-    assert best.offer(3, 3.0, states[2].ema)
+    assert best.update(3, 3.0, states[2].ema)
     same(load_generator(tmp_path / "best")[0], dict(states[2].ema))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
 
 
 def test_the_best_generator_survives_a_cut_at_any_moment(tmp_path, states):
-    best = Best(tmp_path / "best", "distance")
-    best.offer(1, 5.0, states[0].ema)
+    best = BestCheckpoint(tmp_path / "best", "distance")
+    best.update(1, 5.0, states[0].ema)
     # Cut short while the next is written, then between the removal and the renaming.
     shutil.copytree(tmp_path / "best", tmp_path / "best.partial")
     (tmp_path / "best.partial" / "0" / "manifest.json").unlink()
-    assert Best(tmp_path / "best", "distance").value == 5.0
+    assert BestCheckpoint(tmp_path / "best", "distance").value == 5.0
     assert not (tmp_path / "best.partial").exists()
     (tmp_path / "best").rename(tmp_path / "best.partial")
-    assert Best(tmp_path / "best", "distance").value == 5.0
+    assert BestCheckpoint(tmp_path / "best", "distance").value == 5.0
     same(load_generator(tmp_path / "best")[0], dict(states[0].ema))
     # Between the two renames, and while the old one is deleted.
     (tmp_path / "best").rename(tmp_path / "best.old")
-    assert Best(tmp_path / "best", "distance").value == 5.0
+    assert BestCheckpoint(tmp_path / "best", "distance").value == 5.0
     shutil.copytree(tmp_path / "best", tmp_path / "best.old")
     next((tmp_path / "best.old" / "0" / "generator").rglob("d/*")).unlink()
-    again = Best(tmp_path / "best", "distance")
+    again = BestCheckpoint(tmp_path / "best", "distance")
     assert again.value == 5.0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best"]
     # It is damaged itself: told, set aside, and the next one is the best.
     next((tmp_path / "best" / "0" / "generator").rglob("d/*")).unlink()
     told = []
-    again = Best(tmp_path / "best", "distance", tell=told.append)
+    again = BestCheckpoint(tmp_path / "best", "distance", log=told.append)
     assert again.value == math.inf
     assert "is missing; it is set aside" in told[0]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["best.damaged"]
-    assert again.offer(9, 7.0, states[1].ema)
+    assert again.update(9, 7.0, states[1].ema)
     same(load_generator(tmp_path / "best")[0], dict(states[1].ema))

@@ -1,4 +1,4 @@
-"""Which way imports point, and what `import kd_jax` costs."""
+"""The dependency order of the modules, and the cost of `import kd_jax`."""
 
 import ast
 import subprocess
@@ -9,35 +9,35 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What each part may import of kd_jax, beside itself. A new part must be given its place here.
+# The parts of kd_jax that each part may import, besides itself. New parts must be added.
 ALLOWED = {
     "types": set(),
     "checks": {"types"},
     "ops": {"types", "checks"},
     "losses": {"types", "checks"},
-    "latent": {"types"},
+    "sefa": {"types"},
     "network": {"types"},
     "objective": {"types", "checks"},
     "state": {"types", "network", "objective"},
     "step": {"types", "network", "objective", "state"},
-    "modes": {"types", "network", "objective", "state", "step"},
+    "wrappers": {"types", "network", "objective", "state", "step"},
     "augment": {"types", "checks", "ops", "network", "objective", "state", "step"},
-    "degrade": {"types", "ops"},
-    "tasks": {"types", "ops", "degrade", "objective"},
+    "degradations": {"types", "ops"},
+    "tasks": {"types", "ops", "degradations", "objective"},
     "weights": {"types", "objective"},
-    "pool": {"types"},
-    "recipes": {"types", "losses", "pool", "network", "objective", "state", "weights"},
-    "health": {"types", "objective", "state", "step"},
+    "image_pool": {"types"},
+    "methods": {"types", "losses", "image_pool", "network", "objective", "state", "weights"},
+    "diagnostics": {"types", "objective", "state", "step"},
     "sharding": {"types", "state", "step"},
-    "channels": {"types", "network"},
-    "models": {"types", "ops", "network", "state", "channels"},
+    "axes": {"types", "network"},
+    "models": {"types", "ops", "network", "state", "axes"},
     "data": {"types"},
     "logs": set(),
     "loop": {"types"},
     "architecture": {"network"},
-    "hosts": {"types"},
-    "stop": {"hosts"},
-    "checkpoint": {"types", "hosts", "architecture", "network", "state"},
+    "distributed": {"types"},
+    "shutdown": {"distributed"},
+    "checkpoint": {"types", "distributed", "architecture", "network", "state"},
     "evaluate": {
         "types",
         "ops",
@@ -52,13 +52,13 @@ ALLOWED = {
         "logs",
     },
     "pretrained": {"types", "network", "models", "ops", "evaluate", "architecture", "checkpoint"},
-    "students": {"types", "checks", "network", "channels", "evaluate"},
+    "pruning": {"types", "checks", "network", "axes", "evaluate"},
 }
 
 
 def imported(path: Path) -> set[str]:
-    """The parts of kd_jax that a file imports anywhere in it, and other top-level packages."""
-    found = set()
+    """The parts of kd_jax and the other packages that a file imports, at any level."""
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -68,8 +68,8 @@ def imported(path: Path) -> set[str]:
                 names = [f"kd_jax.{alias.name}" for alias in node.names]
         else:
             continue
-        found |= {".".join(name.split(".")[:2]) for name in names}
-    return found
+        modules |= {".".join(name.split(".")[:2]) for name in names}
+    return modules
 
 
 def files() -> list[Path]:
@@ -77,17 +77,17 @@ def files() -> list[Path]:
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_one_way(path):
+def test_imports_respect_the_dependency_order(path):
     part = path.relative_to(ROOT / "kd_jax").parts[0].removesuffix(".py")
     if part == "__init__":
         return
-    assert part in ALLOWED, f"give {part} its place in ALLOWED"
+    assert part in ALLOWED, f"add {part} to ALLOWED"
     inside = {n.removeprefix("kd_jax.") for n in imported(path) if n.startswith("kd_jax.")}
     assert inside - {part} <= ALLOWED[part]
     assert not {n for n in imported(path) if n.split(".")[0] in ("experiments", "tests")}
 
 
-def test_the_walk_sees_imports(tmp_path):
+def test_nested_imports_are_found(tmp_path):
     file = tmp_path / "a.py"
     file.write_text(
         "import kd_jax.step\nfrom kd_jax import ops\n"
@@ -96,7 +96,7 @@ def test_the_walk_sees_imports(tmp_path):
     assert imported(file) == {"kd_jax.step", "kd_jax.ops", "kd_jax.models", "os.path"}
 
 
-def test_import_is_light():
+def test_the_import_is_light():
     heavy = [
         "absl.app", "clu", "grain", "matplotlib", "ml_collections", "PIL", "sklearn",
         "tensorflow", "tensorflow_datasets", "torch",

@@ -22,7 +22,7 @@ CONFIGURATION = {"width": 2, "seeds": [0]}
 PAIR = kd.models.mlp.gan(4, 2, depth=1)
 PARTS = {
     "nets": kd.Networks(PAIR.generator, PAIR.discriminator),
-    "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
+    "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
     "g_terms": {"g": kd.Term(lambda f, n: (-f.fake_scores, n), init=lambda: jnp.ones(()))},
     "d_terms": {"d": kd.Term(lambda f: f.fake_scores - f.real_scores)},
     "inputs": kd.latents(3, conditional=False),
@@ -47,7 +47,7 @@ def state():
 def test_the_state(tmp_path):
     shutil.copytree(KEPT, tmp_path / "checkpoints")
     checkpoints = Checkpoints(
-        tmp_path / "checkpoints", CONFIGURATION, allow_changes=True, tell=lambda _: None
+        tmp_path / "checkpoints", CONFIGURATION, allow_changes=True, log=lambda _: None
     )
     found, data = checkpoints.restore(jax.eval_shape(state))
     checkpoints.close()

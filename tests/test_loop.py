@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kd_jax import loop
-from kd_jax.loop import Guard, Hook, NonFiniteError, fit
+from kd_jax.loop import Hook, NonFiniteError, NonFinitePolicy, fit
 
 
 class State(NamedTuple):
@@ -236,7 +236,7 @@ def test_progress_leaves_the_hooks_out_of_the_rate(monkeypatch):
 
 
 def in_calls_of(count, step=None):
-    """As `kd_jax.modes.scanned`: so many steps in one call, whose metrics are their means."""
+    """As `kd_jax.wrappers.scanned`: so many steps in one call, whose metrics are their means."""
     single = step or counting()
 
     def call(state, batch):
@@ -372,7 +372,7 @@ class Skipping(NamedTuple):
 
 
 def skipping(bad, patience):
-    """As `kd_jax.guarded`: some steps' metric is NaN, and leaves no trace but in the count."""
+    """As `kd_jax.skip_nonfinite`: some steps' metric is NaN, and leaves no trace but in the count."""
 
     def step(state, batch):
         number = int(state.step) + 1
@@ -394,7 +394,7 @@ def test_steps_that_left_no_trace_are_told_and_not_in_the_means():
         steps=8,
         log=lambda number, means: rows.append((number, dict(means))),
         log_every=3,
-        guard=Guard(2, lambda *given: told.append(given)),
+        guard=NonFinitePolicy(2, lambda *given: told.append(given)),
     )
     assert (int(state.step), int(state.skipped)) == (8, 2)
     assert told == [(2, 1, "g/x is nan"), (4, 2, "g/x is nan")]
@@ -422,7 +422,7 @@ def test_more_than_the_patience_ends_it_before_any_hook(steps):
             log=lambda *_: None,
             log_every=3,
             hooks=[Hook(1, lambda n, s: seen.append(n))],
-            guard=Guard(1, explain=explain),
+            guard=NonFinitePolicy(1, diagnose=explain),
         )
     assert seen == [1, 2, 3]
     assert asked == [(1, True), (3, True)]

@@ -24,7 +24,7 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.state import Networks, Pair, Teacher, init_state
+from kd_jax.state import Networks, PerNetwork, Teacher, init_state
 from kd_jax.step import g_step, make_train_step
 from kd_jax.tasks import latents
 
@@ -52,7 +52,7 @@ def _relational_parts():
     variables = Teacher(teacher.init(jax.random.key(1), jnp.zeros((1, 8))))
     return variables, {
         "nets": Networks(student.generator, student.discriminator, teacher),
-        "optimizers": Pair(optax.sgd(0.05, momentum=0.5), optax.sgd(0.05)),
+        "optimizers": PerNetwork(optax.sgd(0.05, momentum=0.5), optax.sgd(0.05)),
         "g_terms": g_terms,
         "d_terms": d_terms,
         "inputs": latents(8, conditional=False),
@@ -136,7 +136,7 @@ def _mlp_parts():
     pair = mlp.gan(4, 8, depth=1)
     return {
         "nets": Networks(pair.generator, pair.discriminator),
-        "optimizers": Pair(optax.sgd(0.1), optax.sgd(0.1)),
+        "optimizers": PerNetwork(optax.sgd(0.1), optax.sgd(0.1)),
         "g_terms": {"adv": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))},
         "d_terms": {
             "adv": Term(lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores))

@@ -1,4 +1,4 @@
-"""The training steps: against hand-derived numbers of a linear GAN, and as promises on real ones.
+"""The training steps: against hand-derived values of a linear GAN, and properties of real ones.
 
 The linear GAN's generator is `z * w` and its discriminator `x * v`, with scalars w and v, so its
 gradients are written out below in numpy's double precision.
@@ -15,7 +15,7 @@ from kd_jax.models import dcgan, mlp
 from kd_jax.network import Network, connect, disconnect
 from kd_jax.objective import Forward, Inputs, Term
 from kd_jax.sharding import compile_step, initialize, make_mesh
-from kd_jax.state import Networks, Pair, Teacher, init_state
+from kd_jax.state import Networks, PerNetwork, Teacher, init_state
 from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.tasks import latents
 from kd_jax.types import Taps
@@ -23,7 +23,7 @@ from kd_jax.types import Taps
 adversarial = losses.adversarial
 
 B = 4
-W, V = 0.7, -1.3  # where the generator and the discriminator start
+W, V = 0.7, -1.3  # initial parameters of the generator and of the discriminator
 D_RATE, G_RATE = 0.5, 0.25
 REAL = np.array([1.0, 2.0, -0.5, 3.0], np.float32)
 BATCH = {"image": REAL}
@@ -62,13 +62,16 @@ def _task(key, batch):
     return Inputs((jax.random.normal(key, (B,)),), (), batch.get("image"), batch)
 
 
-_seen = Term(lambda f, _: (0.0, f.inputs.generator[0]), init=lambda: jnp.zeros(B))
-"""Adds nothing; its state is the latents that the move has drawn."""
+_LATENTS = Term(lambda f, _: (0.0, f.inputs.generator[0]), init=lambda: jnp.zeros(B))
+"""Adds zero; its state is the latents of the update."""
 
-D_TERMS = {"adv": Term(lambda f: adversarial.minimax_d(f.real_scores, f.fake_scores)), "z": _seen}
-G_TERMS = {"adv": Term(lambda f: adversarial.nonsaturating_g(f.fake_scores)), "z": _seen}
+D_TERMS = {
+    "adv": Term(lambda f: adversarial.minimax_d(f.real_scores, f.fake_scores)),
+    "z": _LATENTS,
+}
+G_TERMS = {"adv": Term(lambda f: adversarial.nonsaturating_g(f.fake_scores)), "z": _LATENTS}
 NETS = Networks(_linear("w", W), _linear("v", V))
-SGD = Pair(optax.sgd(G_RATE), optax.sgd(D_RATE))
+SGD = PerNetwork(optax.sgd(G_RATE), optax.sgd(D_RATE))
 
 
 def _setup(make=make_train_step, seed=0, batch=BATCH, start=None, **changes):
@@ -112,7 +115,7 @@ def _v(state):
     return float(state.discriminator.variables["params"]["v"])
 
 
-def _same(a, b):
+def _assert_equal(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -160,16 +163,16 @@ def test_simultaneous_step_by_hand():
     assert int(state.step) == 1
 
 
-def test_each_move_and_step_draws_its_own_latents():
+def test_each_update_and_step_draws_its_own_latents():
     state, step = _setup()
     step = jax.jit(step)
-    drawn = []
+    draws = []
     for _ in range(3):
         state, _ = step(state, None, BATCH)
-        drawn += [_latents(state.terms.discriminator), _latents(state.terms.generator)]
+        draws += [_latents(state.terms.discriminator), _latents(state.terms.generator)]
     other, _ = step(_setup(seed=1)[0], None, BATCH)
-    drawn += [_latents(other.terms.discriminator), _latents(other.terms.generator)]
-    assert len({tuple(z) for z in drawn}) == 8
+    draws += [_latents(other.terms.discriminator), _latents(other.terms.generator)]
+    assert len({tuple(z) for z in draws}) == 8
 
 
 def test_terms_get_a_key_of_their_own():
@@ -183,18 +186,18 @@ def test_terms_get_a_key_of_their_own():
     assert len(set(values)) == 4
 
 
-def test_moves_alone_make_up_the_step():
+def test_the_step_is_the_sequence_of_both_updates():
     before, step = _setup(ema=0.5)
     whole, metrics = step(before, None, BATCH)
     after_d, d_metrics = d_step(NETS, SGD.discriminator, D_TERMS, _task)(before, None, BATCH)
-    _same(after_d.generator, before.generator)
-    _same(after_d.ema, before.ema)
+    _assert_equal(after_d.generator, before.generator)
+    _assert_equal(after_d.ema, before.ema)
     assert int(after_d.step) == 0
     after_g, g_metrics = g_step(NETS, SGD.generator, G_TERMS, _task, 0.5)(after_d, None, BATCH)
-    _same(after_g.discriminator, after_d.discriminator)
+    _assert_equal(after_g.discriminator, after_d.discriminator)
     assert int(after_g.step) == 0
-    _same(after_g._replace(step=whole.step), whole)
-    _same({**d_metrics, **g_metrics}, metrics)
+    _assert_equal(after_g._replace(step=whole.step), whole)
+    _assert_equal({**d_metrics, **g_metrics}, metrics)
 
 
 def test_same_state_and_batch_give_the_same_bits():
@@ -202,10 +205,10 @@ def test_same_state_and_batch_give_the_same_bits():
     step = jax.jit(step)
     once = step(*step(state, None, BATCH)[:1], None, BATCH)
     twice = step(*step(state, None, BATCH)[:1], None, BATCH)
-    _same(once, twice)
+    _assert_equal(once, twice)
     assert int(once[0].step) == 2
     assert once[0].step.dtype == jnp.int32
-    _same(once[0].key, state.key)
+    _assert_equal(once[0].key, state.key)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,7 @@ def test_average_of_the_generator(ema, decays):
 
 
 @pytest.mark.parametrize("make", [make_train_step, make_simultaneous_step])
-def test_statistics_follow_the_own_move_only(make):
+def test_statistics_follow_only_the_update_of_their_network(make):
     nets = Networks(_counting("w", W), _counting("v", V))
     before, step = _setup(make, nets=nets)
     state, _ = jax.jit(step)(before, None, BATCH)
@@ -245,44 +248,44 @@ def test_statistics_follow_the_own_move_only(make):
     np.testing.assert_allclose(statistics["mean"], mean, rtol=1e-5)
 
 
-def _remembering(forward, state):
+def _stateful(forward, state):
     return (forward.fake - state["mean"]) ** 2, {"mean": 0.5 * state["mean"] + forward.fake.mean()}
 
 
-def test_lazy_and_stateful_terms_keep_the_state_s_structure():
+def test_lazy_and_stateful_terms_preserve_the_structure_of_the_state():
     extra = {
-        "lazy": Term(lambda f: losses.penalties.r1(f.score, f.real[:, None]), every=2),
-        "memory": Term(_remembering, init=lambda: {"mean": 0.0}),
-        "both": Term(_remembering, every=3, init=lambda: {"mean": 0.0}),
+        "lazy": Term(lambda f: losses.penalties.r1(f.discriminate, f.real[:, None]), every=2),
+        "memory": Term(_stateful, init=lambda: {"mean": 0.0}),
+        "both": Term(_stateful, every=3, init=lambda: {"mean": 0.0}),
     }
-    traced = []
+    traces = []
     state, step = _setup(d_terms={**D_TERMS, **extra}, g_terms={**G_TERMS, **extra})
 
     @jax.jit
-    def counted(state, teacher, batch):
-        traced.append(1)
+    def traced_step(state, teacher, batch):
+        traces.append(1)
         return step(state, teacher, batch)
 
     abstract = jax.tree.map(jax.typeof, state)
     lazy = []
     for _ in range(4):
-        state, metrics = counted(state, None, BATCH)
+        state, metrics = traced_step(state, None, BATCH)
         assert jax.tree.map(jax.typeof, state) == abstract
         lazy.append(float(metrics["d/lazy"]))
-    assert len(traced) == 1  # not even a weak type changes
-    # R1 of x * v is v^2 / 2, seen at steps 0 and 2.
+    assert len(traces) == 1  # not even a weak type changes
+    # R1 of x * v is v^2 / 2, evaluated at steps 0 and 2.
     np.testing.assert_allclose(lazy[0], V**2 / 2, rtol=1e-5)
     assert lazy[0] == lazy[1] != lazy[2] == lazy[3]
 
 
 @pytest.mark.parametrize("how", ["eager", "compiled"])
-def test_donation_takes_the_state_and_nothing_else(how):
+def test_only_the_state_is_donated(how):
     key, start = jax.random.key(0), {"generator": {"params": {"w": jnp.asarray(0.1)}}}
     teacher = Teacher({"params": {"w": jnp.asarray(3.0)}})
     batch = {"image": jnp.asarray(REAL)}
     parts = {
         "nets": NETS._replace(teacher=_linear("w", 3.0)),
-        "optimizers": Pair(optax.adam(0.1), optax.adam(0.1)),
+        "optimizers": PerNetwork(optax.adam(0.1), optax.adam(0.1)),
         "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))},
         "d_terms": D_TERMS,
         "inputs": _task,
@@ -295,16 +298,16 @@ def test_donation_takes_the_state_and_nothing_else(how):
     assert _w(state) == pytest.approx(0.1)
     step = compile_step(make_train_step(**parts), donate=True)
     for _ in range(3):
-        given = state
+        donated = state
         state, _ = step(state, teacher, batch)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.generator.variables))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated.generator.variables))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((key, start, teacher, batch)))
     assert int(state.step) == 3
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere the state is donated")
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="other backends donate the state")
 @pytest.mark.parametrize("on_mesh", [False, True])
-def test_nothing_is_donated_on_cpu_unless_asked(on_mesh):
+def test_nothing_is_donated_on_cpu_by_default(on_mesh):
     state, _ = _setup()
     step = compile_step(
         lambda state, teacher, batch: (state._replace(step=state.step + 1), {}),
@@ -314,12 +317,12 @@ def test_nothing_is_donated_on_cpu_unless_asked(on_mesh):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_a_start_is_completed_and_checked():
-    """What it lacks is as it would have been without; what does not fit is named."""
+def test_initial_variables_are_completed_and_checked():
+    """Missing entries are initialized as without `start`; entries that do not fit raise."""
     network = connect(dcgan.generator(16, 2, channels=1), {"8x8": (1, 8, 8, 5)})
     parts = {
         "nets": Networks(network),
-        "optimizers": Pair(optax.sgd(0.1)),
+        "optimizers": PerNetwork(optax.sgd(0.1)),
         "g_terms": {},
         "d_terms": {},
         "inputs": latents(8, conditional=False),
@@ -327,18 +330,18 @@ def test_a_start_is_completed_and_checked():
     batch = {"image": np.zeros((2, 16, 16, 1), np.float32)}
     fresh = init_state(jax.random.key(0), batch, **parts)
     other = disconnect(init_state(jax.random.key(1), batch, **parts).generator.variables)
-    begun = init_state(jax.random.key(0), batch, start={"generator": other}, **parts)
-    _same(disconnect(begun.generator.variables), other)
-    _same(
-        begun.generator.variables["params"]["connectors"],
+    initialized = init_state(jax.random.key(0), batch, start={"generator": other}, **parts)
+    _assert_equal(disconnect(initialized.generator.variables), other)
+    _assert_equal(
+        initialized.generator.variables["params"]["connectors"],
         fresh.generator.variables["params"]["connectors"],
     )
-    _same(begun.ema, begun.generator.variables)
+    _assert_equal(initialized.ema, initialized.generator.variables)
 
     wide = dcgan.generator(16, 4, channels=1).init(jax.random.key(0), np.zeros((2, 8)))
     with pytest.raises(
         ValueError,
-        match=r"start: .*/Dense_0/kernel is an array \(8, 128\), and an array \(8, 64\) in",
+        match=r"start: .*/Dense_0/kernel is an array \(8, 128\), and an array \(8, 64\)",
     ):
         init_state(
             jax.random.key(0),
@@ -346,18 +349,18 @@ def test_a_start_is_completed_and_checked():
             start={"generator": {"params": {"Dense_0": wide["params"]["Dense_0"]}}},
             **parts,
         )
-    with pytest.raises(ValueError, match=r"generator/params has \['nose'\], which the network has"):
+    with pytest.raises(ValueError, match=r"generator/params has \['nose'\]"):
         init_state(jax.random.key(0), batch, start={"generator": {"params": {"nose": 1}}}, **parts)
     with pytest.raises(ValueError, match=r"params is an array \(2,\), and \['BatchNorm_0', "):
         init_state(jax.random.key(0), batch, start={"generator": {"params": np.ones(2)}}, **parts)
 
 
-def test_unknown_start_is_refused():
+def test_start_with_an_unknown_network_raises():
     with pytest.raises(ValueError, match=r"start has \['teacher'\]; it may have 'generator', 'dis"):
         _setup(start={"teacher": {"params": {}}})
 
 
-def test_images_of_another_shape_are_refused():
+def test_images_of_another_shape_raise():
     state, step = _setup()
     with pytest.raises(ValueError, match=r"real images have shape \(5,\), generated ones \(4,\)"):
         jax.eval_shape(step, state, None, {"image": np.zeros(5, np.float32)})
@@ -366,13 +369,13 @@ def test_images_of_another_shape_are_refused():
 # Teachers.
 
 TEACHER = _linear("w", 3.0)
-TAUGHT = NETS._replace(teacher=TEACHER)
+WITH_TEACHER = NETS._replace(teacher=TEACHER)
 TEACHER_VARIABLES = Teacher({"params": {"w": jnp.asarray(3.0)}})
 
 
-def test_teacher_sees_the_student_s_latents():
-    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _seen}
-    before, step = _setup(nets=TAUGHT, g_terms=g_terms)
+def test_the_teacher_gets_the_student_s_latents():
+    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _LATENTS}
+    before, step = _setup(nets=WITH_TEACHER, g_terms=g_terms)
     state, metrics = jax.jit(step)(before, TEACHER_VARIABLES, BATCH)
     z = _latents(state.terms.generator)
     np.testing.assert_allclose(metrics["g/pixel"], np.mean(((W - 3.0) * z) ** 2), rtol=1e-5)
@@ -384,7 +387,7 @@ def test_no_gradient_reaches_the_teacher():
     g_terms = {
         "copy": Term(lambda f: f.teacher * f.teacher_taps["output"] * f.teacher_taps["other"])
     }
-    state, step = _setup(nets=TAUGHT, g_terms=g_terms, d_terms=g_terms)
+    state, step = _setup(nets=WITH_TEACHER, g_terms=g_terms, d_terms=g_terms)
 
     def value(teacher):
         metrics = step(state, teacher, BATCH)[1]
@@ -397,12 +400,12 @@ def test_no_gradient_reaches_the_teacher():
 
 def test_further_passes_of_teacher_and_student():
     terms = {
-        "teach": Term(lambda f: f.teach(jnp.full(B, 2.0))[0]),
+        "teach": Term(lambda f: f.teacher_fn(jnp.full(B, 2.0))[0]),
         "generate": Term(lambda f: f.generate(jnp.full(B, 2.0))[0]),
-        "score": Term(lambda f: f.score(jnp.full(B, 2.0))[0]),
-        "teacher_score": Term(lambda f: f.teacher_score(jnp.full(B, 2.0))[0]),
+        "score": Term(lambda f: f.discriminate(jnp.full(B, 2.0))[0]),
+        "teacher_score": Term(lambda f: f.teacher_discriminate(jnp.full(B, 2.0))[0]),
     }
-    nets = TAUGHT._replace(teacher_discriminator=_linear("v", 5.0))
+    nets = WITH_TEACHER._replace(teacher_discriminator=_linear("v", 5.0))
     state, step = _setup(nets=nets, d_terms=terms)
     teacher = Teacher(TEACHER_VARIABLES.generator, {"params": {"v": jnp.asarray(5.0)}})
     metrics = step(state, teacher, BATCH)[1]
@@ -410,12 +413,12 @@ def test_further_passes_of_teacher_and_student():
     np.testing.assert_allclose(actual, [6.0, 2 * W, 2 * V, 10.0], rtol=1e-6)
 
 
-def test_missing_teacher_is_named():
+def test_a_missing_teacher_raises():
     g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))}
     state, step = _setup(g_terms=g_terms)
     with pytest.raises(ValueError, match="term 'pixel': teacher is missing"):
         jax.eval_shape(step, state, None, BATCH)
-    state, step = _setup(nets=TAUGHT)
+    state, step = _setup(nets=WITH_TEACHER)
     for nothing in (None, Teacher(None)):
         with pytest.raises(ValueError, match="nets has a teacher, but teacher_variables holds no"):
             jax.eval_shape(step, state, nothing, BATCH)
@@ -424,7 +427,7 @@ def test_missing_teacher_is_named():
         jax.eval_shape(step, state, TEACHER_VARIABLES, BATCH)
 
 
-def test_malformed_terms_are_refused_when_the_step_is_made():
+def test_malformed_terms_raise_when_the_step_is_built():
     parts = {"nets": NETS, "optimizers": SGD, "inputs": _task}
     good, bad = {"adv": D_TERMS["adv"]}, {"plain": lambda forward: forward.fake}
     for make in (make_train_step, make_simultaneous_step):
@@ -438,7 +441,7 @@ def _mlp_parts(**changes):
     pair = mlp.gan(4, 16, depth=1)
     return {
         "nets": Networks(pair.generator, pair.discriminator),
-        "optimizers": Pair(optax.sgd(0.1), optax.sgd(0.1)),
+        "optimizers": PerNetwork(optax.sgd(0.1), optax.sgd(0.1)),
         "g_terms": {"adv": G_TERMS["adv"]},
         "d_terms": {"adv": D_TERMS["adv"]},
         "inputs": latents(3, conditional=False),
@@ -454,7 +457,7 @@ def _mlp_teacher(width):
     return network, Teacher(network.init(jax.random.key(1), jnp.zeros((8, 3))))
 
 
-def test_teacher_is_no_constant_of_the_program():
+def test_the_teacher_is_not_a_constant_of_the_program():
     texts = []
     for width in (4, 512):
         teacher, variables = _mlp_teacher(width)
@@ -467,8 +470,8 @@ def test_teacher_is_no_constant_of_the_program():
         texts.append(jax.jit(step).lower(state, variables, MLP_BATCH).as_text())
         constants = jax.make_jaxpr(step)(state, variables, MLP_BATCH).consts
         assert sum(np.size(constant) for constant in constants) < 100
-    assert len(texts[1]) < 1.02 * len(texts[0])  # its shapes have more digits, no more
-    # A closure does make constants, so the sizes above can tell.
+    assert len(texts[1]) < 1.02 * len(texts[0])  # only the shapes have more digits
+    # A closure does create constants, which the sizes above would show.
     closed = jax.jit(lambda state, batch: step(state, variables, batch)).lower(state, MLP_BATCH)
     assert len(closed.as_text()) > 1.5 * len(texts[1])
 
@@ -479,24 +482,24 @@ def _flops(parts, make=make_train_step, teacher=None):
     return compiled.cost_analysis()["flops"]
 
 
-def test_what_nobody_reads_costs_nothing_and_sharing_saves():
+def test_unused_networks_cost_nothing_and_sharing_saves_flops():
     parts = _mlp_parts()
     alternating = _flops(parts)
     teacher, variables = _mlp_teacher(64)
-    taught = parts["nets"]._replace(teacher=teacher)
-    assert _flops({**parts, "nets": taught}, teacher=variables) == alternating
+    with_teacher = parts["nets"]._replace(teacher=teacher)
+    assert _flops({**parts, "nets": with_teacher}, teacher=variables) == alternating
     assert _flops(parts, make_simultaneous_step) < 0.8 * alternating
 
 
 # Without a discriminator, and with an extractor.
 
 
-@pytest.mark.parametrize("optimizers", [SGD, Pair(SGD.generator)])
+@pytest.mark.parametrize("optimizers", [SGD, PerNetwork(SGD.generator)])
 def test_step_without_a_discriminator_by_hand(optimizers):
     parts = {
         "nets": Networks(_linear("w", W), teacher=TEACHER),
         "optimizers": optimizers,
-        "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _seen},
+        "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _LATENTS},
         "d_terms": {},
     }
     before, step = _setup(**parts)
@@ -509,23 +512,24 @@ def test_step_without_a_discriminator_by_hand(optimizers):
     np.testing.assert_allclose(metrics["g/pixel"], np.mean(((W - 3.0) * z) ** 2), rtol=1e-5)
     assert set(metrics) == {"g/pixel", "g/z", "g/total", "g/grad_norm"}
     assert (int(state.step), state.discriminator) == (1, ())
-    # The same move as with a discriminator that nobody reads.
-    judged, step = _setup(**{**parts, "nets": TAUGHT, "optimizers": SGD})
-    np.testing.assert_allclose(_w(step(judged, TEACHER_VARIABLES, BATCH)[0]), _w(state), rtol=1e-6)
+    # The same update as with an unused discriminator.
+    unused, step = _setup(**{**parts, "nets": WITH_TEACHER, "optimizers": SGD})
+    np.testing.assert_allclose(_w(step(unused, TEACHER_VARIABLES, BATCH)[0]), _w(state), rtol=1e-6)
 
 
-def test_terms_see_no_scores_where_there_is_no_discriminator():
-    seen = []
+def test_without_a_discriminator_terms_get_no_scores():
+    values = []
 
-    def look(forward):
-        seen.append([getattr(forward, name) for name in Forward._fields if "score" in name])
-        seen[-1] += [forward.real_taps, forward.fake_taps]
+    def record(forward):
+        names = [name for name in Forward._fields if "score" in name or "discriminate" in name]
+        values.append([getattr(forward, name) for name in names])
+        values[-1] += [forward.real_taps, forward.fake_taps]
         np.testing.assert_array_equal(forward.real, REAL)
         return forward.fake
 
-    state, step = _setup(nets=Networks(_linear("w", W)), g_terms={"x": Term(look)}, d_terms={})
+    state, step = _setup(nets=Networks(_linear("w", W)), g_terms={"x": Term(record)}, d_terms={})
     step(state, None, BATCH)
-    assert seen == [[None] * 6]
+    assert values == [[None] * 6]
     state, step = _setup(
         nets=Networks(_linear("w", W)), g_terms={"adv": G_TERMS["adv"]}, d_terms={}
     )
@@ -533,27 +537,27 @@ def test_terms_see_no_scores_where_there_is_no_discriminator():
         step(state, None, BATCH)
 
 
-def test_what_needs_a_discriminator_says_so():
-    lone = NETS._replace(discriminator=None)
+def test_a_missing_discriminator_raises():
+    nets = NETS._replace(discriminator=None)
     with pytest.raises(ValueError, match=r"no discriminator to train \(with the terms: adv, z\)"):
-        _setup(nets=lone)
+        _setup(nets=nets)
     with pytest.raises(ValueError, match=r"no discriminator to train \(with the terms: none\)"):
-        _setup(make_simultaneous_step, nets=lone, d_terms={})
+        _setup(make_simultaneous_step, nets=nets, d_terms={})
     with pytest.raises(
         ValueError, match=r"start has \['discriminator'\]; it may have 'generator'$"
     ):
-        _setup(nets=lone, d_terms={}, start={"discriminator": {"params": {}}})
+        _setup(nets=nets, d_terms={}, start={"discriminator": {"params": {}}})
 
 
-def test_extractor_s_features_by_hand():
+def test_extractor_features_by_hand():
     def features(variables, x, train=False, rngs=None):
         assert not train
         return None, Taps(square=variables["params"]["e"] * x**2), variables
 
-    nets = TAUGHT._replace(extractor=Network(lambda key, x: None, features))
+    nets = WITH_TEACHER._replace(extractor=Network(lambda key, x: None, features))
     g_terms = {
         "features": Term(lambda f: f.extract(f.fake)["square"] - f.extract(f.teacher)["square"]),
-        "z": _seen,
+        "z": _LATENTS,
     }
     before, step = _setup(nets=nets, g_terms=g_terms)
     frozen = TEACHER_VARIABLES._replace(extractor={"params": {"e": jnp.asarray(0.5)}})
@@ -565,7 +569,7 @@ def test_extractor_s_features_by_hand():
     np.testing.assert_allclose(_w(state), W - G_RATE * gradient, rtol=1e-5)
     with pytest.raises(ValueError, match="nets has an extractor, but teacher_variables holds no"):
         step(before, TEACHER_VARIABLES, BATCH)
-    before, step = _setup(nets=TAUGHT, g_terms=g_terms)
+    before, step = _setup(nets=WITH_TEACHER, g_terms=g_terms)
     with pytest.raises(ValueError, match="term 'features': nets has no extractor"):
         step(before, frozen, BATCH)
 
@@ -578,13 +582,13 @@ LABELLED = {
 }
 
 
-def test_half_precision_stays_near_single():
+def test_half_precision_is_close_to_single_precision():
     results = {}
     for dtype in (jnp.float32, jnp.bfloat16):
         pair = dcgan.gan(16, 4, classes=3, dtype=dtype)
         parts = {
             "nets": Networks(pair.generator, pair.discriminator),
-            "optimizers": Pair(optax.sgd(0.01), optax.sgd(0.01)),
+            "optimizers": PerNetwork(optax.sgd(0.01), optax.sgd(0.01)),
             "g_terms": {"adv": G_TERMS["adv"]},
             "d_terms": {"adv": D_TERMS["adv"]},
             "inputs": latents(6),
@@ -611,15 +615,15 @@ def test_mlp_gan_takes_finite_steps(d_loss, g_loss):
     pair = mlp.gan(28, 16)
     parts = {
         "nets": Networks(pair.generator, pair.discriminator),
-        "optimizers": Pair(optax.adam(2e-4), optax.adam(2e-4)),
+        "optimizers": PerNetwork(optax.adam(2e-4), optax.adam(2e-4)),
         "g_terms": {"adv": Term(lambda f: g_loss(f.fake_scores))},
         "d_terms": {"adv": Term(lambda f: d_loss(f.real_scores, f.fake_scores))},
         "inputs": latents(8, conditional=False),
     }
     batch = {"image": np.full((8, 28, 28, 1), 0.5, np.float32)}
-    first = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
-    before = jax.tree.map(np.array, first.ema)  # copies: the state is donated
-    state, step = first, compile_step(make_train_step(**parts))
+    initial = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
+    before = jax.tree.map(np.array, initial.ema)  # copies, since the state is donated
+    state, step = initial, compile_step(make_train_step(**parts))
     for _ in range(3):
         state, metrics = step(state, None, batch)
         assert np.all(np.isfinite(list(metrics.values())))
@@ -631,7 +635,9 @@ def test_mlp_gan_takes_finite_steps(d_loss, g_loss):
 
 
 def test_mlp_gan_learns_a_constant_image():
-    parts = _mlp_parts(optimizers=Pair(optax.adam(3e-3, b1=0.5), optax.adam(3e-3, b1=0.5)), ema=0.9)
+    parts = _mlp_parts(
+        optimizers=PerNetwork(optax.adam(3e-3, b1=0.5), optax.adam(3e-3, b1=0.5)), ema=0.9
+    )
     ema = parts.pop("ema")
     batch = {"image": np.full((16, 4, 4, 1), 0.6, np.float32)}
     state = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
@@ -651,7 +657,7 @@ def test_mlp_gan_learns_a_constant_image():
     assert after < 0.4 * before
 
 
-def test_what_latents_need_is_told():
+def test_batches_without_labels_or_images_raise():
     with pytest.raises(ValueError, match=r"\['image'\]; drawing latents needs 'label'"):
         latents(3)(jax.random.key(0), {"image": np.zeros((2, 4))})
     with pytest.raises(ValueError, match="needs 'label' or 'image'"):

@@ -1,4 +1,4 @@
-"""What networks are given: the right answer stays whole, and each image is asked for anew."""
+"""Tasks: the inputs are degraded, the targets are not, and each key draws independently."""
 
 from functools import partial
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import degrade, tasks
+from kd_jax import degradations, tasks
 from kd_jax.objective import Inputs
 
 KEY = jax.random.key(0)
@@ -17,12 +17,12 @@ BATCH = {"image": IMAGES, "label": jnp.arange(6)}
 
 def test_latents_task():
     batch = {"image": np.ones((5, 2, 2, 1), np.float32), "label": np.arange(5), "mask": None}
-    given = tasks.latents(3)(jax.random.key(0), batch)
-    z, labels = given.generator
+    inputs = tasks.latents(3)(jax.random.key(0), batch)
+    z, labels = inputs.generator
     assert z.shape == (5, 3)
-    assert labels is given.condition[0] is batch["label"]
-    assert given.real is batch["image"]
-    assert given.extra is batch
+    assert labels is inputs.condition[0] is batch["label"]
+    assert inputs.real is batch["image"]
+    assert inputs.extra is batch
     again = tasks.latents(3)(jax.random.key(0), batch)
     np.testing.assert_array_equal(z, again.generator[0])
     assert not np.array_equal(z, tasks.latents(3)(jax.random.key(1), batch).generator[0])
@@ -42,8 +42,8 @@ def test_latents_task():
 
 def test_noise_task_draws_latents_and_labels():
     task = tasks.noise(3, 500, classes=7)
-    given = task(jax.random.key(0), {})
-    z, labels = given.generator
+    inputs = task(jax.random.key(0), {})
+    z, labels = inputs.generator
     assert z.shape == (500, 3)
     np.testing.assert_allclose(z.mean(), 0.0, atol=0.13)  # 5 sigma
     np.testing.assert_allclose(z.std(), 1.0, atol=0.1)
@@ -52,9 +52,9 @@ def test_noise_task_draws_latents_and_labels():
     counts = np.bincount(labels, minlength=7)
     assert len(counts) == 7
     assert np.all(np.abs(counts - 500 / 7) < 5 * np.sqrt(500 / 7))
-    assert given.condition[0] is labels is given.extra["label"]
-    assert given.real is None
-    # Each from a key of its own, neither from the one given.
+    assert inputs.condition[0] is labels is inputs.extra["label"]
+    assert inputs.real is None
+    # From separate keys, neither of which is the task's key itself.
     assert not np.array_equal(z, jax.random.normal(jax.random.key(0), (500, 3)))
     assert not np.array_equal(labels, jax.random.randint(jax.random.key(0), (500,), 0, 7))
     again, other = task(jax.random.key(0), {}), task(jax.random.key(1), {})
@@ -67,47 +67,47 @@ def test_noise_task_draws_latents_and_labels():
     assert (plain.condition, plain.real, plain.extra) == ((), None, {})
 
 
-def test_noise_task_uses_what_the_batch_has():
+def test_noise_task_uses_images_and_labels_of_the_batch():
     batch = {"image": np.ones((6, 2, 2, 1), np.float32)}
-    given = tasks.noise(3, 500, classes=7)(jax.random.key(0), batch)
-    assert [len(x) for x in given.generator] == [6, 6]
-    assert given.real is batch["image"]
-    assert "label" not in batch  # the caller's stays as it is
+    inputs = tasks.noise(3, 500, classes=7)(jax.random.key(0), batch)
+    assert [len(x) for x in inputs.generator] == [6, 6]
+    assert inputs.real is batch["image"]
+    assert "label" not in batch  # the caller's batch is not modified
     batch["label"] = np.arange(6)
-    given = tasks.noise(3, 500, classes=7)(jax.random.key(0), batch)
-    assert given.condition[0] is batch["label"] is given.generator[1]
-    assert set(given.extra) == {"image", "label"}
+    inputs = tasks.noise(3, 500, classes=7)(jax.random.key(0), batch)
+    assert inputs.condition[0] is batch["label"] is inputs.generator[1]
+    assert set(inputs.extra) == {"image", "label"}
 
 
 def test_super_resolution():
-    given = tasks.super_resolution(4)(KEY, BATCH)
-    (small,) = given.generator
-    np.testing.assert_array_equal(small, degrade.downsampled(IMAGES, 4))
-    np.testing.assert_array_equal(given.real, IMAGES)
-    assert given.condition == ()
+    inputs = tasks.super_resolution(4)(KEY, BATCH)
+    (small,) = inputs.generator
+    np.testing.assert_array_equal(small, degradations.downsample(IMAGES, 4))
+    np.testing.assert_array_equal(inputs.real, IMAGES)
+    assert inputs.condition == ()
     noisy = tasks.super_resolution(4, deviation=0.1)(KEY, BATCH).generator[0]
     assert 0.05 < float((noisy - small).std()) < 0.11
-    with pytest.raises(ValueError, match=r"deviation=-0.1 is a standard deviation, and negative"):
+    with pytest.raises(ValueError, match=r"deviation=-0.1 must not be negative"):
         tasks.super_resolution(4, deviation=-0.1)
     with pytest.raises(ValueError, match="cannot be made 5 times smaller"):
         tasks.super_resolution(5)(KEY, BATCH)
 
 
-def test_inpainting_shows_what_the_mask_leaves():
-    given = tasks.inpainting(degrade.free_form_mask)(KEY, BATCH)
-    known, mask = given.generator
+def test_inpainting_inputs_are_masked_images():
+    inputs = tasks.inpainting(degradations.free_form_mask)(KEY, BATCH)
+    known, mask = inputs.generator
     assert mask.shape == (6, 16, 24, 1)
     hidden = np.broadcast_to(mask, known.shape) == 1
     np.testing.assert_array_equal(np.asarray(known)[~hidden], np.asarray(IMAGES)[~hidden])
     assert not np.asarray(known)[hidden].any()
-    np.testing.assert_array_equal(given.real, IMAGES)
-    np.testing.assert_array_equal(given.condition[0], mask)
-    np.testing.assert_array_equal(given.extra["mask"], mask)
-    other = tasks.inpainting(degrade.free_form_mask)(jax.random.key(1), BATCH)
+    np.testing.assert_array_equal(inputs.real, IMAGES)
+    np.testing.assert_array_equal(inputs.condition[0], mask)
+    np.testing.assert_array_equal(inputs.extra["mask"], mask)
+    other = tasks.inpainting(degradations.free_form_mask)(jax.random.key(1), BATCH)
     assert (other.generator[1] != mask).any()
 
 
-def test_several_kinds_of_masks_take_turns():
+def test_masks_are_drawn_from_several_functions():
     kinds = [lambda key, shape, part=part: jnp.full((*shape[:3], 1), part) for part in (0.0, 1.0)]
     many = {"image": jnp.zeros((200, 2, 2, 3))}
     _, mask = tasks.inpainting(kinds)(KEY, many).generator
@@ -120,63 +120,63 @@ def test_masks_may_be_of_any_dtype():
         lambda key, shape, dtype=dtype: jnp.ones((*shape[:3], 1), dtype)
         for dtype in ("bool", "int32", "float32")
     ]
-    for chosen in (kinds, kinds[:1]):
-        known, mask = tasks.inpainting(chosen)(KEY, BATCH).generator
+    for masks in (kinds, kinds[:1]):
+        known, mask = tasks.inpainting(masks)(KEY, BATCH).generator
         assert mask.dtype == known.dtype == jnp.float32
         assert (mask == 1).all()
         assert (known == 0).all()
 
 
-def test_masks_that_do_not_fit():
+def test_invalid_masks_raise():
     with pytest.raises(ValueError, match="at least one function"):
         tasks.inpainting([])
-    wrong = tasks.inpainting(lambda key, shape: jnp.zeros(shape))
+    task = tasks.inpainting(lambda key, shape: jnp.zeros(shape))
     with pytest.raises(ValueError, match=r"a mask of shape \(6, 16, 24, 3\) does not fit"):
-        wrong(KEY, BATCH)
+        task(KEY, BATCH)
 
 
 @pytest.mark.parametrize("conditional", [True, False])
 def test_paired(conditional):
     for source, batch in (
-        (degrade.edges, BATCH),
-        ("sketch", {**BATCH, "sketch": degrade.edges(IMAGES)}),
+        (degradations.edges, BATCH),
+        ("sketch", {**BATCH, "sketch": degradations.edges(IMAGES)}),
     ):
-        given = tasks.paired(source, conditional=conditional)(KEY, batch)
-        np.testing.assert_array_equal(given.generator[0], degrade.edges(IMAGES))
-        np.testing.assert_array_equal(given.real, IMAGES)
-        assert len(given.condition) == conditional
+        inputs = tasks.paired(source, conditional=conditional)(KEY, batch)
+        np.testing.assert_array_equal(inputs.generator[0], degradations.edges(IMAGES))
+        np.testing.assert_array_equal(inputs.real, IMAGES)
+        assert len(inputs.condition) == conditional
 
 
-def test_unpaired_images_cross_over():
+def test_unpaired_targets_are_in_the_other_domain():
     batch = {"first": IMAGES, "second": -IMAGES}
-    given = tasks.unpaired()(KEY, batch)
-    (asked,) = given.generator
-    np.testing.assert_array_equal(asked[:, 0], IMAGES)
-    np.testing.assert_array_equal(given.real, asked[:, ::-1])
+    inputs = tasks.unpaired()(KEY, batch)
+    (sources,) = inputs.generator
+    np.testing.assert_array_equal(sources[:, 0], IMAGES)
+    np.testing.assert_array_equal(inputs.real, sources[:, ::-1])
     with pytest.raises(ValueError, match=r"have shapes \(6, 16, 24, 3\) and \(6, 8, 24, 3\)"):
         tasks.unpaired()(KEY, {**batch, "second": IMAGES[:, :8]})
 
 
 def test_classification():
-    given = tasks.classification()(KEY, BATCH)
-    assert given.generator[0] is IMAGES
-    assert given.real is None
-    np.testing.assert_array_equal(given.extra["label"], BATCH["label"])
+    inputs = tasks.classification()(KEY, BATCH)
+    assert inputs.generator[0] is IMAGES
+    assert inputs.real is None
+    np.testing.assert_array_equal(inputs.extra["label"], BATCH["label"])
 
 
-def test_turned_images_are_turned_before_they_are_degraded():
+def test_dihedral_augmentation_precedes_the_degradation():
     images = IMAGES[:, :, :16]
-    task = tasks.turned(partial(_same))
-    found = np.asarray(task(KEY, {"image": jnp.tile(images[:1], (64, 1, 1, 1))}).real)
-    ways = [np.rot90(flipped, k) for flipped in (images[0], images[0, :, ::-1]) for k in range(4)]
-    counts = [sum((image == way).all() for image in found) for way in ways]
+    task = tasks.dihedral_augmentation(partial(_image_task))
+    images_out = np.asarray(task(KEY, {"image": jnp.tile(images[:1], (64, 1, 1, 1))}).real)
+    views = [np.rot90(flipped, k) for flipped in (images[0], images[0, :, ::-1]) for k in range(4)]
+    counts = [sum((image == view).all() for image in images_out) for view in views]
     assert sum(counts) == 64
     assert min(counts) >= 1
     with pytest.raises(ValueError, match="16x24"):
         task(KEY, BATCH)
 
 
-def _same(key, batch):
+def _image_task(key, batch):
     return tasks.classification()(key, {**batch, "label": 0})._replace(real=batch["image"])
 
 
@@ -189,22 +189,22 @@ def _same(key, batch):
         (tasks.classification(), {"image": IMAGES}, "needs 'label'"),
     ],
 )
-def test_batches_that_lack_something(task, batch, match):
+def test_batches_without_a_needed_entry_raise(task, batch, match):
     with pytest.raises(ValueError, match=match):
         task(KEY, batch)
 
 
-def test_text_to_image_has_captions_of_the_batch_or_of_its_images():
+def test_text_to_image_takes_captions_from_the_batch_or_from_a_function():
     tokens = jnp.arange(18).reshape(6, 3)
     for task, batch in (
         (tasks.text_to_image(5), {**BATCH, "tokens": tokens}),
         (tasks.text_to_image(5, lambda images, labels: labels[:, None] + tokens * 0), BATCH),
     ):
-        given = task(KEY, batch)
-        z, words = given.generator
+        inputs = task(KEY, batch)
+        z, words = inputs.generator
         assert z.shape == (6, 5)
-        assert given.condition[0] is words is given.extra["tokens"]
-        assert given.real is batch["image"]
+        assert inputs.condition[0] is words is inputs.extra["tokens"]
+        assert inputs.real is batch["image"]
         assert words.shape == (6, 3)
         assert not np.array_equal(z, task(jax.random.key(1), batch).generator[0])
     np.testing.assert_array_equal(words[:, 0], BATCH["label"])
@@ -212,15 +212,15 @@ def test_text_to_image_has_captions_of_the_batch_or_of_its_images():
         tasks.text_to_image(5)(KEY, BATCH)
 
 
-def test_bandwidth_extension_keeps_the_waveform_whole():
+def test_bandwidth_extension_keeps_the_target_waveform():
     waves = jnp.sin(0.05 * jnp.arange(128.0))[None, :, None]
-    given = tasks.bandwidth_extension(4)(KEY, {"wave": waves})
-    assert given.generator[0].shape == (1, 32, 1)
-    assert given.real is waves
-    assert given.condition[0].shape == waves.shape
-    # A slow wave is sampled less often, and interpolated back.
+    inputs = tasks.bandwidth_extension(4)(KEY, {"wave": waves})
+    assert inputs.generator[0].shape == (1, 32, 1)
+    assert inputs.real is waves
+    assert inputs.condition[0].shape == waves.shape
+    # A low-frequency wave is preserved by decimation and by interpolation.
     inside = slice(44, -44)
-    np.testing.assert_allclose(given.generator[0][:, 11:-11], waves[:, ::4][:, 11:-11], atol=5e-3)
-    np.testing.assert_allclose(given.condition[0][:, inside], waves[:, inside], atol=5e-3)
+    np.testing.assert_allclose(inputs.generator[0][:, 11:-11], waves[:, ::4][:, 11:-11], atol=5e-3)
+    np.testing.assert_allclose(inputs.condition[0][:, inside], waves[:, inside], atol=5e-3)
     with pytest.raises(ValueError, match="needs 'wave'"):
         tasks.bandwidth_extension(4)(KEY, BATCH)

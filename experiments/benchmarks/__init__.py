@@ -1,1 +1,1 @@
-"""Benchmarks: how fast the library is, against what."""
+"""Benchmarks of the library against other implementations."""

@@ -4,14 +4,14 @@
     python -m experiments.benchmarks.inception_time
 
 The network of the Frechet inception distance, with random weights, on batches of 299x299 images.
-PyTorch has two contestants: images with their channels first or last; its fastest counts. The batch
+PyTorch is timed with channels first and channels last, and the faster one counts. The batch
 normalisation is folded into the convolutions on both sides.
 
-It is first checked that all make the same features. Then they take turns of a few batches, in one
-process; what counts is the ratio of the medians. CPU time, of all threads together, is reported
-beside wall-clock: where something else runs, it is the fairer one. PyTorch's threads spin while
-they wait, unless OMP_WAIT_POLICY=passive is in the environment. Prints a report; exits with 1 when
-a contestant disagrees, or without PyTorch.
+First all candidates are checked to compute the same features. Then they run alternately, a few
+batches each, in one process; the result is the ratio of the medians. CPU time, summed over all
+threads, is reported with wall-clock time; it is the fairer one on a busy machine. PyTorch's threads
+spin while they wait, unless the environment has OMP_WAIT_POLICY=passive. Prints a report; exits
+with 1 when a candidate disagrees, or without PyTorch.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.benchmarks.timing import take_turns
+from experiments.benchmarks.timing import time_interleaved
 from kd_jax.models import inception
 
 try:
@@ -41,7 +41,7 @@ TOLERANCE = 1e-4  # of the largest feature
 
 
 def random_variables() -> Any:
-    """The network's, with biases that are not 0."""
+    """Random variables of the network, with nonzero biases."""
     network = inception.fid()
     shapes = jax.eval_shape(
         network.init, jax.random.key(0), np.zeros((1, inception.SIDE, inception.SIDE, 3), "f")
@@ -57,58 +57,60 @@ def random_variables() -> Any:
     return jax.tree.map(tensor, shapes)
 
 
-def contestants(
+def make_candidates(
     batch: int, layouts: list[str]
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, np.ndarray]]:
-    """Each one's call, and its features."""
+    """Each candidate's call, and its features."""
     images = np.random.default_rng(1).uniform(-1, 1, (batch, inception.SIDE, inception.SIDE, 3))
     images = images.astype(np.float32)
     variables = random_variables()
     network = inception.fid()
     apply = jax.jit(lambda v, x: network.apply(v, x)[1]["2048"])
-    given = jax.device_put((variables, images))
-    calls: dict[str, Callable[[], Any]] = {"kd_jax": lambda: apply(*given).block_until_ready()}
-    features = {"kd_jax": np.asarray(apply(*given))}
+    device_inputs = jax.device_put((variables, images))
+    calls: dict[str, Callable[[], Any]] = {
+        "kd_jax": lambda: apply(*device_inputs).block_until_ready()
+    }
+    features = {"kd_jax": np.asarray(apply(*device_inputs))}
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     for layout in layouts:
         name = f"torch, channels {layout}"
         net = torch_inception.Inception(variables["params"], LAYOUTS[layout], device)
-        calls[name] = partial(_finished, partial(net.features, net.take(images)), device)
-        features[name] = net.features(net.take(images)).cpu().numpy()
+        calls[name] = partial(_call_and_wait, partial(net.features, net.to_inputs(images)), device)
+        features[name] = net.features(net.to_inputs(images)).cpu().numpy()
     return calls, features
 
 
-def _finished(call: Callable[[], Any], device: str) -> None:
+def _call_and_wait(call: Callable[[], Any], device: str) -> None:
     call()
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def report(what: str, times: Mapping[str, list[float]], batch: int) -> None:
-    """Prints the times, and the ratio to PyTorch's best."""
+def report(clock: str, times: Mapping[str, list[float]], batch: int) -> None:
+    """Prints the times, and the ratio to PyTorch's fastest."""
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         low, _, high = statistics.quantiles(values, n=4)
         print(
-            f"{what:8} {name:22} median {medians[name] / batch:7.2f} ms an image, quartiles "
+            f"{clock:8} {name:22} median {medians[name] / batch:7.2f} ms an image, quartiles "
             f"{low / batch:.2f} to {high / batch:.2f}; {1e3 * batch / medians[name]:.1f} images/s"
         )
     best = min((name for name in times if name != "kd_jax"), key=medians.__getitem__)
-    print(f"{what:8} ratio of medians, kd_jax / {best}: {medians['kd_jax'] / medians[best]:.2f}")
+    print(f"{clock:8} ratio of medians, kd_jax / {best}: {medians['kd_jax'] / medians[best]:.2f}")
 
 
 def main() -> None:
     """Checks, times and reports."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--batch", type=int, default=16, help="images at a time")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each, at least 2")
-    parser.add_argument("--steps", type=int, default=1, help="batches in a turn")
-    parser.add_argument("--threads", type=int, help="of each contestant; all cores by default")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds, at least 2")
+    parser.add_argument("--steps", type=int, default=1, help="batches per round and candidate")
+    parser.add_argument("--threads", type=int, help="threads of each candidate; default: all cores")
     parser.add_argument(
-        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="PyTorch's"
+        "--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), help="PyTorch's layouts"
     )
     args = parser.parse_args()
-    # Before JAX starts its threads, as many as cores that it sees.
+    # Before JAX starts its threads, one per visible core.
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
@@ -118,7 +120,7 @@ def main() -> None:
         f"{os.getloadavg()[0]:.1f} at start",
         flush=True,
     )
-    calls, features = contestants(args.batch, args.layouts)
+    calls, features = make_candidates(args.batch, args.layouts)
     for name, values in features.items():
         difference = np.abs(values - features["kd_jax"]).max() / np.abs(features["kd_jax"]).max()
         print(f"{name}: features differ by at most {difference:.1e} of the largest", flush=True)
@@ -126,12 +128,15 @@ def main() -> None:
             sys.exit(f"{name} does not compute what kd_jax does")
     cpu: dict[str, list[float]] = {name: [] for name in calls}
 
-    def timed(name: str) -> None:
+    def call_and_record(name: str) -> None:
         start = time.process_time()
         calls[name]()
         cpu[name].append(1e3 * (time.process_time() - start))
 
-    wall = take_turns({name: partial(timed, name) for name in calls}, args.rounds, args.steps)
+    timed_calls: dict[str, Callable[[], Any]] = {
+        name: partial(call_and_record, name) for name in calls
+    }
+    wall = time_interleaved(timed_calls, args.rounds, args.steps)
     report("wall", wall, args.batch)
     if jax.default_backend() == "cpu":
         report("CPU time", {name: times[args.steps :] for name, times in cpu.items()}, args.batch)

@@ -3,19 +3,19 @@
     pip install -e .[bench]
     python -m experiments.benchmarks.step_time
 
-Both take the same step: the discriminator's move (softplus loss, Adam), then the generator's on
-fresh latents (softplus, Adam, batch norm in train mode), the average of its weights, the norms of
-both gradients. It is first checked that, from the same weights and latents, both compute the same
-losses. Then they take turns, a few steps each, in one process; what counts is the ratio of the
+Both compute the same step: the discriminator's update (softplus loss, Adam), then the generator's
+on fresh latents (softplus, Adam, batch norm in train mode), the EMA of its weights, and the norms
+of both gradients. First both are checked to compute the same losses from the same weights and
+latents. Then they run alternately, a few steps each, in one process; the result is the ratio of the
 medians. Prints a report; exits with 1 when the two disagree, or without PyTorch.
 
-Wall-clock needs a quiet machine: whoever waits for all its threads at every layer, as PyTorch does,
-loses far more to a neighbour than who does not (ratios of 0.2 to 0.6 were seen beside one). On a
-busy machine use `--threads 1`, which reads the process's CPU time. Linux only.
+Wall-clock time needs a quiet machine: PyTorch waits for all its threads at every layer and suffers
+far more from other processes (ratios of 0.2 to 0.6 were measured next to one). On a busy machine
+use `--threads 1`, which measures the process's CPU time. Linux only.
 
 On two cores of an AMD EPYC with jax 0.10.2 and torch 2.13.0 the ratio is 0.95, and the same on one.
-It was 1.25 with convolutions and their gradients as JAX writes them; `kd_jax.ops.conv` took it to
-1.0, and not donating the state on CPU to 0.95.
+It was 1.25 with JAX's own convolutions and gradients; `kd_jax.ops.conv` reduced it to 1.0, and not
+donating the state on CPU to 0.95.
 """
 
 import argparse
@@ -34,13 +34,13 @@ import numpy as np
 import optax
 
 import kd_jax
-from experiments.benchmarks.timing import take_turns
-from kd_jax import Inputs, Networks, Pair, Term
+from experiments.benchmarks.timing import time_interleaved
+from kd_jax import Inputs, Networks, PerNetwork, Term
 from kd_jax.models import dcgan
 
 LATENT = 128
 LEARNING_RATE, BETAS, DECAY = 2e-4, (0.5, 0.999), 0.999  # Radford et al. 2016, section 4; EMA
-CHECKED_STEPS, TOLERANCE = 2, 1e-4  # rounding grows: two steps later it is ten times that
+CHECKED_STEPS, TOLERANCE = 2, 1e-4  # rounding errors grow tenfold in two further steps
 
 G_TERMS = {"adversarial": Term(lambda f: jax.nn.softplus(-f.fake_scores))}
 D_TERMS = {
@@ -49,11 +49,11 @@ D_TERMS = {
 
 
 def make_kd_jax(nets: Networks, inputs: kd_jax.objective.MakeInputs, batch: Any) -> tuple[Any, Any]:
-    """kd_jax's compiled step and its first state."""
+    """kd_jax's compiled step and its initial state."""
     adam = optax.adam(LEARNING_RATE, *BETAS)
     parts: dict[str, Any] = {
         "nets": nets,
-        "optimizers": Pair(adam, adam),
+        "optimizers": PerNetwork(adam, adam),
         "g_terms": G_TERMS,
         "d_terms": D_TERMS,
         "inputs": inputs,
@@ -62,8 +62,8 @@ def make_kd_jax(nets: Networks, inputs: kd_jax.objective.MakeInputs, batch: Any)
     return kd_jax.compile_step(kd_jax.make_train_step(**parts, ema=DECAY)), state
 
 
-def given_latents(key: Any, batch: Any) -> Inputs:
-    """The task of the check: both moves take their latents from the batch."""
+def latents_from_batch(key: Any, batch: Any) -> Inputs:
+    """The task of the check: both updates take their latents from the batch."""
     del key
     return Inputs((batch["latents"],), (), batch["image"])
 
@@ -71,28 +71,28 @@ def given_latents(key: Any, batch: Any) -> Inputs:
 def disagreement(trainer: Any, nets: Networks, images: np.ndarray) -> float:
     """The largest relative difference of the losses over a few steps from the same weights.
 
-    The generator's first loss is judged by the discriminator after its first update, and later
-    steps come after both players': gradients, Adam and batch norm are compared too.
+    The generator's first loss depends on the discriminator's first update, and later losses on the
+    updates of both networks, so that gradients, Adam and batch norm are compared too.
     """
     import torch
 
     latents = np.random.default_rng(1).standard_normal((len(images), LATENT), np.float32)
     batch = {"image": jnp.asarray(images), "latents": jnp.asarray(latents)}
-    step, state = make_kd_jax(nets, given_latents, batch)
-    players = (state.generator, state.discriminator)
-    trainer.load(*jax.device_get([player.variables["params"] for player in players]))
-    theirs_images = to_torch(images, trainer.memory_format)
+    step, state = make_kd_jax(nets, latents_from_batch, batch)
+    networks = (state.generator, state.discriminator)
+    trainer.load(*jax.device_get([network.variables["params"] for network in networks]))
+    torch_images = to_torch(images, trainer.memory_format)
     worst = 0.0
     for _ in range(CHECKED_STEPS):
         state, metrics = step(state, None, batch)
-        theirs = trainer.step(theirs_images, torch.from_numpy(latents))
-        for name, value in (("d/total", theirs.d_total), ("g/total", theirs.g_total)):
+        torch_step = trainer.step(torch_images, torch.from_numpy(latents))
+        for name, value in (("d/total", torch_step.d_total), ("g/total", torch_step.g_total)):
             worst = max(worst, abs(float(metrics[name]) / float(value) - 1.0))
     return worst
 
 
 def to_torch(images: np.ndarray, memory_format: Any) -> Any:
-    """`[B, H, W, C]` to a `[B, C, H, W]` tensor in the wanted layout."""
+    """`[B, H, W, C]` to a `[B, C, H, W]` tensor with this memory format."""
     import torch
 
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
@@ -104,9 +104,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="the image's side")
     parser.add_argument("--width", type=int, default=64, help="the DCGAN's width")
     parser.add_argument("--batch", type=int, default=64, help="images per step")
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each contestant")
-    parser.add_argument("--steps", type=int, default=5, help="steps per turn")
-    parser.add_argument("--threads", type=int, help="of each contestant; all cores by default")
+    parser.add_argument("--rounds", type=int, default=12, help="rounds")
+    parser.add_argument("--steps", type=int, default=5, help="steps per round and candidate")
+    parser.add_argument("--threads", type=int, help="threads of each candidate; default: all cores")
     args = parser.parse_args()
     try:
         import torch
@@ -115,7 +115,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         sys.exit(f"step_time needs PyTorch ({error}): pip install -e .[bench]")
 
-    # Before JAX starts its threads: as many of them as cores that it sees.
+    # Before JAX starts its threads, one per visible core.
     cores = sorted(os.sched_getaffinity(0))[: args.threads]
     os.sched_setaffinity(0, cores)
     torch.set_num_threads(len(cores))
@@ -128,9 +128,9 @@ def main() -> None:
     )
     batch = {"image": jnp.asarray(images)}
     step, state = make_kd_jax(nets, kd_jax.latents(LATENT, conditional=False), batch)
-    ours_count = tuple(
-        sum(leaf.size for leaf in jax.tree.leaves(player.variables["params"]))
-        for player in (state.generator, state.discriminator)
+    kd_jax_count = tuple(
+        sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
+        for network in (state.generator, state.discriminator)
     )
     shapes = kd_jax.tap_shapes(nets.generator, jnp.zeros((1, LATENT))).values()
     widths = tuple(channels for *_, channels in sorted(shapes, key=lambda s: s[1]))
@@ -141,12 +141,12 @@ def main() -> None:
         f"{len(cores)} threads; {clock.__name__}; load average {os.getloadavg()[0]:.1f} at start"
     )
 
-    def once_ours() -> None:
+    def run_kd_jax() -> None:
         nonlocal state
         state, metrics = step(state, None, batch)
         jax.block_until_ready((state, metrics))
 
-    contestants: dict[str, Callable[[], Any]] = {"kd_jax": once_ours}
+    candidates: dict[str, Callable[[], Any]] = {"kd_jax": run_kd_jax}
     for name, memory_format in (
         ("torch, channels first", torch.contiguous_format),
         ("torch, channels last", torch.channels_last),
@@ -159,17 +159,17 @@ def main() -> None:
             decay=DECAY,
             memory_format=memory_format,
         )
-        theirs_count = tuple(map(torch_dcgan.count, (trainer.generator, trainer.discriminator)))
+        torch_count = tuple(map(torch_dcgan.count, (trainer.generator, trainer.discriminator)))
         worst = disagreement(trainer, nets, images)
         print(
-            f"{name}: parameters (generator, discriminator) {theirs_count}, kd_jax {ours_count}; "
+            f"{name}: parameters (generator, discriminator) {torch_count}, kd_jax {kd_jax_count}; "
             f"the losses of {CHECKED_STEPS} steps agree to {worst:.1e}"
         )
-        if theirs_count != ours_count or worst > TOLERANCE:
+        if torch_count != kd_jax_count or worst > TOLERANCE:
             sys.exit(f"{name} is not the same training step as kd_jax's")
-        contestants[name] = partial(trainer.step, to_torch(images, memory_format))
+        candidates[name] = partial(trainer.step, to_torch(images, memory_format))
 
-    times = take_turns(contestants, args.rounds, args.steps, clock)
+    times = time_interleaved(candidates, args.rounds, args.steps, clock)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         low, _, high = statistics.quantiles(values, n=4)

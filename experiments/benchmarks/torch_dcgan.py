@@ -1,6 +1,6 @@
 """The PyTorch side of `step_time`: kd_jax's unconditional DCGAN and its step, written in PyTorch.
 
-Layer for layer `kd_jax.models.dcgan` with `classes=0, depth=0`, and move for move
+Layer for layer `kd_jax.models.dcgan` with `classes=0, depth=0`, and update for update
 `kd_jax.make_train_step` with the non-saturating loss. Images are `[B, C, H, W]` here.
 """
 
@@ -29,8 +29,8 @@ class Generator(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        """One pass; batch statistics in train mode."""
-        # The features come in the order H, W, C, as in kd_jax, so that weights copy across.
+        """Generates images; in train mode with batch statistics."""
+        # Unflattened in the order H, W, C, as in kd_jax, so that weights can be copied.
         x = self.dense(latents).unflatten(1, (SMALLEST, SMALLEST, -1)).permute(0, 3, 1, 2)
         for norm, conv in zip(self.norms, self.convs, strict=True):
             x = conv(functional.relu(norm(x), inplace=True))
@@ -51,7 +51,7 @@ class Discriminator(nn.Module):
         self.score = nn.Linear(widths[0], 1)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """One pass."""
+        """Scores images."""
         x = images
         for conv in self.convs:
             x = functional.leaky_relu(conv(x), 0.2, inplace=True)
@@ -69,14 +69,14 @@ class Step(NamedTuple):
 
 
 class Trainer:
-    """Both networks, their Adams, the generator's average, and the alternating step.
+    """Both networks, their Adam optimizers, the generator's EMA, and the alternating step.
 
     Args:
       latent: the latent's length.
       widths: channels at 4x4, 8x8, ..., size/2.
-      learning_rate: of both Adams.
-      betas: of both Adams.
-      decay: of the average.
+      learning_rate: of both optimizers.
+      betas: of both optimizers.
+      decay: of the EMA.
       memory_format: `torch.channels_last` or `torch.contiguous_format`, whichever is faster.
     """
 
@@ -93,12 +93,12 @@ class Trainer:
         self.latent, self.decay, self.memory_format = latent, decay, memory_format
         self.generator = Generator(latent, widths).to(memory_format=memory_format)
         self.discriminator = Discriminator(widths).to(memory_format=memory_format)
-        # The fused Adam is the fastest of PyTorch's three on CPU.
+        # The fused Adam is the fastest of PyTorch's three implementations on CPU.
         self.g_optimizer, self.d_optimizer = (
             torch.optim.Adam(net.parameters(), learning_rate, betas, fused=True)
             for net in (self.generator, self.discriminator)
         )
-        self.ema = [value.detach().clone() for value in self._averaged()]
+        self.ema = [value.detach().clone() for value in self._averaged_tensors()]
 
     def load(self, generator: Mapping[str, Any], discriminator: Mapping[str, Any]) -> None:
         """Copies the weights from the `params` of kd_jax's networks."""
@@ -108,7 +108,7 @@ class Trainer:
             _copy(norm.weight, generator[f"BatchNorm_{index}"]["scale"])
             _copy(norm.bias, generator[f"BatchNorm_{index}"]["bias"])
             kernel = generator[f"Conv_{index}"]["kernel"]
-            # PyTorch's transposed convolution has its kernel turned by 180 degrees: IOHW.
+            # PyTorch's transposed convolution has its kernel rotated by 180 degrees: IOHW.
             _copy(conv.weight, np.transpose(kernel[::-1, ::-1], (2, 3, 0, 1)))
             if conv.bias is not None:
                 _copy(conv.bias, generator[f"Conv_{index}"]["bias"])
@@ -119,15 +119,15 @@ class Trainer:
         for layer, name in ((nets.dense, "Dense_0"), (nets.score, "score")):
             _copy(layer.weight, np.transpose(discriminator[name]["kernel"]))
             _copy(layer.bias, discriminator[name]["bias"])
-        for average, value in zip(self.ema, self._averaged(), strict=True):
+        for average, value in zip(self.ema, self._averaged_tensors(), strict=True):
             average.copy_(value.detach())
 
     def step(self, images: torch.Tensor, latents: torch.Tensor | None = None) -> Step:
-        """The discriminator's move, then the generator's, each on images of its own.
+        """The discriminator's update, then the generator's, on different generated images.
 
         Args:
           images: `[B, 3, size, size]`.
-          latents: `[B, latent]` for both moves, in tests; by default each move draws its own.
+          latents: `[B, latent]` for both updates, in the check; by default each draws its own.
         """
         self.discriminator.requires_grad_(True)
         with torch.no_grad():
@@ -136,21 +136,21 @@ class Trainer:
             functional.softplus(-self.discriminator(images)).mean()
             + functional.softplus(self.discriminator(fake)).mean()
         )
-        d_grad_norm = _move(d_total, self.discriminator, self.d_optimizer)
+        d_grad_norm = _apply_update(d_total, self.discriminator, self.d_optimizer)
 
-        self.discriminator.requires_grad_(False)  # saves its kernel gradients in this move
+        self.discriminator.requires_grad_(False)  # avoids its kernel gradients in this update
         fake = self.generator(self._latents(images, latents))
         g_total = functional.softplus(-self.discriminator(fake)).mean()
-        g_grad_norm = _move(g_total, self.generator, self.g_optimizer)
+        g_grad_norm = _apply_update(g_total, self.generator, self.g_optimizer)
         with torch.no_grad():
-            torch._foreach_lerp_(self.ema, list(self._averaged()), 1.0 - self.decay)
+            torch._foreach_lerp_(self.ema, list(self._averaged_tensors()), 1.0 - self.decay)
         return Step(d_total.detach(), g_total.detach(), d_grad_norm, g_grad_norm)
 
     def _latents(self, images: torch.Tensor, latents: torch.Tensor | None) -> torch.Tensor:
         return torch.randn(len(images), self.latent) if latents is None else latents
 
-    def _averaged(self) -> list[torch.Tensor]:
-        """What the average follows: parameters and batch statistics, as in kd_jax."""
+    def _averaged_tensors(self) -> list[torch.Tensor]:
+        """The averaged tensors: parameters and batch statistics, as in kd_jax."""
         values = [*self.generator.parameters(), *self.generator.buffers()]
         return [value for value in values if value.is_floating_point()]
 
@@ -160,7 +160,9 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def _move(total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def _apply_update(
+    total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> torch.Tensor:
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norms = torch._foreach_norm([p.grad for p in net.parameters()])

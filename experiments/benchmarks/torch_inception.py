@@ -1,7 +1,7 @@
 """The PyTorch side of `inception_time`: the network of `kd_jax.models.inception.fid` in PyTorch.
 
-Ordinary operations only, with the batch normalisation folded into the convolutions as there. Images
-are `[B, C, H, W]` here.
+Only standard operations are used, with the batch normalisation folded into the convolutions as in
+kd_jax. Images are `[B, C, H, W]` here.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,8 +17,8 @@ class Inception:
 
     Args:
       params: the `params` of `fid`'s variables.
-      memory_format: PyTorch's, of kernels and images.
-      device: PyTorch's.
+      memory_format: PyTorch's memory format of kernels and images.
+      device: PyTorch's device.
     """
 
     def __init__(self, params: Mapping[str, Any], memory_format: Any, device: str) -> None:
@@ -35,14 +35,14 @@ class Inception:
 
         self.params = tensors(params)
 
-    def take(self, images: np.ndarray) -> torch.Tensor:
-        """Images `[B, H, W, 3]` as the network reads them."""
+    def to_inputs(self, images: np.ndarray) -> torch.Tensor:
+        """Converts images `[B, H, W, 3]` to the network's inputs."""
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
         return x.contiguous(memory_format=self.memory_format).to(self.device)
 
     @torch.inference_mode()
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """The means over positions of the last block's output."""
+        """The last block's output, averaged over positions."""
         x = _layer(self.params["Conv2d_1a_3x3"], images, stride=2, padding=0)
         x = _layer(self.params["Conv2d_2a_3x3"], x, padding=0)
         x = functional.max_pool2d(_layer(self.params["Conv2d_2b_3x3"], x), 3, 2)

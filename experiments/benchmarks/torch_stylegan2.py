@@ -1,11 +1,11 @@
 """The PyTorch side of `stylegan2_time`: kd_jax's StyleGAN2 and its step, written in PyTorch.
 
 Layer for layer the skip generator and the residual discriminator of `kd_jax.models.stylegan2.gan`
-without labels, and move for move `kd_jax.make_train_step` with the non-saturating game, with R1 or
-without. Ordinary operations only. Images are `[B, C, H, W]` here.
+without labels, and update for update `kd_jax.make_train_step` with the non-saturating loss, with or
+without R1. Only standard operations are used. Images are `[B, C, H, W]` here.
 
-What a leaky ReLU's output is multiplied by is multiplied into what comes before it, which is the
-same and saves a pass over the image.
+The gain of a leaky ReLU is multiplied into the preceding weights, noise and biases, which is
+equivalent and saves a pass over the image.
 """
 
 import math
@@ -23,70 +23,70 @@ SLOPE, GAIN = 0.2, math.sqrt(2)  # of the leaky ReLU
 RESIDUAL = math.sqrt(0.5)
 STDDEV_GROUP = 4
 
-Modulated: TypeAlias = Callable[
+ModulatedConv: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, bool], torch.Tensor
 ]
 """`(x [B, I, H, W], weight, styles [B, I], norms [B, O] or None, up)`: a modulated convolution.
 
-The weight is `[O, I, k, k]`, or `[I, O, k, k]` of a transposed convolution; `norms` is what the
-outputs are multiplied by.
+The weight is `[O, I, k, k]`, or `[I, O, k, k]` for a transposed convolution; the outputs are
+multiplied by `norms`.
 """
 
 
-def scaled(
+def scale_images(
     x: torch.Tensor,
     weight: torch.Tensor,
     styles: torch.Tensor,
     norms: torch.Tensor | None,
     up: bool,
 ) -> torch.Tensor:
-    """The images are scaled, before the convolution and after it."""
+    """A modulated convolution that scales the images, before and after the convolution."""
     x = x * styles[:, :, None, None]
-    x = _convolved(x, weight, up)
+    x = _convolve(x, weight, up)
     return x if norms is None else x * norms[:, :, None, None]
 
 
-def grouped(
+def group_kernels(
     x: torch.Tensor,
     weight: torch.Tensor,
     styles: torch.Tensor,
     norms: torch.Tensor | None,
     up: bool,
 ) -> torch.Tensor:
-    """The kernels are scaled: one group of a grouped convolution for each example."""
+    """A modulated convolution that scales the kernels: a grouped one, with a group per example."""
     batch = len(x)
     inputs = styles[:, :, None, None, None] if up else styles[:, None, :, None, None]
     kernels = weight[None] * inputs
     if norms is not None:
         kernels = kernels * (norms[:, None, :, None, None] if up else norms[:, :, None, None, None])
-    x = _convolved(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), up, batch)
+    x = _convolve(x.reshape(1, -1, *x.shape[2:]), kernels.flatten(0, 1), up, batch)
     return x.reshape(batch, -1, *x.shape[2:])
 
 
-def _convolved(x: torch.Tensor, weight: torch.Tensor, up: bool, groups: int = 1) -> torch.Tensor:
+def _convolve(x: torch.Tensor, weight: torch.Tensor, up: bool, groups: int = 1) -> torch.Tensor:
     if up:
         return functional.conv_transpose2d(x, weight, stride=2, groups=groups)
     return functional.conv2d(x, weight, padding=weight.shape[-1] // 2, groups=groups)
 
 
 class Filter(nn.Module):
-    """The taps (1, 3, 3, 1) along both axes; a depthwise convolution is the fastest form."""
+    """The filter (1, 3, 3, 1) along both axes; fastest as a depthwise convolution."""
 
     def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
-        self.register_buffer("taps", gain * taps[:, None] * taps[None], persistent=False)
+        weights = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", gain * weights[:, None] * weights[None], persistent=False)
 
     def forward(self, x: torch.Tensor, padding: int, stride: int = 1) -> torch.Tensor:
-        """Images padded with zeros and filtered; each `stride`-th pixel is kept."""
+        """Pads images with zeros and filters them, with this stride."""
         channels = x.shape[1]
-        kernel = self.taps.expand(channels, 1, -1, -1)
+        kernel = self.kernel.expand(channels, 1, -1, -1)
         return functional.conv2d(x, kernel, padding=padding, stride=stride, groups=channels)
 
     def upsample(self, x: torch.Tensor) -> torch.Tensor:
-        """Images twice as large."""
+        """Upsamples images by 2."""
         channels = x.shape[1]
-        kernel = self.taps.expand(channels, 1, -1, -1)
+        kernel = self.kernel.expand(channels, 1, -1, -1)
         return functional.conv_transpose2d(x, kernel, padding=1, stride=2, groups=channels)
 
 
@@ -130,10 +130,10 @@ class SynthesisLayer(nn.Module):
     """A modulated convolution, noise, bias and activation."""
 
     def __init__(
-        self, ins: int, outs: int, style: int, side: int, up: bool, modulated: Modulated
+        self, ins: int, outs: int, style: int, side: int, up: bool, modulated_conv: ModulatedConv
     ) -> None:
         super().__init__()
-        self.up, self.modulated = up, modulated
+        self.up, self.modulated_conv = up, modulated_conv
         self.affine = Dense(style, ins, bias=1.0)
         self.weight = nn.Parameter(torch.randn((ins, outs, 3, 3) if up else (outs, ins, 3, 3)))
         self.bias = nn.Parameter(torch.zeros(outs))
@@ -147,7 +147,7 @@ class SynthesisLayer(nn.Module):
         styles = self.affine(w)
         squares = self.weight.square().sum((2, 3))
         norms = (styles.square() @ (squares if self.up else squares.t()) + 1e-8).rsqrt() * GAIN
-        x = self.modulated(x, self.weight, styles, norms, self.up)
+        x = self.modulated_conv(x, self.weight, styles, norms, self.up)
         if self.up:
             x = self.filter(x, padding=1)
         noise = self.noise_const
@@ -161,9 +161,9 @@ class SynthesisLayer(nn.Module):
 class ToRGB(nn.Module):
     """A modulated 1x1 convolution to an image, without demodulation."""
 
-    def __init__(self, ins: int, style: int, modulated: Modulated) -> None:
+    def __init__(self, ins: int, style: int, modulated_conv: ModulatedConv) -> None:
         super().__init__()
-        self.modulated = modulated
+        self.modulated_conv = modulated_conv
         self.affine = Dense(style, ins, bias=1.0)
         self.weight = nn.Parameter(torch.randn(3, ins, 1, 1))
         self.bias = nn.Parameter(torch.zeros(3))
@@ -171,27 +171,29 @@ class ToRGB(nn.Module):
     def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         """`[B, ins, H, W]` to `[B, 3, H, W]`."""
         styles = self.affine(w) / math.sqrt(x.shape[1])
-        return self.modulated(x, self.weight, styles, None, False) + self.bias[:, None, None]
+        return self.modulated_conv(x, self.weight, styles, None, False) + self.bias[:, None, None]
 
 
 class SynthesisBlock(nn.Module):
-    """The layers at one side; the smallest has a constant in the place of the first."""
+    """The layers at one resolution; at the smallest, a constant replaces the first layer."""
 
-    def __init__(self, ins: int, outs: int, style: int, side: int, modulated: Modulated) -> None:
+    def __init__(
+        self, ins: int, outs: int, style: int, side: int, modulated_conv: ModulatedConv
+    ) -> None:
         super().__init__()
         self.first = side == SMALLEST
         if self.first:
             self.const = nn.Parameter(torch.randn(outs, side, side))
         else:
-            self.conv0 = SynthesisLayer(ins, outs, style, side, True, modulated)
+            self.conv0 = SynthesisLayer(ins, outs, style, side, True, modulated_conv)
             self.filter = Filter(gain=4.0)
-        self.conv1 = SynthesisLayer(outs, outs, style, side, False, modulated)
-        self.torgb = ToRGB(outs, style, modulated)
+        self.conv1 = SynthesisLayer(outs, outs, style, side, False, modulated_conv)
+        self.torgb = ToRGB(outs, style, modulated_conv)
 
     def forward(
         self, x: torch.Tensor | None, image: torch.Tensor | None, w: torch.Tensor, random: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The features and the image up to here."""
+        """The features and the image at this resolution."""
         if x is None or image is None:
             x = self.conv1(self.const.repeat(len(w), 1, 1, 1), w, random)
             return x, self.torgb(x, w)
@@ -202,25 +204,25 @@ class SynthesisBlock(nn.Module):
 class Generator(nn.Module):
     """`latents [B, latent] -> images [B, 3, size, size]`; `widths` from 4x4 upwards."""
 
-    def __init__(self, latent: int, widths: tuple[int, ...], modulated: Modulated) -> None:
+    def __init__(self, latent: int, widths: tuple[int, ...], modulated_conv: ModulatedConv) -> None:
         super().__init__()
         self.mapping = StyleMapping(latent)
         self.synthesis = nn.ModuleDict()
         before = 0
         for index, width in enumerate(widths):
             side = SMALLEST << index
-            self.synthesis[f"b{side}"] = SynthesisBlock(before, width, latent, side, modulated)
+            self.synthesis[f"b{side}"] = SynthesisBlock(before, width, latent, side, modulated_conv)
             before = width
 
     def forward(
         self, latents: torch.Tensor, random: bool = False, average: bool = False
     ) -> torch.Tensor:
-        """One pass.
+        """Generates images.
 
         Args:
           latents: `[B, latent]`.
-          random: whether noise is drawn rather than the stored one.
-          average: whether the styles' running mean follows.
+          random: whether the noise is random instead of constant.
+          average: whether to update the styles' running mean.
         """
         w = self.mapping(latents)
         if average:
@@ -232,7 +234,10 @@ class Generator(nn.Module):
 
 
 class Convolution(nn.Module):
-    """An equalized convolution; leaky ReLU with a bias, or neither. `gain` is the output's."""
+    """An equalized convolution, with a bias and a leaky ReLU or with neither.
+
+    `gain` is multiplied into the output.
+    """
 
     def __init__(
         self, ins: int, outs: int, kernel: int, *, act: bool = True, gain: float = 1.0
@@ -253,7 +258,7 @@ class Convolution(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions, the second of which halves the side, beside a shortcut."""
+    """Two convolutions, the second of which halves the resolution, and a shortcut."""
 
     def __init__(self, ins: int, outs: int, first: bool) -> None:
         super().__init__()
@@ -266,7 +271,7 @@ class DiscriminatorBlock(nn.Module):
         self.first = first
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Features, or an image, to features of half the side."""
+        """Features, or an image, to features of half the resolution."""
         if self.first:
             x = self.fromrgb(x)
         y = self.skip(self.filter(x, padding=1, stride=2))
@@ -275,7 +280,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Epilogue(nn.Module):
-    """From 4x4 to the score."""
+    """The layers from 4x4 to the score."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -291,7 +296,7 @@ class Epilogue(nn.Module):
         deviation = (variance + 1e-8).sqrt().mean((1, 2, 3)).repeat(group)
         deviation = deviation[:, None, None, None].expand(-1, -1, *sides)
         x = self.conv(torch.cat([x, deviation], 1), padding=1)
-        # The features come in the order H, W, C, as in kd_jax, so that weights copy across.
+        # Features are flattened in the order H, W, C, as in kd_jax, so that weights can be copied.
         return self.out(self.fc(x.permute(0, 2, 3, 1).flatten(1)))[:, 0]
 
 
@@ -307,7 +312,7 @@ class Discriminator(nn.Module):
         self.b4 = Epilogue(widths[0])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One pass."""
+        """Scores images."""
         for block in self.children():
             x = block(x)
         return x
@@ -323,20 +328,20 @@ class Step(NamedTuple):
 
 
 class Trainer:
-    """Both networks, their Adams, the generator's average, and the alternating step.
+    """Both networks, their Adam optimizers, the generator's EMA, and the alternating step.
 
     Args:
-      latent: the latent's and the styles' length.
+      latent: the length of latents and styles.
       widths: channels at 4x4, 8x8, ..., size.
-      learning_rate: of both Adams.
-      betas: of both Adams.
-      decay: of the average.
-      modulated: `scaled` or `grouped`, whichever is faster.
-      memory_format: `torch.channels_last` or `torch.contiguous_format`, likewise; of a generator
-        with `grouped` it is the latter always.
-      device: where all is.
-      compiled: whether the networks go through `torch.compile`. It has no second derivatives: R1's
-        pass does not.
+      learning_rate: of both optimizers.
+      betas: of both optimizers.
+      decay: of the EMA.
+      modulated_conv: `scale_images` or `group_kernels`, whichever is faster.
+      memory_format: `torch.channels_last` or `torch.contiguous_format`, whichever is faster; a
+        generator with `group_kernels` always uses the latter.
+      device: the device of networks and data.
+      compiled: whether to use `torch.compile`, except in R1's pass: it does not support second
+        derivatives.
     """
 
     def __init__(
@@ -347,45 +352,45 @@ class Trainer:
         learning_rate: float,
         betas: tuple[float, float],
         decay: float,
-        modulated: Modulated,
+        modulated_conv: ModulatedConv,
         memory_format: torch.memory_format,
         device: str = "cpu",
         compiled: bool = False,
     ) -> None:
         self.latent, self.decay = latent, decay
         self.device, self.memory_format = torch.device(device), memory_format
-        self.generator = Generator(latent, widths, modulated)
+        self.generator = Generator(latent, widths, modulated_conv)
         self.discriminator = Discriminator(widths)
         self.discriminator.to(device=self.device, memory_format=memory_format)
-        # Grouped convolutions have to have their channels first: with channels last, torch 2.13.0
-        # gets gradients of their 1x1 kernels wrong on CPU.
-        first = modulated is grouped
+        # Grouped convolutions need channels first: with channels last, torch 2.13.0 computes wrong
+        # gradients of their 1x1 kernels on CPU.
+        channels_first = modulated_conv is group_kernels
         self.generator.to(
             device=self.device,
-            memory_format=torch.contiguous_format if first else memory_format,
+            memory_format=torch.contiguous_format if channels_first else memory_format,
         )
-        if compiled:  # with and without gradients, of images or of parameters: each is a program
+        if compiled:  # one program each, with and without gradients of images or parameters
             torch._dynamo.config.cache_size_limit = 64
         self.generate: Any = torch.compile(self.generator) if compiled else self.generator
         self.score: Any = torch.compile(self.discriminator) if compiled else self.discriminator
-        # The fused Adam is the fastest of PyTorch's three.
+        # The fused Adam is the fastest of PyTorch's three implementations.
         self.g_optimizer, self.d_optimizer = (
             torch.optim.Adam(net.parameters(), learning_rate, betas, fused=True)
             for net in (self.generator, self.discriminator)
         )
-        # Parameters, noise and the styles' mean, as in kd_jax.
+        # Parameters, constant noise and the styles' running mean, as in kd_jax.
         self.averaged = list(self.generator.state_dict().values())
         self.ema = [value.clone() for value in self.averaged]
 
     def load(self, generator: Mapping[str, Any], discriminator: Mapping[str, Any]) -> None:
-        """Starts anew from the variables of kd_jax's networks.
+        """Resets the training to the variables of kd_jax's networks.
 
         Args:
-          generator: the arrays by their path, `params/mapping/fc0/weight`, ...
-          discriminator: likewise.
+          generator: arrays by path, `params/mapping/fc0/weight`, ...
+          discriminator: arrays by path.
 
         Raises:
-          ValueError: the names or the shapes are not those of the networks here.
+          ValueError: the names or shapes differ from those of the networks here.
         """
         _load(self.generator, generator)
         _load(self.discriminator, discriminator)
@@ -401,12 +406,12 @@ class Trainer:
         *,
         gamma: float = 0.0,
     ) -> Step:
-        """The discriminator's move, then the generator's, each on images of its own.
+        """The discriminator's update, then the generator's, on different generated images.
 
         Args:
           images: `[B, 3, size, size]`.
-          latents: `[B, latent]` for both moves, which take the stored noise then: for comparison.
-            By default each move draws its own latents and noise.
+          latents: `[B, latent]` for both updates, which then use constant noise, for comparison.
+            By default each update draws its own latents and noise.
           gamma: R1's weight (Mescheder et al. 2018, eq. 9); 0 for none.
         """
         random = latents is None
@@ -425,22 +430,22 @@ class Trainer:
             + functional.softplus(self.score(fake)).mean()
             + penalty
         )
-        d_grad_norm = _move(d_total, self.discriminator, self.d_optimizer)
+        d_grad_norm = _apply_update(d_total, self.discriminator, self.d_optimizer)
 
-        self.discriminator.requires_grad_(False)  # saves its kernel gradients in this move
+        self.discriminator.requires_grad_(False)  # avoids its kernel gradients in this update
         fake = self.generate(self._latents(images, latents), random, average=True)
         g_total = functional.softplus(-self.score(fake)).mean()
-        g_grad_norm = _move(g_total, self.generator, self.g_optimizer)
+        g_grad_norm = _apply_update(g_total, self.generator, self.g_optimizer)
         torch._foreach_lerp_(self.ema, self.averaged, 1.0 - self.decay)
         return Step(d_total.detach(), g_total.detach(), d_grad_norm, g_grad_norm)
 
     @torch.inference_mode()
     def images(self, latents: torch.Tensor) -> torch.Tensor:
-        """The generator's images with the stored noise."""
+        """The generator's images with constant noise."""
         return self.generate(latents)
 
-    def take(self, values: np.ndarray) -> torch.Tensor:
-        """Images `[B, H, W, 3]` as the networks take them, or latents."""
+    def to_inputs(self, values: np.ndarray) -> torch.Tensor:
+        """Converts images `[B, H, W, 3]` or latents to the networks' inputs."""
         tensor = torch.from_numpy(values).to(self.device)
         if tensor.ndim < 4:
             return tensor
@@ -457,7 +462,9 @@ def count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
 
-def _move(total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+def _apply_update(
+    total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer
+) -> torch.Tensor:
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norms = torch._foreach_norm([p.grad for p in net.parameters()])
@@ -466,26 +473,26 @@ def _move(total: torch.Tensor, net: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def _load(net: nn.Module, variables: Mapping[str, Any]) -> None:
-    given = {path.partition("/")[2].replace("/", "."): value for path, value in variables.items()}
-    own = net.state_dict()
-    if given.keys() != own.keys():
-        raise ValueError(f"{sorted(given.keys() ^ own.keys())} are variables of one side only")
-    for name, tensor in own.items():
+    arrays = {path.partition("/")[2].replace("/", "."): value for path, value in variables.items()}
+    tensors = net.state_dict()
+    if arrays.keys() != tensors.keys():
+        raise ValueError(f"{sorted(arrays.keys() ^ tensors.keys())} are variables of one side only")
+    for name, tensor in tensors.items():
         prefix, _, last = name.rpartition(".")
         up = getattr(net.get_submodule(prefix), "up", False)
-        value = _laid_out(last, np.asarray(given[name]), up)
+        value = _to_torch_layout(last, np.asarray(arrays[name]), up)
         if value.shape != tuple(tensor.shape):
             raise ValueError(f"{name} {value.shape} does not fit {tuple(tensor.shape)}")
         tensor.copy_(torch.from_numpy(value.copy()))
 
 
-def _laid_out(name: str, value: np.ndarray, up: bool) -> np.ndarray:
+def _to_torch_layout(name: str, value: np.ndarray, up: bool) -> np.ndarray:
     """A variable of kd_jax in PyTorch's order of axes."""
     if name == "const":
         return np.transpose(value, (2, 0, 1))
     if name != "weight" or value.ndim < 4:
         return value.T if name == "weight" else value
-    # PyTorch's transposed convolution has its kernel turned by 180 degrees: IOHW.
+    # PyTorch's transposed convolution has its kernel rotated by 180 degrees: IOHW.
     return (
         np.transpose(value[::-1, ::-1], (2, 3, 0, 1)) if up else np.transpose(value, (3, 2, 0, 1))
     )

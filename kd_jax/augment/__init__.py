@@ -2,10 +2,10 @@
 
 Both players see augmented images, and the augmentation is differentiated through:
 
-    discriminator = augmented(discriminator, diff_augment)      # DiffAugment, Zhao et al. 2020
+    discriminator = with_augmentation(discriminator, diff_augment)      # DiffAugment, Zhao et al. 2020
 
-    discriminator = adaptive(discriminator)                     # ADA, Karras et al. 2020
-    d_terms["overfitting"] = overfitting()
+    discriminator = with_ada(discriminator)                     # ADA, Karras et al. 2020
+    d_terms["sign_statistic"] = sign_statistic()
     step = adapt(make_train_step(...))
 """
 
@@ -24,7 +24,7 @@ from kd_jax.augment.ada import (
     Settings,
     augment_pipe,
 )
-from kd_jax.augment.adaptive import adapt, adaptive, augmented, overfitting
+from kd_jax.augment.adaptive import adapt, sign_statistic, with_ada, with_augmentation
 from kd_jax.augment.diff import diff_augment
 
 __all__ = [
@@ -41,9 +41,9 @@ __all__ = [
     "NOISE",
     "Settings",
     "adapt",
-    "adaptive",
     "augment_pipe",
-    "augmented",
     "diff_augment",
-    "overfitting",
+    "sign_statistic",
+    "with_ada",
+    "with_augmentation",
 ]

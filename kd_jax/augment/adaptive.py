@@ -18,7 +18,7 @@ COLLECTION = "augment"
 """The collection of an adaptive discriminator's variables: `p`, `signs` and `count`."""
 
 
-def augmented(discriminator: Network, augment: Callable[[Array, Array], Array]) -> Network:
+def with_augmentation(discriminator: Network, augment: Callable[[Array, Array], Array]) -> Network:
     """`discriminator`, which in training sees its images augmented, real and generated ones.
 
     Gradients with respect to the images, R1's too, pass through the augmentation. Outside of
@@ -46,7 +46,7 @@ def augmented(discriminator: Network, augment: Callable[[Array, Array], Array]) 
     return discriminator._replace(apply=apply)
 
 
-def adaptive(
+def with_ada(
     discriminator: Network,
     augment: Callable[[Array, Array, Array], Array] = augment_pipe,
     start: float = 0.0,
@@ -77,7 +77,9 @@ def adaptive(
 
     def apply(variables: Variables, *inputs: Any, **options: Any) -> Applied:
         mine = _adaptive(variables)
-        network = augmented(discriminator, lambda key, images: augment(key, images, mine["p"]))
+        network = with_augmentation(
+            discriminator, lambda key, images: augment(key, images, mine["p"])
+        )
         others = {name: value for name, value in variables.items() if name != COLLECTION}
         output, taps, after = network.apply(others, *inputs, **options)
         return output, taps, {**after, COLLECTION: mine}
@@ -85,7 +87,7 @@ def adaptive(
     return discriminator._replace(init=init, apply=apply)
 
 
-def overfitting() -> Term:
+def sign_statistic() -> Term:
     """What `adapt` goes by, a discriminator's term that changes nothing: the metric `d/NAME`.
 
     `r_t = E[sign(D(x))]` over the real images, 0 for a discriminator that generalises and 1 for one
@@ -109,7 +111,7 @@ def adapt(
     target: float = 0.6,
     interval: int = 4,
     images: int = 500_000,
-    term: str = "overfitting",
+    term: str = "sign_statistic",
 ) -> Step[TrainState]:
     """`step`, after which the probability of augmentation follows the discriminator's overfitting.
 
@@ -118,11 +120,11 @@ def adapt(
     many real images as `images` says; it stays in [0, 1]. Karras et al. 2020, section 3.
 
     Args:
-      step: of an `adaptive` discriminator, whose terms have `overfitting()`.
+      step: of an discriminator of `with_ada`, whose terms have `sign_statistic()`.
       target: of r_t, in (-1, 1).
       interval: steps between changes.
       images: how many it takes from 0 to 1.
-      term: the name of `overfitting()` among the discriminator's terms.
+      term: the name of `sign_statistic()` among the discriminator's terms.
 
     Returns:
       A step with the metric `augment/p`, the probability after it.
@@ -147,7 +149,7 @@ def adapt(
         if f"d/{term}" not in metrics:
             raise ValueError(
                 f"adapt() reads the metric 'd/{term}': give the discriminator the term "
-                f"{term!r}: overfitting()"
+                f"{term!r}: sign_statistic()"
             )
         player = state.discriminator
         before, seen = player.variables[COLLECTION], leaves[0].shape[0]

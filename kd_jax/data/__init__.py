@@ -1,4 +1,4 @@
-"""Real images: found, made scarce, and dealt out, one set or several at once (`together`).
+"""Real images: found, made scarce, and dealt out, one set or several at once (`zipped_batches`).
 
     source = open_source("digits", "train", size=16, channels=1, cache=Path("data"))
     few = subset(source, fraction=0.05, seed=0)
@@ -14,33 +14,33 @@ from pathlib import Path
 from kd_jax.data.origin import check_same_classes, overlap
 from kd_jax.data.pipeline import (
     Batches,
-    Drawn,
-    Endless,
-    NoBatches,
-    Together,
+    BatchIterator,
+    EmptyBatches,
+    GeneratedBatches,
+    ZippedBatches,
     batches,
-    drawn,
-    together,
+    generated_batches,
+    zipped_batches,
 )
-from kd_jax.data.source import Source, UnreadableError, arrays, every, remember, subset
+from kd_jax.data.source import Source, UnreadableError, cache_in_memory, load_all, strided, subset
 
 __all__ = [
+    "BatchIterator",
     "Batches",
-    "Drawn",
-    "Endless",
-    "NoBatches",
+    "EmptyBatches",
+    "GeneratedBatches",
     "Source",
-    "Together",
     "UnreadableError",
-    "arrays",
+    "ZippedBatches",
     "batches",
     "check_same_classes",
-    "drawn",
-    "every",
+    "generated_batches",
+    "load_all",
     "open_source",
     "overlap",
+    "strided",
     "subset",
-    "together",
+    "zipped_batches",
 ]
 
 
@@ -114,4 +114,4 @@ def open_source(
         raise ValueError(
             f"unknown data {spec!r}: did you mean digits, photos, folder:PATH or tfds:NAME?"
         )
-    return dataclasses.replace(remember(source), skip_corrupt=skip_corrupt)
+    return dataclasses.replace(cache_in_memory(source), skip_corrupt=skip_corrupt)

@@ -18,7 +18,7 @@ def _to_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Endless(Iterator[dict[str, np.ndarray]], Protocol):
+class BatchIterator(Iterator[dict[str, np.ndarray]], Protocol):
     """Batches without end, whose position can be saved: what a training needs of its data."""
 
     def get_state(self) -> dict[str, Any]:
@@ -37,11 +37,11 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """
 
     def __init__(
-        self, iterator: Any, pipeline: Mapping[str, Any], tell: Callable[[str], None] = _to_stderr
+        self, iterator: Any, pipeline: Mapping[str, Any], log: Callable[[str], None] = _to_stderr
     ):
         self._iterator = iterator
         self._pipeline = dict(pipeline)
-        self._tell = tell
+        self._log = log
         self._told: set[str] = set()
         self.skipped = 0
 
@@ -56,7 +56,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         for problem in itertools.chain(*problems):
             if problem not in self._told:
                 self._told.add(problem)
-                self._tell(f"{problem}; the next image takes its place")
+                self._log(f"{problem}; the next image takes its place")
         return to_batch(list(examples))
 
     def get_state(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self.skipped = int(state.get("skipped", 0))
 
 
-class NoBatches(Iterator[dict[str, np.ndarray]]):
+class EmptyBatches(Iterator[dict[str, np.ndarray]]):
     """Empty batches without end: the data of a run that needs none."""
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -105,7 +105,7 @@ class NoBatches(Iterator[dict[str, np.ndarray]]):
             raise ValueError(f"a position in data does not fit a run without: {str(state)[:80]}")
 
 
-class Drawn(Iterator[dict[str, np.ndarray]]):
+class GeneratedBatches(Iterator[dict[str, np.ndarray]]):
     """Batches that a function draws; made by `drawn`."""
 
     def __init__(
@@ -145,7 +145,7 @@ class Drawn(Iterator[dict[str, np.ndarray]]):
         self._number = _position(state, self._pipeline)
 
 
-class Together(Iterator[dict[str, np.ndarray]]):
+class ZippedBatches(Iterator[dict[str, np.ndarray]]):
     """Batches of several sets of images at once, with one position; made by `together`."""
 
     def __init__(self, parts: Mapping[str, Batches]):
@@ -189,7 +189,7 @@ class Together(Iterator[dict[str, np.ndarray]]):
             raise
 
 
-def drawn(
+def generated_batches(
     draw: Callable[[np.random.Generator, int], Mapping[str, npt.ArrayLike]],
     batch_size: int,
     seed: int,
@@ -197,7 +197,7 @@ def drawn(
     name: str,
     process_index: int = 0,
     process_count: int = 1,
-) -> Drawn:
+) -> GeneratedBatches:
     """Batches without end of what is synthesised: no two are the same.
 
     Batch number k is a function of `draw`, `batch_size`, `seed` and k alone.
@@ -222,10 +222,12 @@ def drawn(
         "batch_size": int(batch_size),
         "seed": int(seed),
     }
-    return Drawn(draw, pipeline, slice(first, first + per_process))
+    return GeneratedBatches(draw, pipeline, slice(first, first + per_process))
 
 
-def together(sources: Mapping[str, Source], batch_size: int, seed: int, **options: Any) -> Together:
+def zipped_batches(
+    sources: Mapping[str, Source], batch_size: int, seed: int, **options: Any
+) -> ZippedBatches:
     """Batches without end of several sets of images at once, as unpaired translation needs them.
 
     Each is shuffled on its own and begins anew when it is through: the sets may have different
@@ -251,7 +253,7 @@ def together(sources: Mapping[str, Source], batch_size: int, seed: int, **option
         raise ValueError(f"seed is {seed}: it must not be negative")
     # Of one seed, sets of equal size would be in the same order, and always the same images meet.
     seeds = {name: seed * len(sources) + index for index, name in enumerate(sources)}
-    return Together(
+    return ZippedBatches(
         {
             name: batches(source, batch_size, seeds[name], **options)
             for name, source in sources.items()
@@ -268,7 +270,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     skip_corrupt: bool = False,
-    tell: Callable[[str], None] = _to_stderr,
+    log: Callable[[str], None] = _to_stderr,
 ) -> Batches:
     """Batches without end: shuffled epochs, one after another.
 
@@ -286,7 +288,7 @@ def batches(
       skip_corrupt: whether the next image that can be read stands for one that cannot: always the
         same, so that batches stay functions of their number. Otherwise, and unless the source says
         so, the iterator raises the UnreadableError that names it, and stays where it is.
-      tell: is told a line about each image that cannot be read, once.
+      log: is given a line about each image that cannot be read, once.
 
     Returns:
       An iterator of `{"image": [batch_size / process_count, H, W, C] float32 in [-1, 1], "label":
@@ -332,7 +334,7 @@ def batches(
         "seed": int(seed),
         "order": digest(indices(0, 256)),  # Another NumPy may shuffle otherwise.
     }
-    return Batches(iterator, pipeline, tell)
+    return Batches(iterator, pipeline, log)
 
 
 def _per_process(batch_size: int, seed: int, process_index: int, process_count: int) -> int:

@@ -99,7 +99,7 @@ def subset(
       count: how many to draw.
       seed: of the draw.
       stratified: draw from each class in proportion to its size, within one image, and at least one
-        from each class if `count` allows it. (Reads all labels.)
+        from each class if `count` allows it. (InputAxis all labels.)
 
     Raises:
       ValueError: not exactly one of `fraction` and `count` is given, or it is out of range.
@@ -126,7 +126,7 @@ def subset(
     return _chosen(source, indices, f"{source.name}, {count} of {len(source)}")
 
 
-def every(source: Source, step: int, start: int = 0) -> Source:
+def strided(source: Source, step: int, start: int = 0) -> Source:
     """Each `step`-th image, from number `start` on: `source[start::step]`.
 
     Those of `start` = 0, ..., `step` - 1 are disjoint and together the whole: one set of images
@@ -150,7 +150,7 @@ def every(source: Source, step: int, start: int = 0) -> Source:
 
 
 def _chosen(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
-    return remember(
+    return cache_in_memory(
         replace(
             source,
             name=name,
@@ -162,7 +162,7 @@ def _chosen(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
     )
 
 
-def arrays(source: Source) -> dict[str, np.ndarray]:
+def load_all(source: Source) -> dict[str, np.ndarray]:
     """All of it at once: `image` `[N, H, W, C]` float32 in [-1, 1], `label` `[N]` int32.
 
     Raises:
@@ -171,7 +171,7 @@ def arrays(source: Source) -> dict[str, np.ndarray]:
     return to_batch([source.example(i)[0] for i in range(len(source))])
 
 
-def remember(source: Source) -> Source:
+def cache_in_memory(source: Source) -> Source:
     """The source, keeping what it has read if all of it fits into `IN_MEMORY_BYTES`."""
     if source.in_memory or source.length * math.prod(source.image_shape) > IN_MEMORY_BYTES:
         return source

@@ -1,6 +1,6 @@
-"""Measuring generators: extractors, metrics, cost and reports.
+"""Evaluation of generators: feature extractors, metrics, cost and reports.
 
-From the command line, several networks side by side:
+To compare several networks from the command line:
 
     python -m kd_jax.evaluate CHECKPOINT_OR_FILE ... --data digits --out DIR
 """

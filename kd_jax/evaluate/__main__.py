@@ -1,11 +1,10 @@
-"""Generators measured side by side, with a report that needs nothing but itself.
+"""Evaluates generators against real images and writes a self-contained comparison report.
 
     python -m kd_jax.evaluate CHECKPOINT_OR_FILE ... --data digits --out DIR
 
-Each network is a folder of checkpoints (a training's), or a published weight file; `NAME=PATH`
-gives it a name. Writes `report.html`, `report.md`, `report.json` and one line per network and
-figure to `metric-NAME.jsonl` in DIR, which earlier lines stay in. Exits with 2 where something is
-refused; nothing is computed then.
+Each network is a checkpoint folder of a training run, or a published weight file; `NAME=PATH` names
+it. Writes `report.html`, `report.md` and `report.json` to DIR, and appends one line per network and
+metric to `metric-METRIC.jsonl`. Exits with status 2 on invalid arguments, before any computation.
 """
 
 import argparse
@@ -25,24 +24,31 @@ import numpy as np
 from kd_jax import data as kd_data
 from kd_jax.checkpoint import CheckpointError
 from kd_jax.data.source import to_float
-from kd_jax.evaluate import measure, neighbours, report
+from kd_jax.evaluate import measure, prdc, report
 from kd_jax.evaluate.conventions import TOOLS
 from kd_jax.evaluate.extractor import Extractor, classifier_extractor, inception, lpips
+from kd_jax.evaluate.generator import (
+    EvaluatedGenerator,
+    Samples,
+    draw,
+    interpolate,
+    open_generator,
+    sampler,
+)
 from kd_jax.evaluate.pictures import to_uint8
 from kd_jax.evaluate.reference import Reference, read_reference
-from kd_jax.evaluate.subject import Samples, Subject, draw, interpolate, open_subject, sampler
 from kd_jax.sharding import make_mesh
 
-SHOWN, WAYS, PLACES, COPIES, NEIGHBOURS = 24, 4, 12, 12, 3
-"""Samples, interpolations and their places, samples whose neighbours are shown, and how many."""
+SAMPLES, INTERPOLATIONS, POSITIONS, QUERIES, NEIGHBOURS = 24, 4, 12, 12, 3
+"""Numbers of samples, of interpolations, of images in each, of queries and of their neighbours."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads, measures and writes."""
-    given = sys.argv[1:] if arguments is None else arguments
-    args = parser().parse_args(given)
+    """Runs the command: parses the arguments, evaluates the networks and writes the report."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = parser().parse_args(arguments)
     try:
-        text = run(args, shlex.join(["python", "-m", "kd_jax.evaluate", *given]))
+        text = run(args, shlex.join(["python", "-m", "kd_jax.evaluate", *arguments]))
     except (OSError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -52,60 +58,71 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line's."""
-    found = argparse.ArgumentParser(
+    """The parser of the command line."""
+    result = argparse.ArgumentParser(
         prog="python -m kd_jax.evaluate", description=(__doc__ or "").partition("\n")[0]
     )
-    found.add_argument("networks", nargs="+", metavar="[NAME=]PATH", help="checkpoints and files")
-    found.add_argument(
+    result.add_argument(
+        "networks", nargs="+", metavar="[NAME=]PATH", help="checkpoint folders and weight files"
+    )
+    result.add_argument(
         "--data", required=True, help="the real images: digits, photos, folder:PATH or tfds:NAME"
     )
-    found.add_argument("--split", default="train", help="of the real images")
-    found.add_argument("--resize", action="store_true", help="makes other sizes of data fit")
-    found.add_argument("--out", default="evaluation", help="the report's folder")
-    found.add_argument("--samples", type=int, help="of each network; by default as many as real")
-    found.add_argument("--seed", type=int, default=0, help="of the latents")
-    found.add_argument("--batch", type=int, default=64, help="images made at a time")
-    found.add_argument("--truncation", type=float, help="psi, of networks that truncate")
-    found.add_argument(
+    result.add_argument("--split", default="train", help="the split of the real images")
+    result.add_argument("--resize", action="store_true", help="resize real images of other sizes")
+    result.add_argument("--out", default="evaluation", help="the output folder")
+    result.add_argument(
+        "--samples", type=int, help="samples per network; by default as many as real images"
+    )
+    result.add_argument("--seed", type=int, default=0, help="the seed of the latents")
+    result.add_argument("--batch", type=int, default=64, help="the sampling batch size")
+    result.add_argument(
+        "--truncation", type=float, help="the truncation psi, for networks that support it"
+    )
+    result.add_argument(
         "--inception",
         metavar="FILE",
-        help="weights of the FID Inception-v3; without it, a classifier trained on the data, whose "
-        "distance is no FID",
+        help="weights of the FID Inception-v3; by default a classifier trained on the data, whose "
+        "distance is not an FID",
     )
-    found.add_argument(
+    result.add_argument(
         "--lpips",
         nargs="+",
         metavar="FILE",
-        help="torchvision's network and LPIPS's weights, or LPIPS's whole module: for path length "
-        "and diversity",
+        help="torchvision's network and LPIPS's weights, or LPIPS's whole module; enables path "
+        "length and diversity",
     )
-    found.add_argument("--paths", type=int, default=1000, help="of the path length")
-    found.add_argument(
-        "--convention", choices=TOOLS, default="torch-fidelity", help="whose definitions to follow"
+    result.add_argument(
+        "--paths", type=int, default=1000, help="the number of paths of the path length"
     )
-    found.add_argument(
-        "--package", action="append", default=[], help="of your own modules in checkpoints"
+    result.add_argument(
+        "--convention",
+        choices=TOOLS,
+        default="torch-fidelity",
+        help="the tool whose metric definitions are used",
     )
-    found.add_argument("--title", default="Generators side by side", help="of the page")
-    return found
+    result.add_argument(
+        "--package", action="append", default=[], help="a package of custom modules in checkpoints"
+    )
+    result.add_argument("--title", default="Generator comparison", help="the title of the report")
+    return result
 
 
 def run(args: argparse.Namespace, command: str) -> str:
-    """Measures everything and writes the report; returns its Markdown."""
+    """Evaluates all networks and writes the report; returns its Markdown."""
     options = {} if args.truncation is None else {"truncation": args.truncation}
-    subjects = [open_subject(spec, args.package, **options) for spec in args.networks]
+    subjects = [open_generator(spec, args.package, **options) for spec in args.networks]
     check(subjects, args)
     source = kd_data.open_source(
         args.data, args.split, *_size(subjects), _cache() / "tfds", resize=args.resize
     )
     count = args.samples or len(source)
-    conventions = measure.fitting(TOOLS[args.convention], count, len(source))
+    conventions = measure.fit_conventions(TOOLS[args.convention], count, len(source))
     extractor = _extractor(args, source)
     perceptual = lpips(*args.lpips) if args.lpips else None
-    if perceptual is not None:  # refuses images that are too small for its network
-        one = jax.ShapeDtypeStruct((1, *subjects[0].image_shape), np.float32)
-        jax.eval_shape(perceptual.distance, one, one)
+    if perceptual is not None:  # raises for images that are too small for its network
+        image = jax.ShapeDtypeStruct((1, *subjects[0].image_shape), np.float32)
+        jax.eval_shape(perceptual.distance, image, image)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     bar = Bar()
@@ -117,21 +134,21 @@ def run(args: argparse.Namespace, command: str) -> str:
         sample = sampler(subject, args.batch, make_mesh())
         samples = sample(draw(subject, count, args.seed), bar.stage(subject.name, count))
         images = to_float(samples.images)
-        seen = measure.see(extractor, images)
-        # Labels mean the data's classes only where there are as many of them.
+        outputs = measure.extract(extractor, images)
+        # Labels are the data's classes only where the numbers of classes match.
         labels = samples.labels if subject.classes == source.num_classes else None
         if labels is not None:
-            per_class[subject.name] = measure.by_class(seen, labels, reference, conventions.ddof)
+            per_class[subject.name] = measure.by_class(outputs, labels, reference, conventions.ddof)
         classes = per_class.get(subject.name)
-        figures = measure.quality(seen, classes, reference, conventions)
+        figures = measure.quality(outputs, classes, reference, conventions)
         if perceptual is not None:
             figures |= measure.perceptual_figures(
                 subject, images, perceptual, args.seed, args.paths
             )
         figures |= measure.cost_of(subject, draw(subject, args.batch, args.seed))
         entries.append(report.Entry(subject.name, subject.path, figures))
-        ways = sample(interpolate(subject, args.seed, WAYS, PLACES))
-        galleries.add(subject.name, samples, ways.images, seen.features)
+        paths = sample(interpolate(subject, args.seed, INTERPOLATIONS, POSITIONS))
+        galleries.add(subject.name, samples, paths.images, outputs.features)
     columns = [
         column
         for column in (*measure.quality_columns(extractor), *measure.COST)
@@ -144,40 +161,40 @@ def run(args: argparse.Namespace, command: str) -> str:
         "convention": f"{args.convention}: {conventions}",
         "perceptual": f"{perceptual.name}, {args.paths} paths" if perceptual else "none",
         "truncation": args.truncation,
-        "labels": "the classes in turn, where a network takes them",
+        "labels": "cycling through the classes, for conditional networks",
         "batch": args.batch,
     }
-    written = report.Report(
+    result = report.Report(
         title=args.title,
-        summary=f"{count:,} samples of each against {len(source):,} images of {source.name}, in "
-        f"the features of {extractor.name}.",
+        summary=f"{count:,} samples of each network against {len(source):,} images of "
+        f"{source.name}, in features of {extractor.name}.",
         columns=columns,
         entries=entries,
-        galleries=galleries.finished(),
+        galleries=galleries.build(),
         classes=measure.class_table(per_class) if per_class else None,
         protocol=facts,
         environment=environment(),
         command=command,
     )
-    _append(out, written)
-    return report.write(written, out)
+    _append_metrics(out, result)
+    return report.write(result, out)
 
 
-def check(subjects: list[Subject], args: argparse.Namespace) -> None:
-    """Refuses what cannot be compared.
+def check(subjects: list[EvaluatedGenerator], args: argparse.Namespace) -> None:
+    """Checks that the networks can be compared and that the arguments are valid.
 
     Raises:
-      ValueError: one line.
+      ValueError: names or image shapes conflict, or an argument is out of range.
     """
     names = [subject.name for subject in subjects]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two networks are called {min(twice)}; say NAME=PATH")
+    if duplicates := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two networks have the name {min(duplicates)}; name them by NAME=PATH")
     first = subjects[0]
     for subject in subjects:
         if subject.image_shape != first.image_shape:
             raise ValueError(
-                f"{subject.name} makes images {subject.image_shape} and {first.name} "
-                f"{first.image_shape}: a comparison needs one resolution"
+                f"{subject.name} generates images {subject.image_shape} but {first.name} "
+                f"{first.image_shape}; all networks must have the same image shape"
             )
     if len(args.lpips or ()) > 2:
         raise ValueError(f"--lpips takes one file or two, not {len(args.lpips)}")
@@ -187,10 +204,10 @@ def check(subjects: list[Subject], args: argparse.Namespace) -> None:
             raise ValueError(f"--{name}={value} is not a positive number")
 
 
-def _size(subjects: list[Subject]) -> tuple[int, int]:
+def _size(subjects: list[EvaluatedGenerator]) -> tuple[int, int]:
     height, width, channels = subjects[0].image_shape
     if height != width:
-        raise ValueError(f"{subjects[0].name} makes {height}x{width}; real images are square")
+        raise ValueError(f"{subjects[0].name} generates {height}x{width}; square images are needed")
     return height, channels
 
 
@@ -203,10 +220,10 @@ def _extractor(args: argparse.Namespace, source: kd_data.Source) -> Extractor:
         return inception(args.inception, TOOLS[args.convention].resize)
     if source.num_classes < 2:
         raise ValueError(
-            f"{source.name} has one class, so no classifier can be trained on it: give the weights "
+            f"{source.name} has one class, so no classifier can be trained on it; pass the weights "
             "of an Inception-v3 with --inception FILE"
         )
-    real = kd_data.arrays(source)
+    real = kd_data.load_all(source)
     name = args.data.partition(":")[0]
     return classifier_extractor(
         real["image"], real["label"], name=name, classes=source.num_classes, cache=_cache()
@@ -214,98 +231,102 @@ def _extractor(args: argparse.Namespace, source: kd_data.Source) -> Extractor:
 
 
 class Galleries:
-    """Collects the report's pictures, network by network."""
+    """Collects the pictures of the report, network by network."""
 
     def __init__(self, reference: Reference):
         self._reference = reference
-        shown = [reference.source[i]["image"] for i in _of_classes_in_turn(reference.labels, SHOWN)]
-        self._ways: list[report.Picture] = []
-        self._copies: list[report.Picture] = []
+        indices = _interleave_classes(reference.labels, SAMPLES)
+        images = [reference.source[i]["image"] for i in indices]
+        self._paths: list[report.Picture] = []
+        self._nearest: list[report.Picture] = []
         side = reference.source.image_shape[0]
         self._scale = max(1, round(72 / side))
-        real = report.tiled(to_uint8(np.stack(shown)), PLACES, scale=self._scale)
+        real = report.tile(to_uint8(np.stack(images)), POSITIONS, scale=self._scale)
         self._samples = [report.Picture("real images", real)]
-        found = neighbours.nearest(reference.features, reference.features, 2)
-        self._usual = float(np.median(found.distances[:, 1]))  # the first is the image itself
+        neighbours = prdc.nearest(reference.features, reference.features, 2)
+        # The first neighbour is the image itself.
+        self._real_distance = float(np.median(neighbours.distances[:, 1]))
 
     def add(self, name: str, samples: Samples, ways: np.ndarray, features: np.ndarray) -> None:
-        """Takes what is shown of one network.
+        """Adds the pictures of one network.
 
         Args:
-          name: the network's.
+          name: the network's name.
           samples: its samples.
-          ways: `WAYS` interpolations of `PLACES` images each, row by row.
-          features: of the samples.
+          ways: `INTERPOLATIONS` interpolations of `POSITIONS` images each, row by row.
+          features: features of the samples.
         """
-        sheet = report.tiled(samples.images[:SHOWN], PLACES, scale=self._scale)
+        sheet = report.tile(samples.images[:SAMPLES], POSITIONS, scale=self._scale)
         clipped = f"; {samples.clipped:.1%} of the values clipped" if samples.clipped else ""
         self._samples.append(report.Picture(f"{name}{clipped}", sheet))
-        self._ways.append(report.Picture(name, report.tiled(ways, PLACES, scale=self._scale)))
-        distances, indices = neighbours.nearest(features, self._reference.features, NEIGHBOURS)
-        closest = np.argsort(distances[:, 0])[:COPIES]
+        self._paths.append(report.Picture(name, report.tile(ways, POSITIONS, scale=self._scale)))
+        distances, indices = prdc.nearest(features, self._reference.features, NEIGHBOURS)
+        closest = np.argsort(distances[:, 0])[:QUERIES]
         rows = [samples.images[closest]]
-        for place in range(NEIGHBOURS):
-            found = [self._reference.source[int(i)]["image"] for i in indices[closest, place]]
-            rows.append(to_uint8(np.stack(found)))
+        for rank in range(NEIGHBOURS):
+            images = [self._reference.source[int(i)]["image"] for i in indices[closest, rank]]
+            rows.append(to_uint8(np.stack(images)))
         median = float(np.median(distances[:, 0]))
         caption = (
-            f"{name}: a sample is {median:.3g} from its nearest real image (median), a "
-            f"real image {self._usual:.3g} from another"
+            f"{name}: median distance to the nearest real image {median:.3g}; between real images "
+            f"{self._real_distance:.3g}"
         )
         stacked = np.concatenate(rows)
-        self._copies.append(
-            report.Picture(caption, report.tiled(stacked, len(closest), scale=self._scale))
+        self._nearest.append(
+            report.Picture(caption, report.tile(stacked, len(closest), scale=self._scale))
         )
 
-    def finished(self) -> list[report.Gallery]:
-        """All of them, as the report has them."""
+    def build(self) -> list[report.Gallery]:
+        """The galleries of the report."""
         return [
             report.Gallery(
                 "Samples",
-                "The same latents, place by place, for all networks; real images first.",
+                "All networks use the same latents at the same positions; real images come first.",
                 self._samples,
             ),
             report.Gallery(
-                "Interpolations", "On great circles between two latents of a class.", self._ways
+                "Interpolations",
+                "Great-circle interpolations between two latents of a class.",
+                self._paths,
             ),
             report.Gallery(
-                "Copies?",
-                "The samples that are nearest to a real image (first row), above their nearest "
-                "real images in the extractor's features. A generator that copies is much nearer "
-                "to the data than the data are to each other.",
-                self._copies,
+                "Nearest neighbours (memorization check)",
+                "The samples closest to a real image (first row) and their nearest real images, in "
+                "the extractor's features. Samples of a generator that memorizes images are much "
+                "closer to real images than real images are to each other.",
+                self._nearest,
             ),
         ]
 
 
-def _of_classes_in_turn(labels: np.ndarray, count: int) -> list[int]:
-    """Numbers of images, as many as there are, whose labels go round the classes."""
+def _interleave_classes(labels: np.ndarray, count: int) -> list[int]:
+    """Indices of up to `count` images whose labels cycle through the classes."""
     by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
     longest = max(map(len, by_class))
-    turns = [int(own[turn]) for turn in range(longest) for own in by_class if turn < len(own)]
-    return turns[:count]
+    order = [int(own[rank]) for rank in range(longest) for own in by_class if rank < len(own)]
+    return order[:count]
 
 
 class Bar:
-    """A line of progress for each stage, on a terminal."""
+    """A progress bar for each stage, shown on terminals."""
 
     def __init__(self) -> None:
         self._on = sys.stderr.isatty()
 
     def stage(self, name: str, total: int) -> Any:
-        """A function that is told how many are done."""
+        """A callback that shows the progress of a stage, given the number of finished items."""
 
-        def told(done: int) -> None:
+        def show(done: int) -> None:
             if self._on:
                 full = 30 * done // total
                 line = f"\r{name[:28]:28} [{'#' * full}{'.' * (30 - full)}] {done}/{total}"
                 print(line, end="\n" if done >= total else "", file=sys.stderr, flush=True)
 
-        return told
+        return show
 
 
 def environment() -> dict[str, str]:
-    """Versions and hardware."""
+    """Package versions and hardware."""
     packages = ("kd_jax", "jax", "jaxlib", "flax", "numpy")
     return {
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -315,17 +336,17 @@ def environment() -> dict[str, str]:
     }
 
 
-def _append(out: Path, written: report.Report) -> None:
-    """One line per network and figure, after those of earlier reports."""
-    for entry in written.entries:
+def _append_metrics(out: Path, result: report.Report) -> None:
+    """Appends one line per network and metric to the files of earlier reports."""
+    for entry in result.entries:
         for name, figure in entry.figures.items():
             line = {
                 "metric": name,
                 "network": entry.name,
                 "path": entry.path,
                 **{k: v for k, v in figure._asdict().items() if v is not None},
-                "protocol": dict(written.protocol),
-                "environment": dict(written.environment),
+                "protocol": dict(result.protocol),
+                "environment": dict(result.environment),
             }
             with (out / f"metric-{name}.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")

@@ -1,26 +1,26 @@
-"""Figures, and how a table shows them."""
+"""Metric values and the table columns that format them."""
 
 from typing import NamedTuple
 
 
 class Figure(NamedTuple):
-    """A number, and the deviation that its metric defines, if it does."""
+    """A metric's value, and its deviation where the metric defines one."""
 
     value: float
     deviation: float | None = None
 
 
 class Column(NamedTuple):
-    """How a figure is shown.
+    """The format of a metric in a table.
 
     Attributes:
-      name: its key.
-      title: the head of its column.
-      about: one sentence.
+      name: the metric's key.
+      title: the column heading.
+      about: a one-sentence description.
       group: "quality" or "cost".
       better: "lower" or "higher".
-      digits: after the point; None for three significant ones with a unit's prefix.
-      scale: what it is multiplied by when shown.
+      digits: decimals; None for three significant digits with an SI prefix.
+      scale: the factor applied to the value for display.
     """
 
     name: str

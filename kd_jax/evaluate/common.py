@@ -1,4 +1,4 @@
-"""What the metrics share: how a figure over parts is given, and what features must be."""
+"""Common parts of the metrics: result types and checks of features and labels."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,11 +8,11 @@ from numpy.typing import ArrayLike
 
 
 class Estimate(NamedTuple):
-    """A figure made several times, on parts of the data.
+    """A metric estimated on several parts of the data.
 
     Attributes:
-      mean: over the parts.
-      deviation: the parts' standard deviation (over their number, not one less): 0 for one part.
+      mean: the mean over the parts.
+      deviation: the standard deviation over the parts (`ddof=0`); 0 for one part.
     """
 
     mean: float
@@ -20,11 +20,11 @@ class Estimate(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """A figure of each class.
+    """A metric of each class.
 
     Attributes:
-      mean: over the classes, each with the same weight.
-      classes: by label.
+      mean: the unweighted mean over the classes.
+      classes: the values by label.
     """
 
     mean: float
@@ -34,16 +34,16 @@ class PerClass(NamedTuple):
 def rows(
     features: ArrayLike, least: int = 1, name: str = "features", first: int = 0
 ) -> np.ndarray[Any, Any]:
-    """Features `[N, D]` as they are if they have single or double precision, else in double.
+    """Checked features `[N, D]`, converted to float64 unless they are float32 or float64.
 
     Args:
       features: one row per example.
-      least: the smallest N.
-      name: what an error calls them.
-      first: the number of the first example, for errors.
+      least: the minimum N.
+      name: the features' name in errors.
+      first: the index of the first example, for errors.
 
     Raises:
-      ValueError: when they have another shape, are fewer, or one is not finite.
+      ValueError: the shape is not `[N, D]`, N is too small, or a feature is not finite.
     """
     x = np.asarray(features)
     if x.dtype not in (np.float32, np.float64):
@@ -65,22 +65,22 @@ def two_sets(
     """Two sets of features `[N, D]` and `[M, D]`, checked as by `rows`.
 
     Raises:
-      ValueError: as `rows`, or when the features differ in number.
+      ValueError: as `rows`, or the feature lengths differ.
     """
     x, y = rows(a, least, names[0]), rows(b, least, names[1])
     if x.shape[1] != y.shape[1]:
         raise ValueError(
-            f"{names[0]} have length {x.shape[1]} but {names[1]} {y.shape[1]}: "
-            "one extractor must make both"
+            f"{names[0]} have length {x.shape[1]} but {names[1]} {y.shape[1]}; "
+            "both must come from the same extractor"
         )
     return x, y
 
 
 def labels(values: ArrayLike, count: int, name: str = "labels") -> np.ndarray[Any, Any]:
-    """Integer labels `[count]`.
+    """Checked integer labels `[count]`.
 
     Raises:
-      ValueError: when they are no integers, or not one per example.
+      ValueError: the labels are not integers, or their shape is not `[count]`.
     """
     x = np.asarray(values)
     if not np.issubdtype(x.dtype, np.integer) or x.shape != (count,):

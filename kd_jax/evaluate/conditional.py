@@ -1,4 +1,4 @@
-"""Figures class by class: how near each is to its real images, and whether it is recognised."""
+"""Per-class metrics: distance to the real images of a class, and classification accuracy."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -12,11 +12,11 @@ from kd_jax.evaluate.frechet import frechet_distance_of_features
 
 
 class Accuracy(NamedTuple):
-    """How often a classifier finds the class that was asked for.
+    """The accuracy of a classifier on the requested classes.
 
     Attributes:
-      top1: over all examples, in [0, 1].
-      classes: by label, for those that were asked for.
+      top1: the accuracy over all examples, in [0, 1].
+      classes: the accuracy by label, for the labels that occur.
     """
 
     top1: float
@@ -32,58 +32,59 @@ def intra_class_frechet_distance(
     least: int = 2,
     ddof: int = 1,
 ) -> PerClass:
-    """The Frechet distance of each class's generated examples to its real ones, and their mean.
+    """The Frechet distance between generated and real examples of each class, and the mean.
 
-    Miyato & Koyama 2018, section 6.1 ("intra FID"). Its bias is that of the few examples of a
-    class: compare figures of equal numbers only.
+    Miyato & Koyama 2018, section 6.1 ("intra FID"). The bias depends on the number of examples per
+    class: compare values with equal numbers only.
 
     Args:
       generated: features `[N, D]`.
-      generated_labels: int `[N]`, the classes that were asked for.
+      generated_labels: int `[N]`, the requested classes.
       real: features `[M, D]`.
       real_labels: int `[M]`.
-      least: how many examples a class must have on both sides, two or more.
-      ddof: 1 for covariances over N - 1, 0 for N.
+      least: the minimum number of examples per class in both sets, two or more.
+      ddof: 1 for covariances normalised by N - 1, 0 by N.
 
     Raises:
-      ValueError: when a class has too few examples (it is named), the features differ in number,
-        or one is not finite.
+      ValueError: a class (named in the message) has too few examples, the feature lengths differ,
+        or a feature is not finite.
     """
     x, y = common.two_sets(generated, real)
-    ours = common.labels(generated_labels, len(x), "generated_labels")
-    theirs = common.labels(real_labels, len(y), "real_labels")
-    needed = max(least, 2)
-    found = {}
-    for label in np.union1d(ours, theirs):
-        pair = x[ours == label], y[theirs == label]
-        for name, chosen in zip(("generated", "real"), pair, strict=True):
-            if len(chosen) < needed:
+    x_labels = common.labels(generated_labels, len(x), "generated_labels")
+    y_labels = common.labels(real_labels, len(y), "real_labels")
+    minimum = max(least, 2)
+    distances = {}
+    for label in np.union1d(x_labels, y_labels):
+        sets = x[x_labels == label], y[y_labels == label]
+        for name, examples in zip(("generated", "real"), sets, strict=True):
+            if len(examples) < minimum:
                 raise ValueError(
-                    f"class {label} has {len(chosen)} {name} examples; {needed} or more are needed"
+                    f"class {label} has {len(examples)} {name} examples; "
+                    f"{minimum} or more are needed"
                 )
-        found[int(label)] = frechet_distance_of_features(*pair, ddof=ddof)
-    return PerClass(float(np.mean(list(found.values()))), found)
+        distances[int(label)] = frechet_distance_of_features(*sets, ddof=ddof)
+    return PerClass(float(np.mean(list(distances.values()))), distances)
 
 
 def accuracy(logits: ArrayLike, labels: ArrayLike) -> Accuracy:
-    """The part of examples whose largest logit is that of their label.
+    """The share of examples whose largest logit is that of their label.
 
     Args:
       logits: `[N, classes]`.
       labels: int `[N]` in [0, classes).
 
     Raises:
-      ValueError: when there is no example, a logit is not finite, or a label is of no class.
+      ValueError: there is no example, a logit is not finite, or a label is outside [0, classes).
     """
     x = common.rows(logits, name="logits")
-    wanted = common.labels(labels, len(x))
-    outside = (wanted < 0) | (wanted >= x.shape[1])
+    targets = common.labels(labels, len(x))
+    outside = (targets < 0) | (targets >= x.shape[1])
     if outside.any():
         number = int(np.argmax(outside))
         raise ValueError(
-            f"example {number} has label {wanted[number]}, but the logits are of "
+            f"example {number} has label {targets[number]}, but the logits are of "
             f"{x.shape[1]} classes"
         )
-    right = x.argmax(axis=1) == wanted
-    by_class = {int(label): float(right[wanted == label].mean()) for label in np.unique(wanted)}
-    return Accuracy(float(right.mean()), by_class)
+    correct = x.argmax(axis=1) == targets
+    by_class = {int(label): float(correct[targets == label].mean()) for label in np.unique(targets)}
+    return Accuracy(float(correct.mean()), by_class)

@@ -1,26 +1,26 @@
-"""What the published tools do differently, by their names."""
+"""The conventions of published evaluation tools, by tool name."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 
 class Conventions(NamedTuple):
-    """One tool's choices, as the metrics take them.
+    """The settings of a tool, as arguments of the metrics.
 
-    Figures are comparable only where these agree. The kernel of KID is the same in all tools, the
-    polynomial one of degree 3.
+    Values are comparable only between equal conventions. KID uses the same kernel in all tools, the
+    polynomial of degree 3.
 
     Attributes:
-      resize: the name of the way to the feature network's resolution, in `evaluate.resize`.
-      ddof: of the covariance: 1 divides by N - 1, 0 by N.
-      kid_subsets: how many subsets KID is the mean of.
-      kid_size: examples in each.
-      kid_seed: of their draws; clean-fid and NVIDIA's draw from NumPy's global state.
-      splits: of the inception score.
-      shuffle_seed: of the permutation before they are split; None for none.
-      logits_bias: whether the score's logits have the last layer's bias.
-      k: which neighbour a ball reaches to.
-      strict: whether a ball is without its surface (`<`) or with it (`<=`).
+      resize: the name of the resize to the feature network's resolution, in `evaluate.resize`.
+      ddof: the covariance is divided by N - ddof: 1 or 0.
+      kid_subsets: the number of subsets of KID.
+      kid_size: the number of examples in each subset.
+      kid_seed: the seed of the subsets; clean-fid and NVIDIA's tools use NumPy's global state.
+      splits: the number of splits of the inception score.
+      shuffle_seed: the seed of the permutation before splitting; None for no permutation.
+      logits_bias: whether the score's logits include the last layer's bias.
+      k: the radius of a ball is the distance to the k-th nearest neighbour.
+      strict: whether a ball excludes its surface (`<`) or includes it (`<=`).
     """
 
     resize: str
@@ -42,5 +42,5 @@ TOOLS: Mapping[str, Conventions] = {
     "nvlabs": Conventions("tf1-bilinear", ddof=0),
     "prdc": Conventions("tf1-bilinear", k=5, strict=True),
 }
-"""By the tool's name. What a tool does not define is as in the papers: pytorch-fid has the Frechet
-distance alone, clean-fid that and KID; prdc begins with features."""
+"""By tool name. Settings a tool does not define follow the papers: pytorch-fid has only the Frechet
+distance, clean-fid also KID; prdc takes features as input."""

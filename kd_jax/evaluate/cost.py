@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-accumulates, latency, memory."""
+"""The cost of a network: parameters, multiply-accumulates, latency, memory."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from kd_jax.types import Variables
 
 
 class Latency(NamedTuple):
-    """Seconds a call: the median and the quartiles over `runs` calls, after warming up."""
+    """Seconds per call: the median and the quartiles over `runs` calls, after a warm-up."""
 
     median: float
     lower: float
@@ -20,13 +20,13 @@ class Latency(NamedTuple):
     runs: int
 
 
-class Running(NamedTuple):
-    """What one forward pass takes.
+class RunningCost(NamedTuple):
+    """The cost of one forward pass.
 
     Attributes:
-      latency: of the compiled program, its variables on the device.
-      memory: bytes of variables, inputs, images and temporaries, by the compiler's account of the
-        program for this platform.
+      latency: of the compiled program, with its variables on the device.
+      memory: bytes of variables, inputs, images and temporaries, as the compiler reports for this
+        platform.
     """
 
     latency: Latency
@@ -34,27 +34,27 @@ class Running(NamedTuple):
 
 
 def parameter_count(variables: Variables) -> int:
-    """The number of trained parameters."""
+    """The number of trainable parameters."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def multiply_accumulates(
     network: Network, variables: Variables, *inputs: Any, **options: Any
 ) -> float:
-    """Multiply-accumulates of one forward pass for these inputs, half of XLA's count of FLOPs.
+    """Multiply-accumulates of one forward pass for these inputs: half of XLA's FLOP count.
 
-    XLA counts element-wise operations too, so that the figure is a few per cent above a hand count
-    of the convolutions and matrix products of a small network.
+    XLA includes element-wise operations, so for a small network the value is a few per cent above a
+    hand count of its convolutions and matrix products.
     """
     traced = _forward(network, options).trace(variables, *inputs)
-    # As for an accelerator: on CPU some convolutions are computed with fewer multiplications.
+    # Lowered for an accelerator: on CPU some convolutions use fewer multiplications.
     lowered = traced.lower(lowering_platforms=("tpu",))
     analysis: Any = lowered.cost_analysis()
     return float(analysis["flops"]) / 2.0
 
 
 def latency(call: Callable[[], Any], runs: int = 50, warmup: int = 5) -> Latency:
-    """The time from calling `call` until its result is there."""
+    """The time from calling `call` until its result is ready."""
     for _ in range(warmup):
         jax.block_until_ready(call())
     seconds = []
@@ -66,17 +66,17 @@ def latency(call: Callable[[], Any], runs: int = 50, warmup: int = 5) -> Latency
     return Latency(float(median), float(lower), float(upper), runs)
 
 
-def running(
+def running_cost(
     network: Network, variables: Variables, *inputs: Any, runs: int = 50, **options: Any
-) -> Running:
+) -> RunningCost:
     """Latency and memory of a generator for these inputs, compiled once for both.
 
-    Further options by keyword are those of `network.apply`, here as in the other figures.
+    Further keyword options are passed to `network.apply`, here as in the other functions.
     """
     variables, inputs = jax.device_put((variables, inputs))
     compiled = _forward(network, options).lower(variables, *inputs).compile()
     sizes: Any = compiled.memory_analysis()
-    return Running(
+    return RunningCost(
         latency(lambda: compiled(variables, *inputs), runs),
         int(sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes),
     )
@@ -85,8 +85,8 @@ def running(
 def generator_latency(
     network: Network, variables: Variables, *inputs: Any, runs: int = 50, **options: Any
 ) -> Latency:
-    """The latency alone of `running`."""
-    return running(network, variables, *inputs, runs=runs, **options).latency
+    """The latency of `running_cost`."""
+    return running_cost(network, variables, *inputs, runs=runs, **options).latency
 
 
 def _forward(network: Network, options: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Feature extractors: what a Frechet distance is measured in, and its name."""
+"""Named feature extractors, whose features the metrics are computed on."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from kd_jax.losses.perceptual import distance
 from kd_jax.models.classifier import classifier
 from kd_jax.models.inception import SIDE
 from kd_jax.network import Network
-from kd_jax.pretrained import inception as published
+from kd_jax.pretrained import inception as registry
 from kd_jax.pretrained import perceptual
 from kd_jax.types import Array, Variables
 
@@ -28,12 +28,11 @@ class Extractor(NamedTuple):
     """A named function from images to features.
 
     Attributes:
-      name: what goes beside every figure measured with it, with the hash of its weights.
-      features: `images [N, H, W, C] in [-1, 1] -> [N, D]` float32, in batches of its own choice.
+      name: stated with every metric value; includes the hash of the weights.
+      features: `images [N, H, W, C] in [-1, 1] -> [N, D]` float32, batched internally.
       logits: `images -> [N, classes]`.
-      outputs: `images -> {name: [N, ...]}`: both, as `features` and `logits`, in one pass; of an
-        Inception network `logits_unbiased` too, the logits without their bias. None of extractors
-        made by hand.
+      outputs: `images -> {name: [N, ...]}`: `features` and `logits` in one pass; for an Inception
+        network also `logits_unbiased`, the logits without their bias. None if not available.
     """
 
     name: str
@@ -52,26 +51,26 @@ def classifier_extractor(
     steps: int = 1000,
     batch: int = 64,
 ) -> Extractor:
-    """The penultimate features `[N, 128]` of a small classifier trained on the data at hand.
+    """The penultimate features `[N, 128]` of a small classifier trained on the given data.
 
-    It makes distances without any downloaded network. They are comparable only with those of the
-    same extractor: the name carries the hash of its weights, and they are no "FID".
+    It needs no downloaded network. Distances are comparable only between equal extractors, so the
+    name includes the hash of the weights, and they are not an "FID".
 
-    The training is deterministic (Adam at 1e-3); its result is cached under the hash of the data
-    and of these settings, so that later runs measure with the very same weights.
+    The training is deterministic (Adam at 1e-3). Its result is cached under the hash of the data
+    and of these settings, so later runs use the same weights.
 
     Args:
       images: `[N, H, W, C]` in [-1, 1].
       labels: int `[N]` in [0, classes).
-      name: the data's name.
+      name: the name of the data.
       classes: the number of classes.
       cache: the folder of cached weights.
-      steps: of the training. A thousand take two cores ten seconds with images of 16x16, and
+      steps: training steps. A thousand take ten seconds on two cores with images of 16x16, and
         minutes with 64x64.
-      batch: images in each.
+      batch: the training batch size.
 
     Raises:
-      ValueError: when the cached file is damaged; it is named.
+      ValueError: the cached file (named in the message) is damaged.
     """
     network = classifier(classes)
     abstract = jax.eval_shape(network.init, jax.random.key(0), images[:1])
@@ -92,7 +91,7 @@ def classifier_extractor(
     try:
         variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
     except Exception as error:  # msgpack raises errors of many kinds for damaged bytes
-        raise ValueError(f"{path} is damaged; delete it, and it will be made again") from error
+        raise ValueError(f"{path} is damaged; delete it to train the classifier again") from error
     weights_hash = hashlib.sha256(stored).hexdigest()[:8]
     return from_network(f"{name}-classifier-{weights_hash}", network, variables)
 
@@ -100,14 +99,14 @@ def classifier_extractor(
 def from_network(
     name: str, network: Network, variables: Variables, tap: str = "features", batch: int = 256
 ) -> Extractor:
-    """An extractor from any classifier and one of its taps, of shape `[N, D]`."""
+    """An extractor from a classifier and one of its taps, of shape `[N, D]`."""
 
     @jax.jit
     def apply(variables: Variables, images: Array) -> dict[str, Array]:
         logits, taps, _ = network.apply(variables, images)
         return {"features": taps[tap], "logits": logits}
 
-    return _batched(name, lambda images: apply(variables, images), batch)
+    return _in_batches(name, lambda images: apply(variables, images), batch)
 
 
 def inception(
@@ -117,39 +116,37 @@ def inception(
     quantise: bool = True,
     batch: int = 16,
 ) -> Extractor:
-    """The features `[N, 2048]` in which the Frechet inception distance is measured.
+    """The features `[N, 2048]` of the Frechet inception distance (FID).
 
-    Heusel et al. 2017. The logits are of 1,008 classes; `outputs` has them without their bias too,
-    of which the inception score is made.
+    Heusel et al. 2017. The logits are of 1,008 classes; `outputs` also has the logits without bias,
+    for the inception score.
 
-    Images are `[N, H, W, C]` in [-1, 1], of any size, in colour or grey (which is repeated). One
-    program serves all, and one small one each size. The extractor's name holds the beginning of the
-    file's SHA-256 (6726825d of the published one) and the convention, and says so if images are not
-    quantised.
+    Images are `[N, H, W, C]` in [-1, 1], of any size, in colour or grey (repeated to 3 channels).
+    The network is compiled once; only a small resize program is compiled for each size. The
+    extractor's name includes the convention, "unquantised" if images are not quantised, and the
+    first 8 digits of the file's SHA-256 (6726825d for the published file).
 
     Args:
-      path: the weights, as pytorch-fid and torch-fidelity publish them.
+      path: the weights file, as published by pytorch-fid and torch-fidelity.
       convention: how images are resized to 299x299, one of `kd_jax.evaluate.resize.CONVENTIONS`.
-      quantise: whether images are rounded to bytes first, as the published tools find them.
-      batch: images at a time.
+      quantise: whether images are rounded to 8 bits first, as the published tools read them.
+      batch: the number of images per pass.
 
     Raises:
-      ValueError: there is no such file or convention, or the file is another network's. By the
-        extractor: images have another shape or number of channels, are outside [-1, 1] or not
-        finite.
+      ValueError: the file or convention does not exist, or the file is of another network. The
+        extractor raises it for images of another shape or number of channels, outside [-1, 1] or
+        not finite.
     """
     how = resize.convention(convention)
     if not Path(path).is_file():
-        names = " or ".join(f"{name!r} by {tool}" for tool, name in published.PUBLISHED.items())
-        raise ValueError(
-            f"no Inception weights at {path}: give the path of the file, published as {names}"
-        )
-    converted = published.load(path)
+        names = " or ".join(f"{name!r} by {tool}" for tool, name in registry.PUBLISHED.items())
+        raise ValueError(f"no Inception weights at {path}; the file is published as {names}")
+    converted = registry.load(path)
     variables = jax.device_put(converted.variables)
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
     @jax.jit
-    def prepared(images: Array) -> Array:
+    def prepare(images: Array) -> Array:
         images = jnp.broadcast_to(images, (*images.shape[:3], 3))
         return resize.prepared(images, how, SIDE, quantise=quantise)
 
@@ -160,17 +157,17 @@ def inception(
         return {"features": taps["2048"], "logits": logits, "logits_unbiased": unbiased}
 
     def outputs(images: np.ndarray) -> dict[str, Array]:
-        return apply(variables, prepared(images))
+        return apply(variables, prepare(images))
 
     name = f"inception-{convention}{'' if quantise else '-unquantised'}-{digest}"
-    return _batched(name, outputs, batch, check=_check_images)
+    return _in_batches(name, outputs, batch, check=_check_images)
 
 
 class Perceptual(NamedTuple):
     """A named distance of images.
 
     Attributes:
-      name: what goes beside every figure measured with it, with the hash of its weights.
+      name: stated with every metric value; includes the hash of the weights.
       distance: `images [B, H, W, 3] in [-1, 1], others -> [B]`.
     """
 
@@ -179,58 +176,59 @@ class Perceptual(NamedTuple):
 
 
 def lpips(path: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None) -> Perceptual:
-    """The perceptual distance of Zhang et al. 2018; grey images are repeated.
+    """The perceptual distance of Zhang et al. 2018; grey images are repeated to 3 channels.
 
     Args:
       path: torchvision's VGG16, AlexNet or SqueezeNet, or LPIPS's whole module.
-      heads: LPIPS's weights, for the former.
+      heads: LPIPS's weights, with a torchvision network.
 
     Raises:
-      ValueError: there is no such file, or it is not what it should be.
+      ValueError: a file does not exist, or is of another network.
     """
     files = [Path(file) for file in (path, heads) if file is not None]
     for file in files:
         if not file.is_file():
             raise ValueError(
-                f"no LPIPS weights at {file}: give torchvision's network and LPIPS's own file "
-                "('vgg16-397923af.pth' and lpips's 'weights/v0.1/vgg.pth'), or its whole module's"
+                f"no LPIPS weights at {file}: torchvision's network and LPIPS's weights "
+                "('vgg16-397923af.pth' and lpips's 'weights/v0.1/vgg.pth') or LPIPS's whole module "
+                "are needed"
             )
     converted = perceptual.load(*files)
     if "heads" not in converted.variables:
-        raise ValueError(f"{path} is a network without LPIPS's weights: give their file too")
+        raise ValueError(f"{path} is a network without LPIPS's weights; pass their file as well")
     variables = jax.device_put(converted.variables)
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
 
     @jax.jit
-    def of(variables: Variables, images: Array, others: Array) -> Array:
+    def apply(variables: Variables, images: Array, others: Array) -> Array:
         colour = [jnp.broadcast_to(x, (*x.shape[:3], 3)) for x in (images, others)]
         return distance(converted.network.apply, variables, variables["heads"])(*colour)
 
-    return Perceptual(f"lpips-{digest}", lambda images, others: of(variables, images, others))
+    return Perceptual(f"lpips-{digest}", lambda images, others: apply(variables, images, others))
 
 
 def _check_images(images: np.ndarray, first: int) -> None:
     if images.ndim != 4 or min(images.shape[1:3]) < 1 or images.shape[3] not in (1, 3):
         raise ValueError(
-            f"images [N, H, W, C] of 1 or 3 channels are needed, not of shape {images.shape}"
+            f"images have shape {images.shape}; [N, H, W, C] of 1 or 3 channels are needed"
         )
-    wrong = ~((images >= -1) & (images <= 1)).reshape(len(images), -1).all(axis=1)
-    if wrong.any():
-        index = int(np.argmax(wrong))
+    invalid = ~((images >= -1) & (images <= 1)).reshape(len(images), -1).all(axis=1)
+    if invalid.any():
+        index = int(np.argmax(invalid))
         low, high = images[index].min(), images[index].max()
         raise ValueError(
-            f"image {first + index} has values from {low:g} to {high:g}; images in [-1, 1] are "
+            f"image {first + index} has values from {low:g} to {high:g}; values in [-1, 1] are "
             "needed"
         )
 
 
-def _batched(
+def _in_batches(
     name: str,
     outputs: Callable[[np.ndarray], Mapping[str, Array]],
     batch: int,
     check: Callable[[np.ndarray, int], None] = lambda images, first: None,
 ) -> Extractor:
-    """An extractor of `outputs`, which is given full batches, the last one filled up with zeros."""
+    """An extractor that calls `outputs` with full batches; the last one is padded with zeros."""
 
     def run(images: Any) -> dict[str, np.ndarray]:
         if not len(images):
@@ -240,8 +238,8 @@ def _batched(
             part = np.asarray(images[start : start + batch])
             check(part, start)
             padding = ((0, batch - len(part)), *((0, 0),) * (part.ndim - 1))
-            found = outputs(np.pad(part, padding))
-            parts.append({key: np.asarray(value)[: len(part)] for key, value in found.items()})
+            padded = outputs(np.pad(part, padding))
+            parts.append({key: np.asarray(value)[: len(part)] for key, value in padded.items()})
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
     return Extractor(
@@ -258,11 +256,11 @@ def _train(
 
     @jax.jit
     def step(variables: Any, opt_state: Any, images: Array, labels: Array, number: int) -> Any:
-        chosen = jax.random.randint(jax.random.fold_in(key, number), (batch,), 0, images.shape[0])
+        indices = jax.random.randint(jax.random.fold_in(key, number), (batch,), 0, images.shape[0])
 
         def loss(variables: Any) -> Array:
-            logits, _, _ = network.apply(variables, images[chosen], train=True)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
+            logits, _, _ = network.apply(variables, images[indices], train=True)
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels[indices]).mean()
 
         updates, opt_state = optimizer.update(jax.grad(loss)(variables), opt_state)
         return optax.apply_updates(variables, updates), opt_state

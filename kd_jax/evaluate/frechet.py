@@ -1,6 +1,6 @@
 """The Frechet distance between two sets of features, in float64.
 
-From all features at once: `frechet_distance_of_features(a, b)`. From batches, on several machines:
+For all features at once: `frechet_distance_of_features(a, b)`. For batches, on several machines:
 
     state = EMPTY
     for batch in batches:
@@ -17,16 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from kd_jax.evaluate import common
 
-_ROWS = 8192  # in double precision at a time
+_ROWS = 8192  # converted to double precision at a time
 
 
 class Moments(NamedTuple):
-    """What the distance needs of a set of features.
+    """The mean and covariance of a set of features.
 
     Attributes:
-      examples: N. The bias of the distance falls as 1/N: state it with every figure.
+      examples: N. The bias of the distance falls as 1/N: report it with every distance.
       mean: `[D]` float64.
-      covariance: `[D, D]` float64, normalised by N - 1 unless it was made with another `ddof`.
+      covariance: `[D, D]` float64, normalised by N - `ddof`, by default N - 1.
     """
 
     examples: int
@@ -35,10 +35,10 @@ class Moments(NamedTuple):
 
 
 class Scatter(NamedTuple):
-    """What is known of a set of features while it grows. `EMPTY` is that of no example.
+    """Running statistics of a set of features. `EMPTY` is the initial state.
 
     Attributes:
-      examples: how many.
+      examples: the number of examples.
       mean: `[D]` float64.
       matrix: `[D, D]` float64, the sum of the outer products of the deviations from the mean.
     """
@@ -52,15 +52,15 @@ EMPTY = Scatter(0, np.zeros(0), np.zeros((0, 0)))
 
 
 def update(state: Scatter, features: ArrayLike) -> Scatter:
-    """The scatter of a set and more of it, features `[N, D]` of any N >= 1.
+    """Adds features `[N, D]`, N >= 1, to the statistics.
 
-    Within a batch the mean is subtracted first (two passes), so nothing is lost where it is large
-    against the deviations; batches are merged by Chan et al. 1983, eq. 2.1. How the set is cut
-    into batches changes a distance by rounding in float64 alone.
+    Within a batch the mean is subtracted first (two passes), so no precision is lost where it is
+    large relative to the deviations; batches are merged by Chan et al. 1983, eq. 2.1. The division
+    into batches affects a distance only by float64 rounding.
 
     Raises:
-      ValueError: when there is no example, a feature is not finite (the example is counted from
-        the first batch), or their number is not that of the batches before.
+      ValueError: there is no example, a feature is not finite (the example's index counts from the
+        first batch), or the feature length differs from earlier batches.
     """
     x = common.rows(features, first=state.examples)
     for start in range(0, len(x), _ROWS):
@@ -72,10 +72,10 @@ def update(state: Scatter, features: ArrayLike) -> Scatter:
 
 
 def merge(a: Scatter, b: Scatter) -> Scatter:
-    """The scatter of both sets together.
+    """The statistics of the union of both sets.
 
     Raises:
-      ValueError: when the features differ in number.
+      ValueError: the feature lengths differ.
     """
     if not a.examples or not b.examples:
         return a if a.examples else b
@@ -92,11 +92,11 @@ def finish(state: Scatter, ddof: int = 1) -> Moments:
     """The moments of a set.
 
     Args:
-      state: its scatter.
-      ddof: 1 for a covariance over N - 1, as most tools have it; 0 for one over N, as NVIDIA's.
+      state: the statistics of the set.
+      ddof: the covariance is divided by N - ddof: 1 as in most tools, 0 as in NVIDIA's.
 
     Raises:
-      ValueError: when there are fewer than two examples.
+      ValueError: there are fewer than two examples.
     """
     if state.examples < 2:
         raise ValueError(f"{state.examples} examples have no covariance; two or more are needed")
@@ -104,14 +104,14 @@ def finish(state: Scatter, ddof: int = 1) -> Moments:
 
 
 def moments(features: ArrayLike, ddof: int = 1) -> Moments:
-    """The moments of features `[N, D]`, two-pass and in float64.
+    """The moments of features `[N, D]`, computed in two passes in float64.
 
     Args:
-      features: those of all examples.
+      features: the features of all examples.
       ddof: see `finish`.
 
     Raises:
-      ValueError: when there are fewer than two examples, or a feature is not finite.
+      ValueError: there are fewer than two examples, or a feature is not finite.
     """
     return finish(update(EMPTY, common.rows(features, least=2)), ddof)
 
@@ -121,12 +121,12 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
     The squared 2-Wasserstein distance of two Gaussians (Frechet 1957; Heusel et al. 2017, eq. 6).
 
-    No root of a matrix is taken. With any factors `C_a = F F'`, `C_b = G G'` the eigenvalues of
-    `C_a C_b` are the squares of the singular values of `F' G`, so the trace of the root is their
-    sum. The factors are Cholesky's, with pivots where a covariance has not full rank.
+    No matrix root is computed. For any factors `C_a = F F'` and `C_b = G G'` the eigenvalues of
+    `C_a C_b` are the squares of the singular values of `F' G`, so the trace of the root is the sum
+    of the singular values. Cholesky factors are used, pivoted where a covariance is rank-deficient.
 
     Raises:
-      ValueError: when the features differ in number.
+      ValueError: the feature lengths differ.
     """
     _same_length(a.mean, b.mean)
     return _distance(
@@ -136,20 +136,19 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def frechet_distance_of_features(a: ArrayLike, b: ArrayLike, ddof: int = 1) -> float:
-    """The distance of two sets of features, `[N, D]` and `[M, D]`.
+    """The Frechet distance between two sets of features, `[N, D]` and `[M, D]`.
 
-    That of their `moments`. Of a set with no more examples than features the covariance is never
-    made: its centred examples are a factor of it. With two such sets only their products
-    `[N, M]` are left.
+    Equals the distance of their `moments`. For a set with N <= D the covariance is not computed:
+    the centred examples are a factor of it. For two such sets only the products `[N, M]` remain.
 
     Args:
-      a: features.
-      b: features.
+      a: features `[N, D]`.
+      b: features `[M, D]`.
       ddof: see `finish`.
 
     Raises:
-      ValueError: when a set has fewer than two examples, a feature is not finite, or the features
-        differ in number.
+      ValueError: a set has fewer than two examples, a feature is not finite, or the feature lengths
+        differ.
     """
     x, y = common.two_sets(a, b, least=2, names=("first features", "second features"))
     return _distance(_gaussian(x, ddof), _gaussian(y, ddof))
@@ -180,10 +179,10 @@ def _distance(a: _Gaussian, b: _Gaussian) -> float:
 
 
 def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[D, rank]`, whose product with its transpose is the covariance."""
+    """A factor `[D, rank]`: its product with its transpose is the covariance."""
     try:
         return np.linalg.cholesky(covariance).astype(np.float64, copy=False)
-    except np.linalg.LinAlgError:  # not of full rank, to rounding
+    except np.linalg.LinAlgError:  # rank-deficient up to rounding
         lower, pivots, rank, _ = scipy.linalg.lapack.dpstrf(covariance, lower=1)
         factor = np.empty((len(covariance), rank))
         factor[pivots - 1] = np.tril(lower)[:, :rank]
@@ -193,9 +192,9 @@ def _factor(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
 def _nuclear_norm(matrix: NDArray[np.float64]) -> float:
     """The sum of the singular values.
 
-    They are the roots of the Gram matrix's eigenvalues, which cost a third. But the eigenvalues'
-    errors are all of the largest one's rounding, and the root of such an error is 1e-8 of the
-    largest singular value: where some eigenvalues are that small, singular values are computed.
+    They are the roots of the Gram matrix's eigenvalues, at a third of the cost. All eigenvalues
+    have errors of the largest one's rounding, and the root of such an error is 1e-8 of the largest
+    singular value, so where eigenvalues are that small the singular values are computed instead.
     """
     if not matrix.size:
         return 0.0

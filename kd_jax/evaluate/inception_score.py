@@ -1,4 +1,4 @@
-"""The inception score: how sure a classifier is of each image, and how varied its answers are."""
+"""The inception score: the confidence of a classifier's predictions and their diversity."""
 
 import itertools
 
@@ -12,27 +12,28 @@ from kd_jax.evaluate.common import Estimate
 def inception_score(
     logits: ArrayLike, splits: int = 10, *, shuffle_seed: int | None = None
 ) -> Estimate:
-    """`exp E_x KL(p(y|x) || p(y))`, mean and deviation over splits of the images.
+    """`exp E_x KL(p(y|x) || p(y))`: mean and deviation over splits of the images.
 
     Salimans et al. 2016, section 4, in float64. `p(y)` is the mean of a split's `p(y|x)`, so the
-    score depends on a split's size: state it with the number of images.
+    score depends on the size of a split: report it with the number of images.
 
     Args:
       logits: `[N, classes]` of the generated images. The published tools leave out the last
         layer's bias.
-      splits: how many parts of (nearly) the same size.
-      shuffle_seed: of a permutation of the images by NumPy's legacy generator before they are
-        split, as torch-fidelity makes it with 2020; None for the order that they have.
+      splits: the number of parts of (nearly) equal size.
+      shuffle_seed: the seed of a permutation of the images before splitting, by NumPy's legacy
+        generator; torch-fidelity uses 2020. None keeps the order.
 
     Returns:
       Scores in [1, classes].
 
     Raises:
-      ValueError: when there is no split, fewer images than splits, or a logit is not finite.
+      ValueError: `splits` is not positive or exceeds the number of images, or a logit is not
+        finite.
     """
     x = common.rows(logits, name="logits").astype(np.float64)
     if splits < 1 or len(x) < splits:
-        raise ValueError(f"{len(x)} images cannot be cut into splits={splits}")
+        raise ValueError(f"{len(x)} images cannot be divided into splits={splits}")
     if shuffle_seed is not None:
         x = x[np.random.RandomState(shuffle_seed).permutation(len(x))]
     edges = [i * len(x) // splits for i in range(splits + 1)]
@@ -41,10 +42,10 @@ def inception_score(
 
 
 def _score(logits: NDArray[np.float64]) -> float:
-    given_image = logits - _log_sum_exp(logits, axis=1)
-    # Summed as logarithms, p(y) is positive even where each p(y|x) is too small to be a number.
-    overall = _log_sum_exp(given_image, axis=0) - np.log(len(logits))
-    divergence = (np.exp(given_image) * (given_image - overall)).sum(axis=1)
+    conditional = logits - _log_sum_exp(logits, axis=1)
+    # In the log domain p(y) stays positive where all p(y|x) underflow.
+    marginal = _log_sum_exp(conditional, axis=0) - np.log(len(logits))
+    divergence = (np.exp(conditional) * (conditional - marginal)).sum(axis=1)
     return float(np.exp(divergence.mean()))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of samples, and curves."""
+"""PNG files of image grids, curves and bar charts."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def to_uint8(images: Any) -> NDArray[np.uint8]:
-    """Images in [-1, 1] as bytes, rounded; values outside are clipped."""
+    """Images in [-1, 1] as uint8, rounded to nearest and clipped."""
     scaled = np.rint((np.asarray(images, np.float32) + 1.0) * 127.5)
     return np.clip(scaled, 0, 255).astype(np.uint8)
 
@@ -21,10 +21,10 @@ def save_grid(
 
     Args:
       path: the file.
-      rows: images `[N, H, W, C]` in [-1, 1], by the row's label, C of 1, 3 or 4 (the last of which
-        is how opaque they are, and what is behind them is white). All of one size.
-      scale: each pixel becomes a square of this side.
-      titles: what stands above the columns, a word a line.
+      rows: images `[N, H, W, C]` in [-1, 1] by row label, all of one size; C is 1, 3 or 4. A fourth
+        channel is alpha, composed on white.
+      scale: the side of the square that each pixel is drawn as.
+      titles: column titles, drawn with one word per line.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -41,8 +41,8 @@ def save_grid(
     small = ImageFont.load_default(size=10)
     for column, title in enumerate(titles[:columns]):
         for number, word in enumerate(title.split()):
-            place = (margin + column * width + width // 2, number * line + line // 2)
-            draw.text(place, word, fill="black", font=small, anchor="mm")
+            position = (margin + column * width + width // 2, number * line + line // 2)
+            draw.text(position, word, fill="black", font=small, anchor="mm")
     for row, (label, images) in enumerate(rows.items()):
         draw.text(
             (2, top + row * height + height // 2), label, fill="black", font=font, anchor="lm"
@@ -57,7 +57,7 @@ def save_grid(
 
 
 def _opaque(images: Any) -> NDArray[np.float32]:
-    """Images of 4 channels before white, `[N, H, W, 3]`; others as they are."""
+    """Images of 4 channels composed on white, `[N, H, W, 3]`; others unchanged."""
     images = np.asarray(images, np.float32)
     if images.shape[-1] != 4:
         return images
@@ -68,7 +68,7 @@ def _opaque(images: Any) -> NDArray[np.float32]:
 def save_curves(
     path: Path, panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]
 ) -> None:
-    """Writes a PNG with one panel per entry, each with its curves `name: (steps, values)`."""
+    """Writes a PNG with one panel per entry, each with curves `name: (steps, values)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -94,11 +94,11 @@ def save_bars(
     panels: Mapping[str, Mapping[str, tuple[float, float]]],
     lines: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Writes a PNG with one panel per entry, each with its bars `name: (length, half the error)`.
+    """Writes a PNG with one panel per entry, each with bars `name: (length, error)`.
 
     Args:
       path: the file.
-      panels: bars by panel, from the top down; of an error that is NaN nothing is drawn.
+      panels: bars by panel title, top to bottom; the error is half the error bar, NaN for none.
       lines: values to mark across all bars of a panel, by label.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg

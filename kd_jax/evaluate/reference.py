@@ -1,4 +1,4 @@
-"""The real images' side of every figure: features, read once and cached."""
+"""Cached features of the real images."""
 
 import hashlib
 import json
@@ -14,13 +14,13 @@ from kd_jax.evaluate.extractor import Extractor
 
 
 class Reference(NamedTuple):
-    """Real images and what an extractor makes of them.
+    """Real images and their features.
 
     Attributes:
       source: the images.
       features: `[N, D]` float32.
       labels: int32 `[N]`.
-      facts: what these features depend on, as JSON values; the cache's key is made of them.
+      facts: the settings that the features depend on, as JSON values; hashed into the cache key.
     """
 
     source: Source
@@ -37,18 +37,18 @@ def read_reference(
     batch: int = 256,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Reference:
-    """The features of all images of a source, from the cache if they are there.
+    """The features of all images of a source, from the cache where available.
 
     Args:
       source: the images.
-      extractor: what makes features of them; its name carries its weights' hash.
-      split: which part of the data they are.
-      cache: a folder; None for no cache.
-      batch: images read at a time.
-      progress: is told after each batch how many there are.
+      extractor: the feature extractor; its name includes the hash of its weights.
+      split: the split of the data.
+      cache: the cache folder; None for no cache.
+      batch: the number of images per batch.
+      progress: called after each batch with the number of finished images.
 
     Raises:
-      ValueError: an image is damaged, or the cached file is.
+      ValueError: an image or the cached file is damaged.
     """
     height, width, channels = source.image_shape
     facts: dict[str, str | int] = {
@@ -67,7 +67,9 @@ def read_reference(
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 features = stored["features"]
         except Exception as error:  # zipfile and NumPy raise errors of many kinds
-            raise ValueError(f"{path} is damaged; delete it, and it is made again") from error
+            raise ValueError(
+                f"{path} is damaged; delete it to compute the features again"
+            ) from error
         progress(len(source))
     else:
         parts = []

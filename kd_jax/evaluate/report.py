@@ -1,4 +1,4 @@
-"""A comparison of generators as one self-contained page, as Markdown and as JSON."""
+"""Comparison reports of generators as self-contained HTML, Markdown and JSON."""
 
 import base64
 import io
@@ -15,14 +15,14 @@ from kd_jax.evaluate.columns import Column, Figure
 
 
 class Picture(NamedTuple):
-    """An image `[H, W, C]` of bytes, C of 1 or 3, and what it is of."""
+    """A uint8 image `[H, W, C]`, C of 1 or 3, with its caption."""
 
     caption: str
     pixels: np.ndarray
 
 
 class Gallery(NamedTuple):
-    """Pictures under one head, with a sentence about them."""
+    """Pictures under a heading, with a description."""
 
     title: str
     about: str
@@ -30,7 +30,7 @@ class Gallery(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One network's row."""
+    """A network and its metrics: a row of the table."""
 
     name: str
     path: str
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Figures of each class: `rows` of a class's name and one number per column."""
+    """Metrics by class: each of `rows` is a class and one value per column."""
 
     about: str
     columns: Sequence[str]
@@ -47,18 +47,18 @@ class Classes(NamedTuple):
 
 
 class Report(NamedTuple):
-    """Everything that a report says.
+    """The content of a report.
 
     Attributes:
-      title: of the page.
-      summary: one sentence below it.
-      columns: what the table shows, after the name.
-      entries: its rows.
-      galleries: pictures.
-      classes: None where the networks have no classes.
-      protocol: how the figures were made, by name.
-      environment: versions and hardware.
-      command: what makes the report again.
+      title: the title of the page.
+      summary: one sentence below the title.
+      columns: the columns of the table, after the network's name.
+      entries: the rows of the table.
+      galleries: the galleries of pictures.
+      classes: metrics by class; None for unconditional networks.
+      protocol: the settings of the evaluation, by name.
+      environment: package versions and hardware.
+      command: the command that reproduces the report.
     """
 
     title: str
@@ -75,11 +75,12 @@ class Report(NamedTuple):
 def write(report: Report, directory: Path) -> str:
     """Writes `report.html`, `report.md` and `report.json`; returns the Markdown.
 
-    The page needs nothing but itself: pictures are within it, and its policy forbids all loading.
+    The HTML page is self-contained: pictures are embedded, and its content security policy forbids
+    loading other resources.
 
     Args:
-      report: what it says.
-      directory: an existing folder; files of these names are replaced.
+      report: the report.
+      directory: an existing folder; existing files are replaced.
     """
     text = markdown(report)
     (directory / "report.md").write_text(text, encoding="utf-8")
@@ -90,7 +91,7 @@ def write(report: Report, directory: Path) -> str:
 
 
 def page(report: Report) -> str:
-    """The report as HTML, for a browser without a network."""
+    """The report as self-contained HTML."""
     data = _plain(report)
     name = Column("name", "network", "", "", "")
     data["columns"] = [_column(column) for column in (name, *report.columns)]
@@ -99,13 +100,13 @@ def page(report: Report) -> str:
             "title": gallery.title,
             "about": gallery.about,
             "pictures": [
-                {"caption": picture.caption, "source": _as_url(picture.pixels)}
+                {"caption": picture.caption, "source": _data_url(picture.pixels)}
                 for picture in gallery.pictures
             ],
         }
         for gallery in report.galleries
     ]
-    # Within a script element only "</" and "<!--" would be read as markup.
+    # Within a script element only "</" and "<!--" are parsed as markup.
     stored = json.dumps(data, allow_nan=False).replace("<", "\\u003c")
     template = resources.files("kd_jax.evaluate").joinpath("report.html")
     return template.read_text(encoding="utf-8").replace("__DATA__", stored)
@@ -122,7 +123,10 @@ def markdown(report: Report) -> str:
     lines += _table(
         ["network", *(column.title for column in columns)],
         [
-            [entry.name, *(shown(entry.figures.get(column.name), column) for column in columns)]
+            [
+                entry.name,
+                *(format_figure(entry.figures.get(column.name), column) for column in columns),
+            ]
             for entry in report.entries
         ],
     )
@@ -136,7 +140,7 @@ def markdown(report: Report) -> str:
             for name, *values in report.classes.rows
         ]
         lines += _table(["class", *report.classes.columns], rows)
-    lines += ["", "## How it was measured", ""]
+    lines += ["", "## Evaluation protocol", ""]
     lines += [f"- {name}: {value}" for name, value in report.protocol.items()]
     lines += [f"- {name}: {value}" for name, value in report.environment.items()]
     lines += [f"- {entry.name}: `{entry.path}`" for entry in report.entries]
@@ -144,8 +148,8 @@ def markdown(report: Report) -> str:
     return "\n".join(lines) + "\n"
 
 
-def shown(figure: Figure | None, column: Column) -> str:
-    """A figure as its column shows it; a dash for none."""
+def format_figure(figure: Figure | None, column: Column) -> str:
+    """The metric in the format of its column; a dash for a missing or non-finite value."""
     if figure is None or not math.isfinite(figure.value):
         return "–"
     text = _number(figure.value * column.scale, column.digits)
@@ -173,7 +177,7 @@ def _column(column: Column) -> dict[str, Any]:
 
 
 def _plain(report: Report) -> dict[str, Any]:
-    """The report without its pictures, as JSON values."""
+    """The report without pictures, as JSON values."""
     return {
         "title": report.title,
         "summary": report.summary,
@@ -200,7 +204,7 @@ def _plain(report: Report) -> dict[str, Any]:
     }
 
 
-def _as_url(pixels: np.ndarray) -> str:
+def _data_url(pixels: np.ndarray) -> str:
     from PIL import Image
 
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
@@ -209,8 +213,8 @@ def _as_url(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def tiled(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
-    """Images `[N, H, W, C]` of bytes in rows of `columns`, on white, each pixel `scale` wide."""
+def tile(images: np.ndarray, columns: int, gap: int = 2, scale: int = 1) -> np.ndarray:
+    """Tiles uint8 images `[N, H, W, C]` in rows of `columns` on white, enlarged by `scale`."""
     count, height, width, channels = images.shape
     rows = -(-count // columns)
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)

@@ -1,17 +1,17 @@
-"""How the tools that measure generators bring images to the side that their network takes.
+"""The resize conventions of evaluation tools, from images to the input of their feature network.
 
-The figures depend on it (Parmar et al. 2022), so every one is stated with the convention's name:
+Metrics depend on the resize (Parmar et al. 2022), so they are reported with the convention's name:
 
-* `tf1-bilinear`: of torch-fidelity, and inside NVIDIA's network, as TensorFlow 1 resized: pixel i
-  of the output is read at `i * inputs / outputs`. Then `(x - 128) / 128`, of x in [0, 255].
-* `torch-bilinear`: of pytorch-fid, PyTorch's `interpolate(align_corners=False)`: pixels' centres
-  lie at halves. Then `2 x - 1`, of x in [0, 1].
-* `pil-bicubic`: of clean-fid: Pillow's bicubic filter on numbers of floating point, one channel
-  after the other, which alone averages what it makes smaller. The result is clipped to [0, 255] and
-  not rounded (clean-fid's first releases did not clip). Then `(x - 128) / 128`.
+* `tf1-bilinear`: torch-fidelity, and inside NVIDIA's network, as in TensorFlow 1: pixel i of the
+  output samples the input at `i * inputs / outputs`. Then `(x - 128) / 128`, for x in [0, 255].
+* `torch-bilinear`: pytorch-fid, PyTorch's `interpolate(align_corners=False)`: pixel centres lie at
+  half-integers. Then `2 x - 1`, for x in [0, 1].
+* `pil-bicubic`: clean-fid: Pillow's bicubic filter in floating point, channel by channel; the only
+  one with antialiasing when it downsamples. The result is clipped to [0, 255] and not rounded
+  (clean-fid's first releases did not clip). Then `(x - 128) / 128`.
 
-The tools read image files, or round a generator's images to bytes first. Here images are in
-[-1, 1], and `prepared` rounds them to the nearest of the 256 levels unless told not to.
+The tools read image files, or round generated images to 8 bits first. Here images are in [-1, 1],
+and `prepared` rounds them to the nearest of the 256 levels by default.
 """
 
 from collections.abc import Mapping
@@ -24,13 +24,13 @@ from kd_jax.types import Array
 
 
 class Convention(NamedTuple):
-    """What a tool does to an image.
+    """The preprocessing of an image.
 
     Attributes:
-      weights: of the resize.
-      centre: the value in [0, 255] that the network sees as 0.
-      scale: the distance from there that it sees as 1.
-      clips: whether values are brought back to [0, 255] after the resize.
+      weights: the resize weights.
+      centre: the value in [0, 255] that is mapped to 0.
+      scale: the distance from `centre` that is mapped to 1.
+      clips: whether values are clipped to [0, 255] after the resize.
     """
 
     weights: Weights
@@ -48,10 +48,10 @@ CONVENTIONS: Mapping[str, Convention] = {
 
 
 def convention(name: str) -> Convention:
-    """The convention of that name.
+    """The convention of the given name.
 
     Raises:
-      ValueError: there is none; it lists them.
+      ValueError: there is no such convention; the message lists the names.
     """
     if name not in CONVENTIONS:
         raise ValueError(f"no resize convention {name!r}; there are {', '.join(CONVENTIONS)}")
@@ -59,16 +59,16 @@ def convention(name: str) -> Convention:
 
 
 def prepared(images: Array, how: Convention, side: int, *, quantise: bool = True) -> Array:
-    """What a tool's network sees of images, `[B, side, side, C]`, about [-1, 1].
+    """The input of a tool's network, `[B, side, side, C]`, about [-1, 1].
 
     Args:
       images: `[B, H, W, C]` in [-1, 1].
       how: one of `CONVENTIONS`.
-      side: that of the network's images.
-      quantise: whether they are rounded to the levels of bytes first, as in files.
+      side: the height and width of the network's input.
+      quantise: whether images are rounded to 8 bits first, as in files.
 
     Raises:
-      ValueError: they are no images.
+      ValueError: the images are not `[B, H, W, C]`.
     """
     pixels = (images.astype(jnp.float32) + 1.0) * 127.5
     if quantise:

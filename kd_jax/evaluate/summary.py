@@ -1,4 +1,4 @@
-"""Figures over several seeds, and how much of a gap was closed."""
+"""Statistics over several seeds, and the share of the teacher gap that distillation closes."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ import numpy as np
 
 
 class Summary(NamedTuple):
-    """The mean of some seeds' figures.
+    """Statistics of a metric over seeds.
 
     Attributes:
       mean: the mean.
       deviation: the sample standard deviation; NaN for one seed.
       low, high: the 95% confidence interval of the mean by Student's t; NaN for one seed.
-      values: the figures.
+      values: the values.
     """
 
     mean: float
@@ -25,13 +25,13 @@ class Summary(NamedTuple):
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, deviation and 95% confidence interval of one figure per seed.
+    """Mean, deviation and 95% confidence interval of one value per seed.
 
     Raises:
-      ValueError: when there is none.
+      ValueError: there are no values.
     """
     if not values:
-        raise ValueError("there is no figure to summarize")
+        raise ValueError("there is no value to summarize")
     x = np.asarray(values, np.float64)
     if len(x) == 1:
         return Summary(float(x[0]), math.nan, math.nan, math.nan, (float(x[0]),))
@@ -43,18 +43,22 @@ def summarize(values: Sequence[float]) -> Summary:
     return Summary(mean, deviation, mean - half, mean + half, tuple(map(float, x)))
 
 
-def gap_closed(alone: float, distilled: float, teacher: float) -> float:
-    """`(alone - distilled) / (alone - teacher)`: 1 when the student reaches its teacher, 0 when
-    distillation did not help, negative when it hurt.
+def gap_closed(from_scratch: float, distilled: float, teacher: float) -> float:
+    """The closed share of the gap, `(from_scratch - distilled) / (from_scratch - teacher)`.
+
+    It is 1 where the student reaches its teacher, 0 where distillation does not help, and negative
+    where it hurts.
 
     Args:
-      alone: the distance of the student trained without the teacher; lower is better.
-      distilled: that of the distilled student.
-      teacher: the teacher's.
+      from_scratch: the distance of the student trained from scratch; lower is better.
+      distilled: the distance of the distilled student.
+      teacher: the distance of the teacher.
 
     Raises:
-      ValueError: when the student alone is no worse than the teacher: there is no gap.
+      ValueError: the student from scratch is as good as the teacher, so there is no gap.
     """
-    if alone <= teacher:
-        raise ValueError(f"the student alone ({alone:g}) is as good as the teacher ({teacher:g})")
-    return (alone - distilled) / (alone - teacher)
+    if from_scratch <= teacher:
+        raise ValueError(
+            f"the student from scratch ({from_scratch:g}) is as good as the teacher ({teacher:g})"
+        )
+    return (from_scratch - distilled) / (from_scratch - teacher)

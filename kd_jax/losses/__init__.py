@@ -1,11 +1,11 @@
-"""Losses: pure functions that return one value per example, `[B]`, or say that they do not."""
+"""Losses: pure functions that return one value per example, `[B]`, unless documented otherwise."""
 
 from kd_jax.losses import (
     adversarial,
     discriminator,
     feature,
     image,
-    matching,
+    image_text,
     moments,
     penalties,
     perceptual,
@@ -18,7 +18,7 @@ __all__ = [
     "discriminator",
     "feature",
     "image",
-    "matching",
+    "image_text",
     "moments",
     "penalties",
     "perceptual",

@@ -1,9 +1,9 @@
 """Adversarial losses, as functions of the discriminator's scores.
 
-A score is a logit: the higher, the more real. Scores are `[B]`, or `[B, ...]` for a discriminator
-that judges patches; an example's loss is then the mean over its patches. `X_d` is what the
-discriminator minimises and `X_g` what the generator minimises. Where both kinds of scores are
-taken they have one shape, and example i of the one is paired with example i of the other.
+A score is a logit: higher means more real. Scores are `[B]`, or `[B, ...]` for a patch
+discriminator, whose loss for an example is the mean over the patches. The discriminator minimises
+`X_d` and the generator `X_g`. Losses that take both real and generated scores require equal shapes
+and pair example i of one with example i of the other.
 """
 
 import jax
@@ -13,7 +13,7 @@ from kd_jax.types import Array
 
 
 def minimax_d(real_scores: Array, fake_scores: Array) -> Array:
-    """The negative log-likelihood of telling real images from generated ones.
+    """The binary cross-entropy of classifying images as real or generated.
 
     `-log D(x) - log(1 - D(G(z)))` with `D = sigmoid(score)`. Goodfellow et al. 2014, eq. 1.
 
@@ -22,7 +22,7 @@ def minimax_d(real_scores: Array, fake_scores: Array) -> Array:
       fake_scores: `[B, ...]` logits of generated images.
 
     Returns:
-      `[B]`, >= 0, in nats; 2 log 2 for a discriminator that cannot tell.
+      `[B]`, >= 0, in nats; 2 log 2 for a discriminator at chance level.
 
     Raises:
       ValueError: an argument is None, or the shapes differ.
@@ -32,9 +32,9 @@ def minimax_d(real_scores: Array, fake_scores: Array) -> Array:
 
 
 def minimax_g(fake_scores: Array) -> Array:
-    """The generator's side of the minimax game: `log(1 - D(G(z)))`.
+    """The generator's minimax loss, `log(1 - D(G(z)))`.
 
-    Its gradient vanishes where the discriminator is sure, which `nonsaturating_g` avoids.
+    Its gradient vanishes where the discriminator is confident; `nonsaturating_g` avoids this.
     Goodfellow et al. 2014, eq. 1.
 
     Args:
@@ -88,7 +88,7 @@ def hinge_d(real_scores: Array, fake_scores: Array) -> Array:
 
 
 def hinge_g(fake_scores: Array) -> Array:
-    """The generator's side of the hinge loss, `-fake`.
+    """The generator's hinge loss, `-fake`.
 
     Lim & Ye 2017; Miyato et al. 2018 (spectral normalisation), eq. 17.
 
@@ -108,8 +108,8 @@ def hinge_g(fake_scores: Array) -> Array:
 def wasserstein_d(real_scores: Array, fake_scores: Array) -> Array:
     """The critic's loss, `fake - real`.
 
-    Its least mean over the 1-Lipschitz critics is minus the Wasserstein-1 distance. Arjovsky et
-    al. 2017, eq. 2. The constraint is not in here: add
+    The minimum of its mean over 1-Lipschitz critics is minus the Wasserstein-1 distance. Arjovsky
+    et al. 2017, eq. 2. The Lipschitz constraint is not included: add
     `kd_jax.losses.penalties.gradient_penalty`.
 
     Args:
@@ -127,7 +127,7 @@ def wasserstein_d(real_scores: Array, fake_scores: Array) -> Array:
 
 
 def wasserstein_g(fake_scores: Array) -> Array:
-    """The generator's side of the Wasserstein loss, `-fake`. Arjovsky et al. 2017, eq. 3.
+    """The generator's Wasserstein loss, `-fake`. Arjovsky et al. 2017, eq. 3.
 
     Args:
       fake_scores: `[B, ...]` scores of generated images.
@@ -146,7 +146,7 @@ def least_squares_d(real_scores: Array, fake_scores: Array) -> Array:
     """The least-squares loss, `1/2 (real - 1)^2 + 1/2 fake^2`.
 
     Mao et al. 2017, eq. 9: targets b = 1 for real and a = 0 for generated images. The factor 1/2
-    is the paper's; codes that take a plain mean squared error have twice this value.
+    is the paper's; implementations with a plain mean squared error give twice this value.
 
     Args:
       real_scores: `[B, ...]` scores of real images.
@@ -163,7 +163,7 @@ def least_squares_d(real_scores: Array, fake_scores: Array) -> Array:
 
 
 def least_squares_g(fake_scores: Array) -> Array:
-    """The generator's side of the least-squares loss, `1/2 (fake - 1)^2`.
+    """The generator's least-squares loss, `1/2 (fake - 1)^2`.
 
     Mao et al. 2017, eq. 9: target c = 1; the factor 1/2 as in `least_squares_d`.
 
@@ -181,7 +181,7 @@ def least_squares_g(fake_scores: Array) -> Array:
 
 
 def relativistic_d(real_scores: Array, fake_scores: Array) -> Array:
-    """The loss of judging which image of a pair is real, `softplus(-(real - fake))`.
+    """The loss of classifying which image of a pair is real, `softplus(-(real - fake))`.
 
     The relativistic pairing GAN: Jolicoeur-Martineau 2019; Huang et al. 2024 (R3GAN), who train
     with it and R1 + R2 (`kd_jax.losses.penalties`).
@@ -191,7 +191,7 @@ def relativistic_d(real_scores: Array, fake_scores: Array) -> Array:
       fake_scores: `[B, ...]` logits of generated images, each paired with its real one.
 
     Returns:
-      `[B]`, >= 0, in nats; log 2 for a discriminator that cannot tell.
+      `[B]`, >= 0, in nats; log 2 for a discriminator at chance level.
 
     Raises:
       ValueError: an argument is None, or the shapes differ.
@@ -201,7 +201,7 @@ def relativistic_d(real_scores: Array, fake_scores: Array) -> Array:
 
 
 def relativistic_g(real_scores: Array, fake_scores: Array) -> Array:
-    """The generator's side of the relativistic pairing GAN, `softplus(-(fake - real))`.
+    """The generator's loss in the relativistic pairing GAN, `softplus(-(fake - real))`.
 
     Jolicoeur-Martineau 2019; Huang et al. 2024 (R3GAN).
 

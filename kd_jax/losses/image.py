@@ -1,4 +1,4 @@
-"""Losses between images that look beyond single pixels: structure, texture, scales, smoothness.
+"""Image losses beyond single pixels: structure, texture, scales, smoothness.
 
 The teacher's images and features are constants: no gradient reaches them.
 """
@@ -33,18 +33,18 @@ def ssim(
       window: side of the window, odd.
       sigma: its standard deviation, in pixels.
       data_range: the largest difference that two pixels can have; 2 for images in [-1, 1].
-      padding: "SAME" for zeros around the images, as in most code for losses; "VALID" for whole
-        windows only, as in the paper.
+      padding: "SAME" pads the images with zeros, as most loss implementations do; "VALID" uses
+        whole windows only, as in the paper.
 
     Returns:
       `[B]`, in [-1, 1]; 1 for equal images.
 
     Raises:
-      ValueError: an argument is None, the shapes differ or are no images, the window is even, or
-        with "VALID" larger than the images.
+      ValueError: an argument is None, the shapes differ or are not `[B, H, W, C]`, the window is
+        even, or with "VALID" larger than the images.
     """
     image, other = same_shape(image=image, other=other)
-    _images(image=image)
+    _check_images(image=image)
     weights = gaussian_window(window, sigma).astype(image.dtype)
     if padding == "VALID" and window > min(image.shape[1:3]):
         raise ValueError(f"window={window} is larger than the images: image has {image.shape}")
@@ -76,7 +76,7 @@ def ssim(
 
 
 def gaussian_window(window: int, sigma: float) -> Array:
-    """Samples of a Gaussian around the middle of a window, `[window]`; their sum is 1.
+    """Samples of a Gaussian centred in the window, `[window]`, normalised to sum 1.
 
     Raises:
       ValueError: the window is not odd.
@@ -96,7 +96,7 @@ def structural(
     data_range: float = 2.0,
     padding: str = "SAME",
 ) -> Array:
-    """What the structural similarity lacks to 1, `1 - SSIM`.
+    """The structural dissimilarity, `1 - SSIM`.
 
     Ren et al. 2021 (OMGD), section 3.2, with weight 10. The settings are those of `ssim`.
 
@@ -122,7 +122,7 @@ def structural(
 
 
 def gram_matrix(feature: Array) -> Array:
-    """The inner products of a feature's channels over H W C: `[B, C, C]`.
+    """The inner products of a feature's channels, divided by H W C: `[B, C, C]`.
 
     Johnson et al. 2016, eq. 3.
 
@@ -130,9 +130,9 @@ def gram_matrix(feature: Array) -> Array:
       feature: `[B, H, W, C]`.
 
     Raises:
-      ValueError: the argument is None or no image.
+      ValueError: the argument is None or not `[B, H, W, C]`.
     """
-    (feature,) = _images(feature=feature)
+    (feature,) = _check_images(feature=feature)
     size = feature.shape[1] * feature.shape[2] * feature.shape[3]
     precision = jax.lax.Precision.HIGHEST
     return jnp.einsum("bhwc,bhwd->bcd", feature, feature, precision=precision) / size
@@ -152,28 +152,28 @@ def style(student: Array, teacher: Array) -> Array:
       `[B]`, >= 0, in squared units of the features.
 
     Raises:
-      ValueError: an argument is None, a feature is no image, or batch or channels differ.
+      ValueError: an argument is None, a feature is not 4-D, or batch or channels differ.
     """
     student, teacher = same_channels(student=student, teacher=teacher)
-    theirs = jax.lax.stop_gradient(gram_matrix(teacher))
-    return per_example_mean(magnitude(gram_matrix(student) - theirs))
+    teacher_gram = jax.lax.stop_gradient(gram_matrix(teacher))
+    return per_example_mean(magnitude(gram_matrix(student) - teacher_gram))
 
 
 def total_variation(image: Array) -> Array:
-    """The sum of the absolute differences between neighbouring pixels, down and to the right.
+    """The sum of the absolute differences between vertical and horizontal neighbour pixels.
 
-    Rudin et al. 1992, in its anisotropic form; Ren et al. 2021 (OMGD) with weight 1e-5.
+    Rudin et al. 1992, in the anisotropic form; Ren et al. 2021 (OMGD) with weight 1e-5.
 
     Args:
       image: `[B, H, W, C]`.
 
     Returns:
-      `[B]`, >= 0: a sum, which grows with the image.
+      `[B]`, >= 0; a sum, so it grows with the image size.
 
     Raises:
-      ValueError: the argument is None or no image.
+      ValueError: the argument is None or not `[B, H, W, C]`.
     """
-    (image,) = _images(image=image)
+    (image,) = _check_images(image=image)
     down = per_example_sum(magnitude(image[:, 1:] - image[:, :-1]))
     return down + per_example_sum(magnitude(image[:, :, 1:] - image[:, :, :-1]))
 
@@ -182,26 +182,26 @@ def multi_scale(student: Array, teacher: Array, scales: int = 3) -> Array:
     """The mean over scales of `mean |S - T| + mean (S - T)^2`, each scale half as large.
 
     Belousov 2021 (MobileStyleGAN), eq. 4, where the images of all scales come from the generator;
-    here the smaller ones are made by averaging 2x2 pixels.
+    here the smaller ones are 2x2 averages.
 
     Args:
       student: `[B, H, W, C]` image, H and W divisible by `2 ** (scales - 1)`.
       teacher: `[B, H, W, C]` image.
-      scales: how many, with the full size.
+      scales: the number of scales, including the full size.
 
     Returns:
       `[B]`, >= 0.
 
     Raises:
-      ValueError: an argument is None, the shapes differ or are no images, or a side cannot be
-        halved so often.
+      ValueError: an argument is None, the shapes differ or are not `[B, H, W, C]`, a side is not
+        divisible by `2 ** (scales - 1)`, or `scales` is not positive.
     """
     student, teacher = same_shape(student=student, teacher=teacher)
-    _halved(student, scales - 1)
+    _check_halvable(student, scales - 1)
     difference = student - jax.lax.stop_gradient(teacher)
     total = _l1_and_l2(difference)
     for _ in range(scales - 1):
-        difference = _quarters(difference).mean(axis=-2)
+        difference = _blocks(difference).mean(axis=-2)
         total = total + _l1_and_l2(difference)
     return total / scales
 
@@ -216,30 +216,31 @@ def wavelet(student: Array, teacher: Array) -> Array:
       teacher: `[B, H, W, C]` image.
 
     Returns:
-      `[B]`, >= 0; its second part is that of the pixels.
+      `[B]`, >= 0; the squared part equals that of the pixels.
 
     Raises:
-      ValueError: an argument is None, the shapes differ or are no images, or a side is odd.
+      ValueError: an argument is None, the shapes differ or are not `[B, H, W, C]`, or a side is
+        odd.
     """
     student, teacher = same_shape(student=student, teacher=teacher)
     return _l1_and_l2(haar(student) - jax.lax.stop_gradient(haar(teacher)))
 
 
 def haar(image: Array) -> Array:
-    """One level of the orthonormal Haar transform: `[B, H / 2, W / 2, 4, C]`.
+    """A single level of the orthonormal Haar transform: `[B, H / 2, W / 2, 4, C]`.
 
-    The four are sums and differences of 2x2 pixels over 2: low-low, then what changes along the
-    rows, along the columns, and along both (Mallat 1989).
+    The four bands are sums and differences of 2x2 pixels, divided by 2: low-low, then the
+    differences along rows, along columns, and along both (Mallat 1989).
 
     Args:
       image: `[B, H, W, C]`, H and W even.
 
     Raises:
-      ValueError: the argument is None, no image, or a side is odd.
+      ValueError: the argument is None or not `[B, H, W, C]`, or a side is odd.
     """
-    (image,) = _images(image=image)
-    _halved(image, 1)
-    a, b, c, d = jnp.moveaxis(_quarters(image), -2, 0)  # a b above c d
+    (image,) = _check_images(image=image)
+    _check_halvable(image, 1)
+    a, b, c, d = jnp.moveaxis(_blocks(image), -2, 0)  # a b above c d
     bands = (a + b + c + d, a - b + c - d, a + b - c - d, a - b - c + d)
     return jnp.stack(bands, axis=-2) / 2
 
@@ -247,23 +248,23 @@ def haar(image: Array) -> Array:
 def masked_l1(student: Array, teacher: Array, mask: Array) -> Array:
     """The mean absolute difference inside a mask, `mean |M S - M T|`.
 
-    Liu et al. 2021 (CAGC), with weight 3 beside 3 of `perceptual` on the masked images, the mask
-    being where a parser of the teacher's images finds the content. As in the authors' code the mean
-    is over all H W C elements, masked or not: a small mask makes a small loss.
+    Liu et al. 2021 (CAGC), with weight 3, and weight 3 for `perceptual` on the masked images. The
+    mask is the content that a parser segments in the teacher's images. As in the authors' code the
+    mean is over all H W C elements, masked or not, so a small mask gives a small loss.
 
     Args:
       student: `[B, H, W, C]` image.
       teacher: `[B, H, W, C]` image.
-      mask: `[B, H, W, 1]` or `[B, H, W, C]` in [0, 1], or of booleans; a constant.
+      mask: `[B, H, W, 1]` or `[B, H, W, C]` in [0, 1], or boolean; a constant.
 
     Returns:
       `[B]`, >= 0, in units of the images; `response.l1` where the mask is 1 everywhere.
 
     Raises:
-      ValueError: an argument is None, the images' shapes differ or are no images, or the mask's is
-        another than those above.
+      ValueError: an argument is None, the images' shapes differ or are not `[B, H, W, C]`, or the
+        mask has neither of the shapes above.
     """
-    student, teacher = _images(student=student, teacher=teacher)
+    student, teacher = _check_images(student=student, teacher=teacher)
     (mask,) = same_shape(mask=mask)
     if mask.shape not in (student.shape, (*student.shape[:3], 1)):
         raise ValueError(
@@ -279,33 +280,35 @@ def perceptual(
     teacher_features: Mapping[str, Array],
     weights: Mapping[str, float] | None = None,
 ) -> Array:
-    """The distance of the directions of images' features, summed over layers of a network.
+    """The squared distance between unit feature vectors, summed over layers of a network.
 
-    `sum_l w_l mean_hw ||u_S - u_T||^2`, where u is a layer's feature at one place divided by its
+    `sum_l w_l mean_hw ||u_S - u_T||^2`, where u is a layer's feature at one position divided by its
     norm over channels. Zhang et al. 2018 (LPIPS), eq. 1, with one weight for all channels of a
-    layer; as in the authors' code it multiplies the squared distance, the equation's `w_l^2`.
+    layer; as in the authors' code it multiplies the squared distance, so it is
+    the equation's `w_l^2`.
     Weight 3 in Liu et al. 2021 (CAGC) and in Xu et al. 2022 (StyleKD).
 
     Args:
-      student_features: features `[B, H, W, C]` of the student's images by layer, as the taps of any
-        image network; each layer has H, W and C of its own.
+      student_features: features `[B, H, W, C]` of the student's images by layer, such as the taps
+        of an image network; H, W and C may differ between layers.
       teacher_features: those of the teacher's images.
-      weights: the layers to compare, each with its weight; None for all, with weight 1.
+      weights: the weight of each layer to compare; None for all layers with weight 1.
 
     Returns:
-      `[B]`, in [0, 4 sum_l w_l], or half of that if no feature is negative. The scale of a feature
-      does not matter; where it is 0 in all channels it has no direction, and no gradient.
+      `[B]`, in [0, 4 sum_l w_l], or half of that if no feature is negative. Invariant to the scale
+      of a feature. A feature that is 0 in all channels has no direction and gets no gradient.
 
     Raises:
-      ValueError: an argument is None, there is no layer, or one (it is named) is missing on either
-        side, has shapes that differ or are no images, or another batch size than the first one.
+      ValueError: an argument is None, there is no layer, or a layer (named in the message) is
+        missing on either side, has shapes that differ or are not `[B, H, W, C]`, or another batch
+        size than the first one.
     """
     if weights is None:
         weights = dict.fromkeys((*(student_features or ()), *(teacher_features or ())), 1.0)
     sides = {"student_features": student_features, "teacher_features": teacher_features}
     values = []
-    for layer, ours, theirs in directions(weights, sides):
-        squares = (ours - jax.lax.stop_gradient(theirs)) ** 2
+    for layer, student, teacher in directions(weights, sides):
+        squares = (student - jax.lax.stop_gradient(teacher)) ** 2
         values.append(weights[layer] * squares.sum(axis=3).mean(axis=(1, 2)))
     return sum(values[1:], values[0])
 
@@ -314,14 +317,14 @@ def _l1_and_l2(difference: Array) -> Array:
     return per_example_mean(magnitude(difference)) + per_example_mean(difference**2)
 
 
-def _quarters(image: Array) -> Array:
-    """`[B, H / 2, W / 2, 4, C]`: the pixels of each square of four."""
+def _blocks(image: Array) -> Array:
+    """The pixels of each 2x2 block: `[B, H / 2, W / 2, 4, C]`."""
     batch, height, width, channels = image.shape
-    squares = image.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return squares.swapaxes(2, 3).reshape(batch, height // 2, width // 2, 4, channels)
+    blocks = image.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return blocks.swapaxes(2, 3).reshape(batch, height // 2, width // 2, 4, channels)
 
 
-def _images(**images: Array) -> tuple[Array, ...]:
+def _check_images(**images: Array) -> tuple[Array, ...]:
     arrays = same_shape(**images)
     for name, image in zip(images, arrays, strict=True):
         if image.ndim != 4:
@@ -329,8 +332,8 @@ def _images(**images: Array) -> tuple[Array, ...]:
     return arrays
 
 
-def _halved(image: Array, times: int) -> None:
-    _images(image=image)
+def _check_halvable(image: Array, times: int) -> None:
+    _check_images(image=image)
     if times < 0:
         raise ValueError(f"scales={times + 1} is not a positive number")
     if any(side % 2**times for side in image.shape[1:3]):

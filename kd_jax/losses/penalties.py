@@ -1,11 +1,11 @@
 """Penalties on the gradient of a discriminator's score with respect to the image.
 
-`score` maps images `[B, H, W, C]` to `(scores, taps)`, as `kd_jax.objective.Forward.score` does.
-Of a discriminator that judges patches, scores `[B, ...]`, the mean over the patches is
-differentiated. Each example's gradient is that of the batch's summed scores; the two agree unless
-the discriminator relates the examples of a batch (batch normalisation, minibatch deviation), where
-the sum is what StyleGAN2 differentiates, too. The images are constants, and the penalty
-can be differentiated with respect to whatever `score` closes over.
+`score` maps images `[B, H, W, C]` to `(scores, taps)`; see `kd_jax.objective.Forward.discriminate`.
+For a patch discriminator, with scores `[B, ...]`, the mean over the patches is differentiated. The
+gradient is that of the sum of the batch's scores. It equals the per-example gradient unless the
+discriminator relates the examples of a batch (batch normalisation, minibatch standard deviation),
+where StyleGAN2 differentiates the sum as well. The images are constants; the penalty is
+differentiable with respect to anything `score` closes over.
 """
 
 import math
@@ -28,8 +28,8 @@ Synthesis: TypeAlias = Callable[[Array], tuple[Array, Any]]
 def r1(score: Score, real: Array) -> Array:
     """Half the squared norm of the score's gradient at real images, `1/2 ||grad D(x)||^2`.
 
-    A weight gamma gives Mescheder et al. 2018, eq. 9, where gamma = 10; it has to grow with the
-    resolution.
+    With weight gamma this is Mescheder et al. 2018, eq. 9, where gamma = 10. Gamma must grow with
+    the resolution.
 
     Args:
       score: the discriminator, `[B, H, W, C] -> (logits, taps)`.
@@ -48,7 +48,7 @@ def r1(score: Score, real: Array) -> Array:
 def r2(score: Score, fake: Array) -> Array:
     """Half the squared norm of the score's gradient at generated images, `1/2 ||grad D(G(z))||^2`.
 
-    A weight gamma gives Mescheder et al. 2018, eq. 10. No gradient reaches the generator.
+    With weight gamma this is Mescheder et al. 2018, eq. 10. No gradient reaches the generator.
 
     Args:
       score: the discriminator, `[B, H, W, C] -> (logits, taps)`.
@@ -67,18 +67,18 @@ def r2(score: Score, fake: Array) -> Array:
 def gradient_penalty(
     score: Score, real: Array, fake: Array, key: Array, norm: float = 1.0
 ) -> Array:
-    """The squared distance of the score's gradient norm from 1, between real and generated images.
+    """The squared difference of the score's gradient norm from 1, at interpolated images.
 
     `(||grad D(u x + (1 - u) G(z))|| - 1)^2`, with one u ~ U[0, 1) per pair of images. Gulrajani et
-    al. 2017, eq. 3, with weight 10. The penalty's own gradient is taken to be zero where the
-    score's gradient is.
+    al. 2017, eq. 3, with weight 10. The penalty's gradient is defined as zero where the score's
+    gradient is zero.
 
     Args:
       score: the critic, `[B, H, W, C] -> (scores, taps)`.
       real: `[B, H, W, C]` real images.
       fake: `[B, H, W, C]` generated images.
-      key: a key for u.
-      norm: what the norm is drawn to, in the place of 1.
+      key: the random key of u.
+      norm: the target of the gradient norm; 1 in the paper.
 
     Returns:
       `[B]`, >= 0.
@@ -96,25 +96,25 @@ def gradient_penalty(
 
 
 def path_lengths(synthesis: Synthesis, styles: Array, noise: Array) -> Array:
-    """How far an image moves with its styles, `||J^T y||` of random images y.
+    """The sensitivity of an image to its styles, `||J^T y||` for random images y.
 
     Karras et al. 2020 (StyleGAN2), eq. 4: the penalty is the squared distance of these lengths from
     their running mean, with weight 2. Squares are summed over a style and averaged over the layers,
-    as in the authors' program.
+    as in the authors' code.
 
     Args:
       synthesis: `[B, layers, style] -> (images [B, H, W, C], taps)`.
       styles: `[B, layers, style]`; gradients pass through them, to the mapping.
-      noise: `[B, H, W, C]` standard normal numbers; it is divided by the root of H W here.
+      noise: `[B, H, W, C]` standard normal samples; divided by the root of H W internally.
 
     Returns:
       `[B]`, >= 0, in pixel values per unit of style.
 
     Raises:
-      ValueError: the noise has not the images' shape, or the styles are no `[B, layers, style]`.
+      ValueError: the noise does not have the images' shape, or the styles are not 3-D.
     """
     if styles.ndim != 3:
-        raise ValueError(f"styles [B, layers, style] are needed, not {styles.shape}")
+        raise ValueError(f"styles has shape {styles.shape}; [B, layers, style] is needed")
 
     def projected(styles: Array) -> Array:
         image, _ = synthesis(styles)
@@ -123,19 +123,19 @@ def path_lengths(synthesis: Synthesis, styles: Array, noise: Array) -> Array:
 
     gradient = jax.grad(projected)(styles)
     squares = (gradient**2).sum(axis=2).mean(axis=1)
-    positive = squares > 0  # the root has no gradient at 0, of a generator that is constant
+    positive = squares > 0  # the root is not differentiable at 0 (a constant generator)
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0)
 
 
 def orthogonal(params: Any) -> Array:
-    """The squared inner products of different filters of each layer, over 2. A scalar.
+    """Half the squared inner products between different filters of each layer. A scalar.
 
     `sum ||W^T W * (1 - I)||_F^2 / 2` over the leaves with two axes or more, where W's columns are
-    the leaf's slices along its last axis: filters may have any norm. Brock et al. 2019 (BigGAN),
+    the leaf's slices along its last axis; filter norms are free. Brock et al. 2019 (BigGAN),
     eq. 3, with weight 1e-4; halved, as in their code.
 
     Args:
-      params: a pytree of kernels `[..., features]`; leaves with one axis are left out.
+      params: a pytree of kernels `[..., features]`; leaves with one axis are ignored.
 
     Returns:
       A scalar, >= 0.

@@ -1,4 +1,4 @@
-"""Architectures, one a file; each makes `Network`s with taps."""
+"""Architectures, one per file; each builds `Network`s with taps."""
 
 from kd_jax.models import (
     biggan,

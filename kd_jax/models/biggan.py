@@ -1,10 +1,10 @@
 """BigGAN (Brock et al. 2019), for any power-of-two size from 32 to 512.
 
-SNGAN's residual blocks (`kd_jax.models.resnet`) with spectral normalisation in both networks,
-self-attention, an embedding of the class that all layers share, and latents that reach every block.
+It combines SNGAN's residual blocks (`kd_jax.models.resnet`) with spectral normalisation in both
+networks, self-attention, a class embedding shared by all layers, and latents as an input of every
+block. `kd_jax.models.biggan_deep` is the deeper and narrower variant from the same paper.
 
-Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`. The
-deeper and narrower successor of the same paper is `kd_jax.models.biggan_deep`.
+Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, ConditionalNorm
 from kd_jax.models.spectral import ONE_STEP, Conv, Dense, Embed, SpectralNorm
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array
 
-# Channels at 4x4, 8x8, ... of the generator, and of the discriminator's blocks, in widths
-# (the paper's tables 4 to 6; those for 32 and 64 pixels are of the authors' program).
+# Channels of the generator at 4x4, 8x8, ..., and of the discriminator's blocks, as multiples of
+# `width` (tables 4 to 6 of the paper; those for 32 and 64 pixels are from the authors' program).
 GENERATOR = {
     32: (4, 4, 4, 4),
     64: (16, 16, 8, 4, 2),
@@ -57,30 +57,30 @@ def gan(
     wide: bool = True,
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the image's side, 32, 64, 128, 256 or 512.
-      width: channels of the generator at full size (from 128 pixels on); they double as the side
-        halves, up to 16 times as many. 96 is the paper's.
+      width: channels of the generator at full size (for 128 pixels and more); they double as the
+        side halves, up to 16 times as many. 96 in the paper.
       channels: the image's channels.
-      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
-      shared: the length of the class embedding that the generator's layers share; with 0 each
-        normalisation has scales and biases for every class of its own.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      shared: length of the class embedding that the generator's layers share; with 0 each
+        normalisation has its own scales and biases for every class.
       hierarchical: whether every block gets a part of the latents; their length must be a multiple
-        of the number of blocks and one.
-      attention: the sides after whose blocks there is self-attention.
-      wide: whether the discriminator's blocks are as wide within as at their output; otherwise as
-        at their input.
-      spectral: the spectral normalisation of both networks' weights, if any.
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+        of the number of blocks plus one.
+      attention: sides at which self-attention follows the block.
+      wide: whether the hidden width of the discriminator's blocks is that of their output;
+        otherwise it is that of their input.
+      spectral: spectral normalisation of both networks' weights, or None.
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: the size is another, a number is not positive, or the latents are hierarchical and
-        the classes have no shared embedding.
+      ValueError: the size is not supported, a number is not positive, or the latents are
+        hierarchical and the classes have no shared embedding.
     """
-    return Pair(
+    return PerNetwork(
         generator(
             size,
             width,
@@ -120,12 +120,12 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`.
 
-    Taps are `4x4`, what the blocks make of it, `block_N`, and `attention_N` after block N; `8x8`,
-    ... are the last features of their side.
+    Taps are `4x4`, the blocks' outputs `block_N`, and `attention_N` after block N; `8x8`, ... are
+    the last features of their side.
 
-    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size.
-    `epsilon` is that of the batch normalisations, whose running variance is the unbiased estimate
-    if `unbiased`, and otherwise the batch's own.
+    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size.
+    `epsilon` is that of the batch normalisations; their running variance averages the unbiased
+    estimate if `unbiased`, and the batch variance otherwise.
     """
     widths = resnet.block_widths("a BigGAN generator", GENERATOR, size, width)
     if hierarchical and classes and not shared:
@@ -159,9 +159,9 @@ def discriminator(
     """`(images[, labels]) -> scores [B]` (logits).
 
     Taps are `block_N`, and `attention_N` after block N; `8x8`, ... are the last features of their
-    side, and `features` their sum over the positions.
+    side, and `features` is the sum of the last ones over the positions.
 
-    Args and errors are those of `gan`; `width` may be the channels of each block.
+    Args and errors are those of `gan`; `width` may list the channels of each block.
     """
     widths = resnet.block_widths("a BigGAN discriminator", DISCRIMINATOR, size, width)
     return from_linen(
@@ -174,16 +174,16 @@ def discriminator(
 def split_conditions(
     latents: Array, condition: Array | None, blocks: int, hierarchical: bool
 ) -> tuple[Array, list[Array | None]]:
-    """What the first layer gets, and each block.
+    """Returns the input of the first layer and the condition of each block.
 
     Args:
       latents: `[B, latent]`.
       condition: the class, as `[B, shared]` or `[B]`, or None.
-      blocks: how many there are.
-      hierarchical: whether the latents are split into a part for each of them.
+      blocks: number of blocks.
+      hierarchical: whether the latents are split into parts for the first layer and each block.
 
     Raises:
-      ValueError: the latents are to be split, and their length is not a multiple.
+      ValueError: the latents are split, and their length is not a multiple of `blocks + 1`.
     """
     if not hierarchical:
         return latents, [condition] * blocks

@@ -1,9 +1,9 @@
 """BigGAN-deep (Brock et al. 2019, appendix B), for any power-of-two size from 32 to 512.
 
-Four times as deep as BigGAN (`kd_jax.models.biggan`) and cheaper: bottlenecks of 1x1, 3x3, 3x3 and
-1x1 convolutions, beside which nothing is learnt: the generator drops the channels that the next
-block does without, the discriminator adds the channels that it lacks. The whole latent and the
-class embedding reach every block.
+It is four times as deep as BigGAN (`kd_jax.models.biggan`) and cheaper: blocks are bottlenecks of
+1x1, 3x3, 3x3 and 1x1 convolutions. The generator's shortcuts drop surplus channels and have no
+parameters; the discriminator's shortcuts append missing channels by a 1x1 convolution. Every block
+receives the whole latent and the class embedding.
 
 Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
 """
@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, parts, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, parts, tensors
 from kd_jax.models import biggan, resnet
 from kd_jax.models.attention import SelfAttention, attention_axes
 from kd_jax.models.conditioning import check_labels
@@ -32,11 +32,12 @@ from kd_jax.models.spectral import (
     layer_axes,
 )
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
-# Channels at 4x4, 8x8, ... of the generator, and after the discriminator's first convolution and
-# each of its stages, in widths (the paper's tables 7 to 9, and the authors' program).
+# Channels of the generator at 4x4, 8x8, ..., and of the discriminator after its first convolution
+# and each of its stages, as multiples of `width` (tables 7 to 9 of the paper, and the authors'
+# program).
 GENERATOR = biggan.GENERATOR
 DISCRIMINATOR = {
     32: (4, 4, 4, 4),
@@ -46,7 +47,7 @@ DISCRIMINATOR = {
     512: (1, 1, 2, 4, 8, 8, 16, 16),
 }
 
-BOTTLENECK = 4  # a block's channels over those within
+BOTTLENECK = 4  # ratio of a block's channels to its hidden channels
 
 
 def gan(
@@ -60,25 +61,25 @@ def gan(
     attention: Sequence[int] = (64,),
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the image's side, 32, 64, 128, 256 or 512.
-      width: channels of the generator at full size (from 128 pixels on); they double as the side
-        halves, up to 16 times as many. 128 is the paper's.
-      depth: blocks for each side; 2 is the paper's.
+      width: channels of the generator at full size (for 128 pixels and more); they double as the
+        side halves, up to 16 times as many. 128 in the paper.
+      depth: blocks for each side; 2 in the paper.
       channels: the image's channels.
-      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
-      shared: the length of the class embedding.
-      attention: the sides at which there is self-attention.
-      spectral: the spectral normalisation of both networks' weights, if any.
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      shared: length of the class embedding.
+      attention: sides at which self-attention follows the last block.
+      spectral: spectral normalisation of both networks' weights, or None.
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: the size is another, or a number is not positive.
+      ValueError: the size is not supported, or a number is not positive.
     """
-    return Pair(
+    return PerNetwork(
         generator(
             size,
             width,
@@ -116,31 +117,31 @@ def generator(
     unbiased: bool = True,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(latents[, labels]) -> images`: `generator_of_blocks`, as the paper arranges them.
+    """`(latents[, labels]) -> images`: `generator_of_blocks` with the paper's arrangement.
 
-    Of the blocks of a side the last doubles the side and drops channels; attention follows it.
+    The last block of each side doubles the side and drops channels; attention follows it.
 
-    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size,
-    which never grow. `epsilon` is that of the batch normalisations, whose running variance is the
-    unbiased estimate if `unbiased`, and otherwise the batch's own.
+    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size,
+    in non-increasing order. `epsilon` is that of the batch normalisations; their running variance
+    averages the unbiased estimate if `unbiased`, and the batch variance otherwise.
     """
-    sides = resnet.block_widths("a BigGAN-deep generator", GENERATOR, size, width)
+    side_widths = resnet.block_widths("a BigGAN-deep generator", GENERATOR, size, width)
     _check_depth(depth)
-    widths, doublings, after = [sides[0]], [], []
+    widths, doublings, attention_blocks = [side_widths[0]], [], []
     side = resnet.BOTTOM
-    for before, features in itertools.pairwise(sides):
+    for before, features in itertools.pairwise(side_widths):
         widths += [before] * (depth - 1) + [features]
         doublings += [False] * (depth - 1) + [True]
         side *= 2
         if side in attention:
-            after.append(len(doublings) - 1)
+            attention_blocks.append(len(doublings) - 1)
     return generator_of_blocks(
         widths,
         doublings,
         channels=channels,
         classes=classes,
         shared=shared,
-        attention=after,
+        attention=attention_blocks,
         spectral=spectral,
         epsilon=epsilon,
         unbiased=unbiased,
@@ -162,30 +163,31 @@ def generator_of_blocks(
     statistics: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(latents[, labels]) -> images`, of blocks that are given one by one.
+    """`(latents[, labels]) -> images`, from a list of blocks.
 
-    Taps are `4x4`, what the blocks make of it, `block_N`, and `attention_N` after block N; `8x8`,
-    ... are the last features of their side.
+    Taps are `4x4`, the blocks' outputs `block_N`, and `attention_N` after block N; `8x8`, ... are
+    the last features of their side.
 
     Args:
-      widths: the channels at 4x4 and after each block; they never grow.
-      doublings: of each block, whether it doubles the side.
-      attention: after which blocks, counted from 0, there is self-attention.
+      widths: channels at 4x4 and after each block, in non-increasing order.
+      doublings: for each block, whether it doubles the side.
+      attention: indices of the blocks, from 0, that self-attention follows.
       channels: the image's channels.
-      classes: the number of classes; 0 for a generator that takes no labels.
-      shared: the length of the class embedding.
-      spectral: the weights' spectral normalisation, if any.
-      epsilon: of the batch normalisations.
-      unbiased: whether their running variance is the unbiased estimate.
-      statistics: how many sets of fixed statistics the batch normalisations have, as in the
+      classes: number of classes; 0 for a generator that takes no labels.
+      shared: length of the class embedding.
+      spectral: spectral normalisation of the weights, or None.
+      epsilon: epsilon of the batch normalisations.
+      unbiased: whether their running variance averages the unbiased estimate.
+      statistics: number of sets of fixed statistics of the batch normalisations, as in the
         published generators (`kd_jax.models.norm.TruncationNorm`); such a generator has an option
-        `truncation` in (0, 1], by default 1, of the same value as the latents'. None for ordinary
-        batch normalisation.
-      dtype: what is computed in; parameters are float32 always, images too.
+        `truncation` in (0, 1], by default 1, to be set to the latents' truncation. None for
+        ordinary batch normalisation.
+      dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
-      ValueError: there is not one width more than doublings, a width is not positive, they grow,
-        attention follows no block, or `statistics` is less than 2.
+      ValueError: the number of widths is not that of `doublings` plus one, a width is not positive,
+        widths increase, an index in `attention` is not that of a block, or `statistics` is less
+        than 2.
     """
     if len(widths) != len(doublings) + 1:
         raise ValueError(
@@ -193,7 +195,7 @@ def generator_of_blocks(
             f"not {len(widths)}"
         )
     if min(widths) < 1 or list(widths) != sorted(widths, reverse=True):
-        raise ValueError(f"widths={tuple(widths)} must be positive and never grow")
+        raise ValueError(f"widths={tuple(widths)} must be positive and non-increasing")
     unknown = [index for index in attention if not 0 <= index < len(doublings)]
     if unknown:
         raise ValueError(f"attention after block {unknown[0]} of {len(doublings)} blocks")
@@ -229,15 +231,15 @@ def discriminator(
     """`(images[, labels]) -> scores [B]` (logits).
 
     Taps are `stem`, `block_N`, and `attention_N` after block N; `8x8`, ... are the last features of
-    their side, and `features` their sum over the positions.
+    their side, and `features` is the sum of the last ones over the positions.
 
-    Args and errors are those of `gan`; `width` may be the channels of the first convolution and of
-    each stage, which never shrink.
+    Args and errors are those of `gan`; `width` may list the channels of the first convolution and
+    of each stage, in non-decreasing order.
     """
     widths = resnet.block_widths("a BigGAN-deep discriminator", DISCRIMINATOR, size, width)
     _check_depth(depth)
     if list(widths) != sorted(widths):
-        raise ValueError(f"widths={widths} must never shrink")
+        raise ValueError(f"widths={widths} must be non-decreasing")
     return from_linen(
         Discriminator(
             widths, resnet.halvings(size), depth, classes, tuple(attention), spectral, dtype
@@ -246,90 +248,90 @@ def discriminator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are `image`, the channels that the last block writes; for each block that drops
-    channels `block_N/dropped`; and for all `block_N/hidden1`, `2` and `3`, after its first three
-    convolutions. Attention has groups of its own. A student's blocks can only drop as many
+    The groups are `image`, the last block's output; `block_N/dropped`, for each block that drops
+    channels; and `block_N/hidden1`, `2` and `3`, the outputs of each block's first three
+    convolutions. Attention layers have their own groups. A student's blocks can only drop as many
     channels as the teacher's.
 
     Args:
-      variables: of any generator of this file.
+      variables: those of a generator of this module, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of such a generator, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     count = resnet.count_blocks(variables)
-    last = found.get(f"params/block_{count - 1}/conv4/kernel")
-    if last is None or "params/dense/kernel" not in found:
+    last = leaves.get(f"params/block_{count - 1}/conv4/kernel")
+    if last is None or "params/dense/kernel" not in leaves:
         raise ValueError("the variables are not those of a BigGAN-deep generator")
     axes: dict[str, tuple[Axis, ...]] = {}
     channels, width = cast(Axis, "image"), last.shape[3]
-    axes |= norm_axes(found, "norm", channels)
-    axes |= layer_axes(found, "image", channels, None)
+    axes |= norm_axes(leaves, "norm", channels)
+    axes |= layer_axes(leaves, "image", channels, None)
     for index in reversed(range(count)):
         path = f"block_{index}"
-        if f"params/attention_{index}/gamma" in found:
-            axes |= attention_axes(found, f"attention_{index}", channels)
-        written, before = channels, found[f"params/{path}/conv1/kernel"].shape[2]
+        if f"params/attention_{index}/gamma" in leaves:
+            axes |= attention_axes(leaves, f"attention_{index}", channels)
+        writes, before = channels, leaves[f"params/{path}/conv1/kernel"].shape[2]
         if before > width:
-            channels, width = (*_flat(channels), f"{path}/dropped"), before
-        axes |= _bottleneck_axes(found, path, channels, written)
-    positions = found["params/dense/kernel"].shape[1] // width
-    axes |= layer_axes(found, "dense", None, Repeat(channels, positions))
-    if "params/shared/embedding" in found:
-        axes |= embedding_axes(found, "shared", None)
+            channels, width = (*_flatten(channels), f"{path}/dropped"), before
+        axes |= _bottleneck_axes(leaves, path, channels, writes)
+    positions = leaves["params/dense/kernel"].shape[1] // width
+    axes |= layer_axes(leaves, "dense", None, Repeat(channels, positions))
+    if "params/shared/embedding" in leaves:
+        axes |= embedding_axes(leaves, "shared", None)
     group_widths(variables, axes)
     return axes
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
-    The groups are `stem`, the first convolution's; for each block that adds channels
-    `block_N/added`; and for all `block_N/hidden1`, `2` and `3`, after its first three convolutions.
-    Attention has groups of its own.
+    The groups are `stem`, the first convolution's output; `block_N/added`, for each block that adds
+    channels; and `block_N/hidden1`, `2` and `3`, the outputs of each block's first three
+    convolutions. Attention layers have their own groups.
 
     Args:
-      variables: of any `discriminator` of this file.
+      variables: those of a `discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `discriminator`, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     channels: Axis = "stem"
-    axes: dict[str, tuple[Axis, ...]] = {**layer_axes(found, "stem", None, channels)}
+    axes: dict[str, tuple[Axis, ...]] = {**layer_axes(leaves, "stem", None, channels)}
     for index in range(resnet.count_blocks(variables)):
         path = f"block_{index}"
-        read = channels
-        if f"params/{path}/added/kernel" in found:
+        reads = channels
+        if f"params/{path}/added/kernel" in leaves:
             added = f"{path}/added"
-            axes |= layer_axes(found, added, channels, added)
-            channels = (*_flat(channels), added)
-        axes |= _bottleneck_axes(found, path, read, channels)
-        if f"params/attention_{index}/gamma" in found:
-            axes |= attention_axes(found, f"attention_{index}", channels)
-    axes |= layer_axes(found, "score", channels, None)
-    if "params/label/embedding" in found:
-        axes |= embedding_axes(found, "label", Reads(channels))
+            axes |= layer_axes(leaves, added, channels, added)
+            channels = (*_flatten(channels), added)
+        axes |= _bottleneck_axes(leaves, path, reads, channels)
+        if f"params/attention_{index}/gamma" in leaves:
+            axes |= attention_axes(leaves, f"attention_{index}", channels)
+    axes |= layer_axes(leaves, "score", channels, None)
+    if "params/label/embedding" in leaves:
+        axes |= embedding_axes(leaves, "label", InputAxis(channels))
     group_widths(variables, axes)
     return axes
 
 
-def _flat(channels: Axis) -> tuple[Axis, ...]:
+def _flatten(channels: Axis) -> tuple[Axis, ...]:
     return tuple(parts(channels))
 
 
 def _bottleneck_axes(
-    found: dict[str, Any], path: str, reads: Axis, writes: Axis
+    leaves: dict[str, Any], path: str, reads: Axis, writes: Axis
 ) -> dict[str, tuple[Axis, ...]]:
     steps = (reads, *(f"{path}/hidden{number}" for number in (1, 2, 3)), writes)
     axes: dict[str, tuple[Axis, ...]] = {}
     for number, (before, after) in enumerate(itertools.pairwise(steps), start=1):
-        axes |= layer_axes(found, f"{path}/conv{number}", before, after)
-        if f"batch_stats/{path}/norm{number}/norm/mean" in found:
-            axes |= norm_axes(found, f"{path}/norm{number}", before)
+        axes |= layer_axes(leaves, f"{path}/conv{number}", before, after)
+        if f"batch_stats/{path}/norm{number}/norm/mean" in leaves:
+            axes |= norm_axes(leaves, f"{path}/norm{number}", before)
     return axes
 
 
@@ -339,13 +341,13 @@ def _check_depth(depth: int) -> None:
 
 
 class GeneratorBlock(nn.Module):
-    """`(x, condition) -> features`, of which x has at least as many channels.
+    """`(x, condition) -> features`; x has at least as many channels as the output.
 
     Attributes:
-      features: of the output.
+      features: channels of the output.
       double: whether the side is doubled.
-      norm: makes a normalisation of `name=`, called with the condition.
-      conv: makes a convolution of `features`, `kernel=` and `name=`.
+      norm: `(name=) ->` a normalisation, called with features and condition.
+      conv: `(features, kernel=, name=) ->` a convolution.
     """
 
     features: int
@@ -357,26 +359,26 @@ class GeneratorBlock(nn.Module):
     def __call__(self, x: Array, condition: Array | None) -> Array:
         hidden = max(x.shape[-1] // BOTTLENECK, 1)
 
-        def activated(x: Array, name: str) -> Array:
+        def norm_relu(x: Array, name: str) -> Array:
             return jax.nn.relu(self.norm(name=name)(x, condition))
 
-        h = self.conv(hidden, kernel=1, name="conv1")(activated(x, "norm1"))
-        h = activated(h, "norm2")
+        h = self.conv(hidden, kernel=1, name="conv1")(norm_relu(x, "norm1"))
+        h = norm_relu(h, "norm2")
         x = x[..., : self.features]
         if self.double:
             h, x = resnet.upsample(h), resnet.upsample(x)
         h = self.conv(hidden, name="conv2")(h)
-        h = self.conv(hidden, name="conv3")(activated(h, "norm3"))
-        return x + self.conv(self.features, kernel=1, name="conv4")(activated(h, "norm4"))
+        h = self.conv(hidden, name="conv3")(norm_relu(h, "norm3"))
+        return x + self.conv(self.features, kernel=1, name="conv4")(norm_relu(h, "norm4"))
 
 
 class DiscriminatorBlock(nn.Module):
     """A block whose output has at least as many channels as its input.
 
     Attributes:
-      features: of the output.
+      features: channels of the output.
       halve: whether the side is halved.
-      conv: makes a convolution of `features`, `kernel=` and `name=`.
+      conv: `(features, kernel=, name=) ->` a convolution.
     """
 
     features: int
@@ -448,13 +450,15 @@ class Generator(nn.Module):
         return jnp.tanh(image.astype(jnp.float32)), taps
 
     def _normalisation(self, train: bool, truncation: float | None) -> Callable[..., nn.Module]:
-        fixed: dict[str, Any] = {"epsilon": self.epsilon, "dtype": self.dtype}
+        options: dict[str, Any] = {"epsilon": self.epsilon, "dtype": self.dtype}
         if self.statistics is not None:
-            chosen = 1.0 if truncation is None else truncation
-            return partial(TruncationNorm, self.statistics, chosen, **fixed)
+            truncation = 1.0 if truncation is None else truncation
+            return partial(TruncationNorm, self.statistics, truncation, **options)
         if truncation is not None:
-            raise ValueError("the generator has one set of statistics and no option truncation")
-        return partial(BatchNorm, train=train, unbiased=self.unbiased, **fixed)
+            raise ValueError(
+                "the generator has one set of statistics and does not support truncation"
+            )
+        return partial(BatchNorm, train=train, unbiased=self.unbiased, **options)
 
 
 class Discriminator(nn.Module):

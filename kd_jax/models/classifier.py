@@ -1,4 +1,4 @@
-"""A small convolutional classifier, in whose features a distance is measured.
+"""A small convolutional classifier, whose features define a distance.
 
 Images are `[B, H, W, C]`; the output is logits `[B, classes]`.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kd_jax.channels import Axes, Reads, Repeat, group_widths, tensors
+from kd_jax.axes import Axes, InputAxis, Repeat, group_widths, tensors
 from kd_jax.models.spectral import layer_axes
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
@@ -18,12 +18,12 @@ def classifier(classes: int, width: int = 32, *, dtype: Any = jnp.float32) -> Ne
     """`images -> logits [B, classes]`; taps `half`, `quarter` and `features` `[B, 4 * width]`.
 
     Args:
-      classes: the number of classes.
+      classes: number of classes.
       width: channels of the first layer.
-      dtype: what is computed in; parameters and logits are float32.
+      dtype: the computation dtype; parameters and logits are float32.
 
     Raises:
-      ValueError: there are no classes, or no channels.
+      ValueError: `classes` or `width` is less than 1.
     """
     if classes < 1 or width < 1:
         raise ValueError(f"classes={classes} and width={width} must be at least 1")
@@ -31,26 +31,26 @@ def classifier(classes: int, width: int = 32, *, dtype: Any = jnp.float32) -> Ne
 
 
 def classifier_axes(variables: Variables) -> Axes:
-    """Which axes of a classifier's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a classifier's variables, for `kd_jax.pruning`.
 
-    The groups are named like the taps; `half/hidden` and `quarter/hidden` lie before those.
+    The groups are named like the taps; `half/hidden` precedes `half`, `quarter/hidden` `quarter`.
 
     Args:
-      variables: of any `classifier`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `classifier`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `classifier`, or include connectors.
     """
-    found = tensors(variables)
-    axes = layer_axes(found, "Conv_0", None, "half/hidden")
-    axes |= layer_axes(found, "Conv_1", "half/hidden", "half")
-    axes |= layer_axes(found, "Conv_2", "half", "quarter/hidden")
-    axes |= layer_axes(found, "Conv_3", "quarter/hidden", "quarter")
-    axes |= layer_axes(found, "Dense_0", None, "features")
-    axes |= layer_axes(found, "Dense_1", "features", None)
-    flat, width = found["params/Dense_0/kernel"].shape[0], found["params/Conv_3/kernel"].shape[-1]
-    # Which reads what is at each place, one place after another.
-    axes["params/Dense_0/kernel"] = (Reads(Repeat("quarter", flat // width)), "features")
+    leaves = tensors(variables)
+    axes = layer_axes(leaves, "Conv_0", None, "half/hidden")
+    axes |= layer_axes(leaves, "Conv_1", "half/hidden", "half")
+    axes |= layer_axes(leaves, "Conv_2", "half", "quarter/hidden")
+    axes |= layer_axes(leaves, "Conv_3", "quarter/hidden", "quarter")
+    axes |= layer_axes(leaves, "Dense_0", None, "features")
+    axes |= layer_axes(leaves, "Dense_1", "features", None)
+    flat, width = leaves["params/Dense_0/kernel"].shape[0], leaves["params/Conv_3/kernel"].shape[-1]
+    # The kernel reads the flattened feature, position by position.
+    axes["params/Dense_0/kernel"] = (InputAxis(Repeat("quarter", flat // width)), "features")
     group_widths(variables, axes)
     return axes
 

@@ -1,13 +1,13 @@
-"""What conditional networks share."""
+"""Shared parts of conditional networks."""
 
 from kd_jax.types import Array
 
 
 def check_labels(classes: int, labels: Array | None) -> None:
-    """Raises a ValueError unless a network of `classes` classes (0: unconditional) got its labels.
+    """Raises a ValueError unless labels are given exactly if the network has classes.
 
     Args:
-      classes: how many classes the network was made for.
+      classes: the network's number of classes; 0 for an unconditional network.
       labels: int `[B]`, or None.
     """
     if (labels is None) != (classes == 0):

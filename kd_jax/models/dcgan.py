@@ -3,8 +3,8 @@
 The generator projects the latent and an embedding of the label to 4x4 and doubles the size with
 4x4 transposed convolutions; the discriminator mirrors it, with a projection head for the label
 (Miyato & Koyama 2018). `width` is the compression knob: every channel count is proportional to it,
-unless each is given on its own. `depth` adds residual 3x3 convolutions at each size, for teachers
-as deep as one likes.
+unless it is given per side. `depth` adds residual 3x3 convolutions at each size, for teachers of
+any depth.
 
 Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
 """
@@ -17,19 +17,19 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
 from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, norm_axes
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
 SIZES = (16, 32, 64, 128, 256)
 SMALLEST = 4  # the side at which the generator starts and the discriminator ends
-RESAMPLING = 4  # the kernel's side of a convolution that halves or doubles; others' is 3
+RESAMPLING = 4  # kernel size of convolutions that halve or double the side; others use 3
 
 _normal = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
-_he = nn.initializers.he_normal()  # without a norm after it, 0.02 would leave no signal
+_he = nn.initializers.he_normal()  # without a norm to follow, the signal would vanish with 0.02
 
 
 def gan(
@@ -42,26 +42,27 @@ def gan(
     max_width: int | None = None,
     minibatch_stddev: bool = False,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the image's side, one of `SIZES`.
-      width: channels of the generator at half the image's side, of the discriminator there too;
-        they double as the side halves. Or a count for each side, from 4x4 to half the image's.
+      width: channels of both networks at half the image's side, doubled as the side halves; or one
+        count for each side, from 4x4 to half the image's side.
       channels: the image's channels.
-      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
       depth: residual 3x3 convolutions after each resampling.
-      max_width: no layer has more channels than this; by default `8 * width`, and no limit
-        where each side has its own.
-      minibatch_stddev: whether the discriminator sees the batch's variation (Karras et al. 2018).
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+      max_width: upper bound on the channels of each layer; by default `8 * width`, or none if
+        `width` is given per side.
+      minibatch_stddev: whether the discriminator has the minibatch standard deviation as a feature
+        (Karras et al. 2018).
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: when `size` is not one of `SIZES`, a number is not positive, or there are more or
-        fewer widths than sides.
+      ValueError: `size` is not one of `SIZES`, a number is out of range, or the number of widths
+        differs from that of the sides.
     """
-    return Pair(
+    return PerNetwork(
         generator(
             size,
             width,
@@ -111,7 +112,7 @@ def discriminator(
     minibatch_stddev: bool = False,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(images[, labels]) -> scores [B]` (logits); taps `8x8`, `4x4` and so on, after activation.
+    """`(images[, labels]) -> scores [B]` (logits); taps ..., `8x8`, `4x4`, after activation.
 
     Args and errors are those of `gan`.
     """
@@ -126,12 +127,12 @@ def original_discriminator(
     max_width: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`images -> scores [B]`: the paper's own discriminator, which has batch norm.
+    """`images -> scores [B]`: the paper's discriminator, with batch norm.
 
-    A 4x4 convolution scores the last feature, and there is nothing else than what halves the side.
-    Taps are those of `discriminator`, but for `features`. In training the examples of a batch meet
-    in its statistics: real and generated ones belong in batches of their own, and gradient
-    penalties mean little.
+    It consists of convolutions that halve the side and a 4x4 convolution that scores the last
+    feature. Taps are those of `discriminator` except `features`. In training, batch statistics
+    couple the examples: real and generated images belong in separate batches, and gradient
+    penalties, which assume independent examples, are hardly meaningful.
 
     Args and errors are those of `gan`.
     """
@@ -139,15 +140,16 @@ def original_discriminator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are named like the taps, `4x4`, `8x8`, ...; residual convolutions share their side's.
+    The groups are named like the taps, `4x4`, `8x8`, ...; residual convolutions share the group of
+    their side.
 
     Args:
-      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a generator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
     kernels = _kernels(variables)
     side, last = SMALLEST, len(kernels) - 1
@@ -157,7 +159,7 @@ def generator_axes(variables: Variables) -> Axes:
         f"params/Conv_{last}/bias": (None,),
     }
     for index, kernel in enumerate(kernels):
-        axes[f"params/BatchNorm_{index}/scale"] = (Scales(group),)
+        axes[f"params/BatchNorm_{index}/scale"] = (NormScale(group),)
         axes[f"params/BatchNorm_{index}/bias"] = (group,)
         axes[f"batch_stats/BatchNorm_{index}/mean"] = (group,)
         axes[f"batch_stats/BatchNorm_{index}/var"] = (group,)
@@ -166,7 +168,7 @@ def generator_axes(variables: Variables) -> Axes:
             side *= 2
             group = f"{side}x{side}"
         writes = None if index == last else group
-        axes[f"params/Conv_{index}/kernel"] = (None, None, Reads(before), writes)
+        axes[f"params/Conv_{index}/kernel"] = (None, None, InputAxis(before), writes)
     if "label" in variables["params"]:
         axes["params/label/embedding"] = (None, None)
     group_widths(variables, axes)
@@ -174,17 +176,17 @@ def generator_axes(variables: Variables) -> Axes:
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
     The groups are named like the taps, ..., `8x8`, `4x4` and `features`; residual convolutions
-    share their side's. The minibatch's deviation is one value more, an average over the channels of
-    `4x4` that stay.
+    share the group of their side. The minibatch standard deviation is one more input of the dense
+    layer, an average over the remaining channels of `4x4`.
 
     Args:
-      variables: of any `discriminator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a discriminator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `discriminator`, or include connectors.
     """
     kernels = _kernels(variables)
     side = SMALLEST * 2 ** kernels.count(RESAMPLING)
@@ -197,33 +199,34 @@ def discriminator_axes(variables: Variables) -> Axes:
             group = f"{side}x{side}"
         axes[f"params/Conv_{index}/kernel"] = (None, None, reads, group)
         axes[f"params/Conv_{index}/bias"] = (group,)
-        reads = Reads(group)
-    found = tensors(variables)
-    rows = found["params/Dense_0/kernel"].shape[0]
-    width = found[f"params/Conv_{len(kernels) - 1}/kernel"].shape[-1]
+        reads = InputAxis(group)
+    leaves = tensors(variables)
+    rows = leaves["params/Dense_0/kernel"].shape[0]
+    width = leaves[f"params/Conv_{len(kernels) - 1}/kernel"].shape[-1]
     position: Axis = (group, 1) if rows > SMALLEST**2 * width else group  # minibatch_stddev
-    axes["params/Dense_0/kernel"] = (Reads(Repeat(position, SMALLEST**2)), "features")
+    axes["params/Dense_0/kernel"] = (InputAxis(Repeat(position, SMALLEST**2)), "features")
     axes["params/Dense_0/bias"] = ("features",)
-    axes["params/score/kernel"] = (Reads("features"), None)
+    axes["params/score/kernel"] = (InputAxis("features"), None)
     axes["params/score/bias"] = (None,)
     if "label" in variables["params"]:
-        axes["params/label/embedding"] = (None, Reads("features"))
+        axes["params/label/embedding"] = (None, InputAxis("features"))
     group_widths(variables, axes)
     return axes
 
 
 def original_discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of an `original_discriminator`'s variables hold which channels.
+    """The channel group of each axis of an `original_discriminator`'s variables.
 
     The groups are named like the taps, ..., `8x8`, `4x4`.
 
     Args:
-      variables: of any `original_discriminator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `original_discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of one, or are a connected network's.
+      ValueError: the variables are not those of an `original_discriminator`, or include
+        connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     count = sum(name.startswith("conv_") for name in variables["params"])
     side = SMALLEST * 2**count
     reads: Axis = None
@@ -233,15 +236,15 @@ def original_discriminator_axes(variables: Variables) -> Axes:
         group = f"{side}x{side}"
         axes[f"params/conv_{index}/kernel"] = (None, None, reads, group)
         if index:
-            axes |= norm_axes(found, f"norm_{index}", group)
-        reads = Reads(group)
+            axes |= norm_axes(leaves, f"norm_{index}", group)
+        reads = InputAxis(group)
     axes["params/score/kernel"] = (None, None, reads, None)
     group_widths(variables, axes)
     return axes
 
 
 def _kernels(variables: Variables) -> list[int]:
-    """The side of each convolution's kernel: `RESAMPLING`, or 3 where it is a residual."""
+    """The kernel size of each convolution: `RESAMPLING`, or 3 for a residual one."""
     params = variables["params"]
     count = sum(name.startswith("Conv_") for name in params)
     if not count or "Dense_0" not in params:
@@ -260,7 +263,7 @@ def _widths(
         sides.append(side)
         side *= 2
     if isinstance(width, Sequence):
-        widths, most = [int(count) for count in width], max_width
+        widths, limit = [int(count) for count in width], max_width
         if len(widths) != len(sides):
             raise ValueError(
                 f"a DCGAN of size {size} has {len(sides)} widths, from {SMALLEST}x{SMALLEST} to "
@@ -268,14 +271,14 @@ def _widths(
             )
     else:
         widths = [width * (size // 2) // side for side in sides]
-        most = 8 * width if max_width is None else max_width
+        limit = 8 * width if max_width is None else max_width
     if min(widths) < 1 or depth < 0:
         raise ValueError(f"width={width} must be at least 1 and depth={depth} at least 0")
-    return tuple(widths if most is None else (min(most, count) for count in widths))
+    return tuple(widths if limit is None else (min(limit, count) for count in widths))
 
 
 class Conv(nn.Module):
-    """A convolution over `kd_jax.ops`, whose gradients are fast; halving, keeping or doubling."""
+    """A convolution of `kd_jax.ops`, with fast gradients, that halves, keeps or doubles sides."""
 
     features: int
     kernel: int
@@ -326,7 +329,7 @@ class Generator(nn.Module):
                 x = conv(features, RESAMPLING, ops.conv_transpose, stride=2)(x)
             x = nn.relu(norm()(x))
             for _ in range(self.depth):
-                # A residual that begins at zero keeps hundreds of layers trainable.
+                # Residuals initialized to zero keep hundreds of layers trainable.
                 y = norm(scale_init=nn.initializers.zeros)(conv(features, 3, ops.conv)(x))
                 x = nn.relu(x + y)
             taps[_side(x)] = x
@@ -335,7 +338,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """See `discriminator`. It has no batch norm, so that R1's gradient is each example's own."""
+    """See `discriminator`. Without batch norm, R1's gradients are per example."""
 
     widths: tuple[int, ...]
     classes: int

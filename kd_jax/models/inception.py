@@ -1,13 +1,13 @@
-"""Inception-v3 (Szegedy et al. 2016), in whose features the Frechet inception distance is measured.
+"""Inception-v3 (Szegedy et al. 2016), the feature extractor of the Frechet inception distance.
 
-Two networks share its layers. The one of Heusel et al. 2017, of TensorFlow's models of 2015, has
-1,008 classes; its average pools leave the padding out of the mean, and the pool in its last block
-takes the maximum. Torchvision's pools average everywhere, zeros included.
+Two networks share its layers. That of Heusel et al. 2017, from TensorFlow's models of 2015, has
+1,008 classes; its average pools exclude the padding from the mean, and the pool of its last block
+is a max pool. Torchvision's is an average pool in every block, with the zeros included.
 
 Inference only: the batch normalisation after each convolution (epsilon 0.001) is folded into its
-kernel and bias, as `kd_jax.pretrained.inception` does. Layers and taps are called as in the
-published files. Images are `[B, H, W, 3]`, as a rule 299x299 in [-1, 1]; what is done to get there
-is `kd_jax.evaluate.resize`.
+kernel and bias, as `kd_jax.pretrained.inception` does. Layers and taps are named as in the
+published files. Images are `[B, H, W, 3]`, usually 299x299 in [-1, 1]; `kd_jax.evaluate.resize`
+prepares them.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from kd_jax.network import Network, from_linen
 from kd_jax.types import Array
 
 SIDE = 299
-"""The images' side for which the network was trained."""
+"""The side of the images that the network was trained on."""
 SMALLEST = 75
 
 _ACROSS, _DOWN = (1, 7), (7, 1)
@@ -42,14 +42,14 @@ _STEM = (  # layer, window, stride and padding, or a pool
 def fid(classes: int = 1008, *, dtype: Any = jnp.float32) -> Network:
     """`images -> logits [B, classes]`: the network of the Frechet inception distance.
 
-    Taps are the published layers, `Conv2d_1a_3x3` to `Mixed_7c`, `[B, h, w, C]` each; the means
-    over positions after the two first pools, before `Mixed_7a` and at the end, `64`, `192`, `768`
-    and `2048`, `[B, C]` each; and `logits_unbiased` `[B, classes]`, the logits without their bias,
-    of which the inception score is made.
+    Taps are the published layers, `Conv2d_1a_3x3` to `Mixed_7c`, `[B, h, w, C]` each; the spatial
+    means after the first two pools, before `Mixed_7a` and at the end, `64`, `192`, `768` and
+    `2048`, `[B, C]` each; and `logits_unbiased` `[B, classes]`, the logits without their bias, from
+    which the inception score is computed.
 
     Args:
-      classes: of the last layer.
-      dtype: what is computed in; parameters, means and logits are float32.
+      classes: outputs of the last layer.
+      dtype: the computation dtype; parameters, means and logits are float32.
     """
     return from_linen(Inception(classes, padded_means=False, last_maximum=True, dtype=dtype))
 
@@ -60,9 +60,9 @@ def torchvision(classes: int = 1000, *, dtype: Any = jnp.float32) -> Network:
 
 
 def max_pool(x: Array, window: int, stride: int) -> Array:
-    """The maxima of windows that lie within `[B, H, W, C]`, one axis after the other.
+    """Max pooling of `[B, H, W, C]` without padding, one axis after the other.
 
-    As slices, which compile to one loop; of equal maxima each gets a share of the gradient.
+    It is computed from slices, which compile to one loop; equal maxima share the gradient.
 
     Raises:
       ValueError: a side is shorter than the window.
@@ -70,7 +70,7 @@ def max_pool(x: Array, window: int, stride: int) -> Array:
     if min(x.shape[1:3]) < window:
         raise ValueError(
             f"the images are too small for this network: {x.shape[1]}x{x.shape[2]} pixels are left "
-            f"where {window}x{window} are pooled"
+            f"for a {window}x{window} pool"
         )
     for axis in (1, 2):
         count = (x.shape[axis] - window) // stride + 1
@@ -89,7 +89,7 @@ def same_mean(x: Array, *, padded: bool) -> Array:
 
     Args:
       x: the features.
-      padded: whether zeros around them count.
+      padded: whether the zeros outside the features count.
     """
     counts: Any = 9.0
     if not padded:
@@ -117,11 +117,11 @@ class Weights(nn.Module):
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
 
 
-def _activated(x: Array, bias: Array) -> Array:
+def _bias_relu(x: Array, bias: Array) -> Array:
     return jax.nn.relu(x + bias.astype(x.dtype)[None, None, None])
 
 
-# What follows makes layers of the module in whose `__call__` it is called.
+# The functions below create layers in the module whose `__call__` calls them.
 
 
 def _layer(
@@ -134,26 +134,26 @@ def _layer(
 ) -> Array:
     """A convolution, its bias and a ReLU."""
     kernel, bias = Weights(features, window, name=name)(x.shape[3])
-    return _activated(ops.conv(x, kernel.astype(x.dtype), stride, padding), bias)
+    return _bias_relu(ops.conv(x, kernel.astype(x.dtype), stride, padding), bias)
 
 
 def _branches(x: Array, widths: Mapping[str, int], pool: str = "", **mean: bool) -> list[Array]:
-    """1x1 layers of the same features, as one matrix product.
+    """1x1 layers of the same features, computed as one matrix product.
 
     Args:
       x: the features.
-      widths: of the layers, by name.
-      pool: the layer before which means are taken. They commute with its product, of fewer channels
-        than the features.
-      **mean: the settings of `same_mean`.
+      widths: output channels of the layers, by name.
+      pool: the layer whose input is mean-pooled. The pool commutes with the layer's product and is
+        applied to the product, which has fewer channels than the features.
+      **mean: the options of `same_mean`.
     """
-    found = {name: Weights(n, name=name)(x.shape[3]) for name, n in widths.items()}
-    kernel = jnp.concatenate([kernel for kernel, _ in found.values()], axis=3)
+    layers = {name: Weights(n, name=name)(x.shape[3]) for name, n in widths.items()}
+    kernel = jnp.concatenate([kernel for kernel, _ in layers.values()], axis=3)
     products = ops.conv(x, kernel.astype(x.dtype))
     ends = np.cumsum(list(widths.values()))[:-1].tolist()
     outputs = []
-    for (name, (_, bias)), y in zip(found.items(), jnp.split(products, ends, axis=3), strict=True):
-        outputs.append(_activated(same_mean(y, **mean) if name == pool else y, bias))
+    for (name, (_, bias)), y in zip(layers.items(), jnp.split(products, ends, axis=3), strict=True):
+        outputs.append(_bias_relu(same_mean(y, **mean) if name == pool else y, bias))
     return outputs
 
 
@@ -163,7 +163,7 @@ def _stem(x: Array, weights: Mapping[str, tuple[Array, Array]], times: int = 1) 
     for name, features, window, stride, padding in _STEM:
         if features:
             kernel, bias = weights[name]
-            x = _activated(ops.conv(x, kernel, stride, padding, times=times), bias)
+            x = _bias_relu(ops.conv(x, kernel, stride, padding, times=times), bias)
         else:
             x = max_pool(x, window, stride)
         outputs[name] = x
@@ -171,9 +171,9 @@ def _stem(x: Array, weights: Mapping[str, tuple[Array, Array]], times: int = 1) 
 
 
 def _stem_by_pairs(x: Array, weights: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
-    """The same, two images after two others: their features fit in a processor's cache."""
-    together = 2 if x.shape[0] % 2 == 0 else 1
-    pairs = x.reshape(x.shape[0] // together, together, *x.shape[1:])
+    """As `_stem`, two images at a time, whose features fit in a processor's cache."""
+    group = 2 if x.shape[0] % 2 == 0 else 1
+    pairs = x.reshape(x.shape[0] // group, group, *x.shape[1:])
     outputs = jax.lax.map(lambda pair: _stem(pair, weights, len(pairs)), pairs)
     return jax.tree.map(lambda y: y.reshape(x.shape[0], *y.shape[2:]), outputs)
 
@@ -241,7 +241,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """Figure 7 of the paper, at 8x8; its pool takes the mean, or the maximum."""
+    """Figure 7 of the paper, at 8x8; with a mean or a max pool."""
 
     maximum: bool
     padded: bool
@@ -251,7 +251,7 @@ class BlockE(nn.Module):
         widths = {"branch1x1": 320, "branch3x3_1": 384, "branch3x3dbl_1": 448}
         if self.maximum:
             a, b, c = _branches(x, widths)
-            around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLUs' values: not below 0
+            around = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))  # ReLU outputs: never below 0
             (d,) = _branches(max_pool(around, 3, 1), {"branch_pool": 192})
         else:
             widths |= {"branch_pool": 192}
@@ -267,10 +267,10 @@ class Inception(nn.Module):
     """See `fid` and `torchvision`.
 
     Attributes:
-      classes: of the last layer.
-      padded_means: whether zeros around the features count in the average pools.
-      last_maximum: whether the last block's pool takes the maximum.
-      dtype: what is computed in.
+      classes: outputs of the last layer.
+      padded_means: whether zeros outside the features count in the average pools.
+      last_maximum: whether the last block's pool is a max pool.
+      dtype: the computation dtype.
     """
 
     classes: int
@@ -280,7 +280,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
-        del train  # there is nothing that differs
+        del train  # training and inference are the same
         if images.ndim != 4 or images.shape[3] != 3 or min(images.shape[1:3]) < SMALLEST:
             raise ValueError(
                 f"images [B, H, W, 3] of {SMALLEST}x{SMALLEST} pixels or more are needed, "
@@ -289,12 +289,12 @@ class Inception(nn.Module):
         padded = self.padded_means
         taps: dict[str, Array] = {}
 
-        def kept(name: str, x: Array) -> Array:
+        def tap(name: str, x: Array) -> Array:
             taps[name] = x
             return x
 
         def mean(name: str, x: Array) -> Array:
-            return kept(name, x.astype(jnp.float32).mean(axis=(1, 2)))
+            return tap(name, x.astype(jnp.float32).mean(axis=(1, 2)))
 
         x = images.astype(self.dtype)
         weights, channels = {}, x.shape[3]
@@ -305,26 +305,26 @@ class Inception(nn.Module):
         for name, y in jax.lax.platform_dependent(
             x, weights, cpu=_stem_by_pairs, default=_stem
         ).items():
-            x = kept(name, y)
+            x = tap(name, y)
             if name.startswith("MaxPool"):
                 mean(str(x.shape[3]), x)
         for name, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
-            x = kept(name, BlockA(pooled, padded, name=name)(x))
-        x = kept("Mixed_6a", BlockB(name="Mixed_6a")(x))
+            x = tap(name, BlockA(pooled, padded, name=name)(x))
+        x = tap("Mixed_6a", BlockB(name="Mixed_6a")(x))
         for name, width in (
             ("Mixed_6b", 128),
             ("Mixed_6c", 160),
             ("Mixed_6d", 160),
             ("Mixed_6e", 192),
         ):
-            x = kept(name, BlockC(width, padded, name=name)(x))
+            x = tap(name, BlockC(width, padded, name=name)(x))
         mean("768", x)
-        x = kept("Mixed_7a", BlockD(name="Mixed_7a")(x))
-        x = kept("Mixed_7b", BlockE(False, padded, name="Mixed_7b")(x))
-        x = kept("Mixed_7c", BlockE(self.last_maximum, padded, name="Mixed_7c")(x))
+        x = tap("Mixed_7a", BlockD(name="Mixed_7a")(x))
+        x = tap("Mixed_7b", BlockE(False, padded, name="Mixed_7b")(x))
+        x = tap("Mixed_7c", BlockE(self.last_maximum, padded, name="Mixed_7c")(x))
         (kernel, bias) = Head(self.classes, name="fc")(mean("2048", x).shape[1])
         unbiased = jnp.matmul(taps["2048"], kernel, precision=jax.lax.Precision.HIGHEST)
-        return kept("logits_unbiased", unbiased) + bias[None], taps
+        return tap("logits_unbiased", unbiased) + bias[None], taps
 
 
 class Head(nn.Module):

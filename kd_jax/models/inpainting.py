@@ -1,9 +1,9 @@
 """Inpainting by gated convolutions (Yu et al. 2019, "Free-form image inpainting").
 
-One stage of the paper's two, without contextual attention. Every layer has a gate of its own, so
-that it learns where there is an image to see; nothing is normalised. The network learns what a
-smooth filling lacks, unless `residual=False` asks for the paper's, which makes the pixels itself:
-the last layer begins small, so that a fresh network fills smoothly and training starts from there.
+A single stage instead of the paper's two, without contextual attention. Every layer has its own
+gates, which learn where pixels are valid; there is no normalisation. By default the network
+predicts a residual to a smooth inpainting, with a last layer initialized near zero, so that a fresh
+network inpaints smoothly; `residual=False` gives the paper's network, which predicts the pixels.
 
 Images are `[B, H, W, channels]` in [-1, 1]; masks `[B, H, W, 1]`, 1 where pixels are missing.
 """
@@ -17,16 +17,16 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, group_widths, tensors
+from kd_jax.axes import Axes, Axis, group_widths, tensors
 from kd_jax.models.resnet import upsample
 from kd_jax.models.spectral import Conv, layer_axes
 from kd_jax.models.superres import SeparableConv, conv_axes
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
 
-# A gate begins at about a half, which leaves a quarter of the variance.
+# A fresh gate is about 0.5, which leaves a quarter of the variance.
 _gated = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
-_LEAST_VARIANCE = 1e-4  # about a byte's step, squared, of [-1, 1]
+_LEAST_VARIANCE = 1e-4  # about the square of one 8-bit step of [-1, 1]
 _least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 
 
@@ -40,29 +40,29 @@ def gated_generator(
     residual: bool = True,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(images, masks) -> images`: known pixels as they are, missing ones filled in.
+    """`(images, masks) -> images`: known pixels unchanged, missing ones inpainted.
 
-    What an image holds where pixels are missing does not matter, be it NaN. Taps are the layers
-    (`stem`, `down_1`, `encoder_1`, ..., `dilated_0`, ..., `middle`, ..., `up_0`, `decoder_0`; the
-    numbers are how often the side is halved there, but those of `dilated` count) and `generated`,
-    the whole image as the network made it, which `residual` does not clip.
+    Values at missing pixels are ignored, even NaN. Taps are the layers (`stem`, `down_1`,
+    `encoder_1`, ..., `dilated_0`, ..., `middle`, ..., `up_0`, `decoder_0`; the number is that of
+    halvings of the side, for `dilated` an index) and `generated`, the network's prediction of the
+    whole image, not clipped if `residual`.
 
     Args:
       width: channels at full size; they double as the side halves.
       channels: the images' channels.
-      downs: how often the sides are halved.
-      dilations: of the convolutions in the middle, one for each.
-      separable: whether the 3x3 convolutions, but for the last one, are a depthwise 3x3 one and
-        a 1x1 one.
-      residual: whether the network sees missing pixels filled in smoothly (`ops.smooth`), and adds
-        to that; both in units of the known pixels, less their mean and over their deviation, so
-        that a smooth image is changed little. Otherwise it sees zeros there, and makes the pixels,
-        in [-1, 1], itself.
-      dtype: what is computed in; parameters are float32 always, images too.
+      downs: number of halvings of the sides.
+      dilations: of the convolutions at the smallest side, one each.
+      separable: whether the 3x3 convolutions, except the last, are split into a depthwise 3x3 and
+        a 1x1 convolution.
+      residual: whether the network reads the image inpainted by `ops.harmonic_inpaint` and predicts
+        a residual to it, both standardized by the mean and deviation of the known pixels, so that a
+        smooth image changes little. Otherwise missing pixels are zeros in the input, and the
+        network predicts the pixels, in [-1, 1].
+      dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
-      ValueError: a number is too small. The network refuses images of another number of channels or
-        of sides that are no multiples of `2^downs`, and masks that do not fit them.
+      ValueError: a number is too small. `init` and `apply` raise it for images of another number of
+        channels or with sides that are not multiples of `2^downs`, and for masks of another shape.
     """
     dilations = tuple(int(dilation) for dilation in dilations)
     if min(width, channels, *dilations) < 1 or downs < 0:
@@ -74,31 +74,31 @@ def gated_generator(
 
 
 def gated_generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are named like the taps. Each gate is one of its feature's channels.
+    The groups are named like the taps. A gate belongs to the group of its feature.
 
     Args:
-      variables: of any `gated_generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `gated_generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `gated_generator`, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     names = list(variables["params"])
     downs, dilated = (sum(n.startswith(part) for n in names) for part in ("down_", "dilated_"))
     axes: dict[str, tuple[Axis, ...]] = {}
     group: Axis = None
     for layer in _layers(downs, (1,) * dilated):
-        axes |= conv_axes(found, f"{layer.name}/conv", group, (layer.name, layer.name))
+        axes |= conv_axes(leaves, f"{layer.name}/conv", group, (layer.name, layer.name))
         group = layer.name
-    axes |= layer_axes(found, "image", group, None)
+    axes |= layer_axes(leaves, "image", group, None)
     group_widths(variables, axes)
     return axes
 
 
 class _Layer(NamedTuple):
-    """A gated layer at 1 / 2^level of the sides; it may halve them first, or double them."""
+    """A gated layer with output at 1 / 2^level of the sides; it may halve or double its input."""
 
     name: str
     level: int
@@ -121,7 +121,7 @@ def _layers(downs: int, dilations: Sequence[int]) -> list[_Layer]:
 
 
 class DilatedConv(nn.Module):
-    """A 3x3 convolution whose taps are `dilation` pixels apart, to the same sides."""
+    """A 3x3 convolution with taps `dilation` pixels apart, padded to the input's sides."""
 
     features: int
     dilation: int
@@ -144,7 +144,7 @@ class DilatedConv(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """`elu(features) * sigmoid(gates)`, of one convolution (Yu et al. 2019, eq. 3)."""
+    """`elu(features) * sigmoid(gates)`, both from one convolution (Yu et al. 2019, eq. 3)."""
 
     features: int
     kernel: int = 3
@@ -183,12 +183,12 @@ class GatedGenerator(nn.Module):
         del train
         _check_inputs(images, masks, self.channels, 2**self.downs)
         missing = masks > 0.5
-        # Not a product with 1 - mask, which would keep a NaN.
+        # Not a product with 1 - mask, which would propagate NaN.
         known = jnp.where(missing, 0.0, images)
         mean, deviation = jnp.zeros(()), jnp.ones(())
         if self.residual:
             mean, deviation = _statistics(known, missing)
-            known = ops.smooth(known, missing)
+            known = ops.harmonic_inpaint(known, missing)
         x = jnp.concatenate([(known - mean) / deviation, missing.astype(known.dtype)], axis=-1)
         taps = {}
         for layer in _layers(self.downs, self.dilations):
@@ -208,14 +208,14 @@ class GatedGenerator(nn.Module):
             dtype=self.dtype,
             name="image",
         )
-        made = last(x).astype(jnp.float32)
-        generated = known + deviation * made if self.residual else jnp.tanh(made)
+        predicted = last(x).astype(jnp.float32)
+        generated = known + deviation * predicted if self.residual else jnp.tanh(predicted)
         taps["generated"] = generated
         return jnp.where(missing, generated, images), taps
 
 
 def _statistics(known: Array, missing: Array) -> tuple[Array, Array]:
-    """The known pixels' mean in each channel `[B, 1, 1, C]` and deviation in all `[B, 1, 1, 1]`."""
+    """The known pixels' mean per channel `[B, 1, 1, C]` and deviation overall `[B, 1, 1, 1]`."""
     weights = jnp.where(missing, 0.0, 1.0)
     total = jnp.maximum(weights.sum(axis=(1, 2), keepdims=True), 1.0)
     mean = known.sum(axis=(1, 2), keepdims=True) / total

@@ -11,10 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.channels import Axes, Axis, Reads, group_widths
+from kd_jax.axes import Axes, Axis, InputAxis, group_widths
 from kd_jax.models.conditioning import check_labels
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
 
@@ -26,21 +26,21 @@ def gan(
     classes: int = 0,
     depth: int = 2,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the image's side.
-      width: units of each hidden layer; or of each on its own, from the input on.
+      width: units of all hidden layers, or one number for each, starting at the input.
       channels: the image's channels.
-      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
-      depth: hidden layers.
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      depth: number of hidden layers.
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: when there are more or fewer widths than `depth`, or one is not positive.
+      ValueError: the number of widths differs from `depth`, or a width is not positive.
     """
-    return Pair(
+    return PerNetwork(
         generator(size, width, channels=channels, classes=classes, depth=depth, dtype=dtype),
         discriminator(width, classes=classes, depth=depth, dtype=dtype),
     )
@@ -71,15 +71,15 @@ def discriminator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
     The groups are named like the taps, `hidden0`, `hidden1`, ...
 
     Args:
-      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a network of this file, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
     return _axes(variables)
 
@@ -97,7 +97,7 @@ def _axes(variables: Variables) -> Axes:
         group = f"hidden{layer}" if layer < last else None
         axes[f"params/Dense_{layer}/kernel"] = (reads, group)
         axes[f"params/Dense_{layer}/bias"] = (group,)
-        reads = Reads(group)
+        reads = InputAxis(group)
     group_widths(variables, axes)
     return axes
 

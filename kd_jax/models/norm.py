@@ -1,7 +1,7 @@
-"""Batch normalisation (Ioffe & Szegedy 2015) as image generators use it.
+"""Batch normalisation (Ioffe & Szegedy 2015), and its variants in image generators.
 
-Statistics live in the collection `batch_stats`, as `mean` and `var`. Under one jit over a mesh they
-are those of the global batch.
+Statistics are stored in the collection `batch_stats`, as `mean` and `var`. Under jit over a mesh
+they are those of the global batch.
 """
 
 import math
@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.channels import Axis, Scales
+from kd_jax.axes import Axis, NormScale
 from kd_jax.models import spectral
 from kd_jax.types import Array
 
@@ -20,19 +20,20 @@ COLLECTION = "batch_stats"
 
 
 class BatchNorm(nn.Module):
-    """Each channel over its standard deviation in the batch, then a scale and a bias.
+    """Normalises each channel, then applies a scale and a bias.
 
-    In training with the batch's statistics, which the running ones approach; otherwise with these.
+    Training normalises by the batch's statistics and updates the running ones; inference normalises
+    by the running statistics.
 
     Attributes:
-      train: whether the statistics are the batch's.
-      momentum: what the running statistics keep in a training step, in [0, 1).
+      train: whether to use the batch's statistics.
+      momentum: decay of the running statistics per training step, in [0, 1).
       epsilon: added to the variance.
       affine: whether there are a scale and a bias.
-      unbiased: whether the running variance follows the unbiased estimate, as in the paper's
-        algorithm 2 and in PyTorch; if not, the variance of the batch itself.
-      scale_init: of the scale.
-      dtype: of the result; everything is computed in float32.
+      unbiased: whether the running variance averages the unbiased estimate, as in the paper's
+        algorithm 2 and in PyTorch, rather than the batch variance.
+      scale_init: initializer of the scale.
+      dtype: dtype of the result; everything is computed in float32.
     """
 
     train: bool
@@ -57,22 +58,22 @@ class BatchNorm(nn.Module):
             if not self.is_initializing():
                 for running, value in ((running_mean, mean), (running_var, estimate)):
                     step = (1 - self.momentum) * (value - running.value)
-                    running.value = running.value + step  # `+=` would change a NumPy array
+                    running.value = running.value + step  # `+=` would modify a NumPy array in place
         else:
             mean, var = running_mean.value, running_var.value
-        return _scaled(self, x, mean, var).astype(self.dtype)
+        return _normalise(self, x, mean, var).astype(self.dtype)
 
 
 class TruncationNorm(nn.Module):
-    """Normalisation with statistics that were collected beforehand, a set for each truncation.
+    """Normalisation by precomputed statistics, with one set for each truncation.
 
-    Brock et al. 2019 truncate the latents for better images, and the activations' statistics change
-    with it. Of `statistics` sets, the first is for truncation 0 and the last for 1, in equal steps.
-    They are not trained, and `train` does not change what is computed.
+    Brock et al. 2019 truncate the latents for better images, which changes the statistics of the
+    activations. The sets correspond to truncations from 0 to 1, in equal steps. They are not
+    trained, and the layer is the same in training and inference.
 
     Attributes:
-      statistics: how many sets, at least 2.
-      truncation: of the latents, in (0, 1].
+      statistics: number of sets, at least 2.
+      truncation: truncation of the latents, in (0, 1].
       epsilon, affine, scale_init, dtype: as in `BatchNorm`.
     """
 
@@ -89,41 +90,41 @@ class TruncationNorm(nn.Module):
         means = self.variable(COLLECTION, "mean", jnp.zeros, shape).value
         variances = self.variable(COLLECTION, "var", jnp.ones, shape).value
         rows = truncation_rows(self.truncation, self.statistics)
-        mean = sum((share * means[row] for row, share in rows), jnp.zeros(()))
-        var = sum((share * variances[row] for row, share in rows), jnp.zeros(()))
-        return _scaled(self, x.astype(jnp.float32), mean, var).astype(self.dtype)
+        mean = sum((weight * means[row] for row, weight in rows), jnp.zeros(()))
+        var = sum((weight * variances[row] for row, weight in rows), jnp.zeros(()))
+        return _normalise(self, x.astype(jnp.float32), mean, var).astype(self.dtype)
 
 
 def truncation_rows(truncation: float, statistics: int) -> list[tuple[int, float]]:
-    """Which sets of statistics belong to a truncation, and their shares, which sum up to 1.
+    """The indices and weights of the sets of statistics for a truncation; the weights sum to 1.
 
-    Between two sets the one further away gets the larger share: Hugging Face's published networks
-    compute so, and their images are reproduced here. The position is rounded as theirs is, too.
+    Between two sets the farther one gets the larger weight, as in Hugging Face's published
+    networks, whose images are reproduced here. The position is rounded as in theirs, too.
 
     Args:
       truncation: in (0, 1].
-      statistics: how many sets there are, at least 2.
+      statistics: number of sets, at least 2.
 
     Raises:
       ValueError: the truncation is not a number in (0, 1].
     """
     if isinstance(truncation, jax.Array) or not 0 < truncation <= 1:
         raise ValueError(f"truncation={truncation} is not a Python number in (0, 1]")
-    share, row = math.modf(truncation / (1.0 / (statistics - 1)))
-    if not share:
+    weight, row = math.modf(truncation / (1.0 / (statistics - 1)))
+    if not weight:
         return [(int(row), 1.0)]
-    return [(int(row), share), (int(row) + 1, 1 - share)]
+    return [(int(row), weight), (int(row) + 1, 1 - weight)]
 
 
 class ConditionalNorm(nn.Module):
     """A normalisation whose scale and bias depend on a condition (de Vries et al. 2017).
 
     Attributes:
-      normalise: makes the normalisation of `affine=` and `name=`.
-      linear: makes what maps the condition to `features`, of `features` and `name=`; the scale is 1
-        plus its value.
+      normalise: `(affine=, name=) ->` the normalisation.
+      linear: `(features, name=) ->` a layer that maps the condition to `[B, features]`; the scale
+        is 1 plus its output.
 
-    Without a condition (None) the normalisation has a scale and a bias of its own.
+    Without a condition (None) the normalisation has its own scale and bias.
     """
 
     normalise: Callable[..., nn.Module]
@@ -139,36 +140,36 @@ class ConditionalNorm(nn.Module):
         return x * gain[:, None, None] + bias[:, None, None]
 
 
-def norm_axes(found: Mapping[str, Any], path: str, channels: Axis) -> dict[str, tuple[Axis, ...]]:
-    """The axes of a normalisation of this file, for `kd_jax.students`.
+def norm_axes(leaves: Mapping[str, Any], path: str, channels: Axis) -> dict[str, tuple[Axis, ...]]:
+    """The axes of a normalisation of this module, for `kd_jax.pruning`.
 
     Args:
-      found: the network's variables by path (`kd_jax.channels.tensors`).
-      path: the layer's.
-      channels: what its channels are.
+      leaves: the network's variables by path (`kd_jax.axes.tensors`).
+      path: the layer's path.
+      channels: the axis of its channels.
 
     Raises:
-      ValueError: there is no such layer.
+      ValueError: there is no layer at `path`.
     """
     axes: dict[str, tuple[Axis, ...]] = {}
-    inner = f"{path}/norm" if f"{COLLECTION}/{path}/norm/mean" in found else path
+    inner = f"{path}/norm" if f"{COLLECTION}/{path}/norm/mean" in leaves else path
     for name in ("mean", "var"):
         tensor = f"{COLLECTION}/{inner}/{name}"
-        if tensor not in found:
+        if tensor not in leaves:
             raise ValueError(f"the variables are not those of such a network: {tensor} is missing")
-        axes[tensor] = (*(None for _ in found[tensor].shape[1:]), channels)
-    if f"params/{inner}/scale" in found:
-        axes[f"params/{inner}/scale"] = (Scales(channels),)
+        axes[tensor] = (*(None for _ in leaves[tensor].shape[1:]), channels)
+    if f"params/{inner}/scale" in leaves:
+        axes[f"params/{inner}/scale"] = (NormScale(channels),)
         axes[f"params/{inner}/bias"] = (channels,)
     for name in ("gain", "bias"):
-        if f"params/{path}/{name}/kernel" in found:
-            axes |= spectral.layer_axes(found, f"{path}/{name}", None, channels)
-        elif f"params/{path}/{name}/embedding" in found:
-            axes |= spectral.embedding_axes(found, f"{path}/{name}", channels)
+        if f"params/{path}/{name}/kernel" in leaves:
+            axes |= spectral.layer_axes(leaves, f"{path}/{name}", None, channels)
+        elif f"params/{path}/{name}/embedding" in leaves:
+            axes |= spectral.embedding_axes(leaves, f"{path}/{name}", channels)
     return axes
 
 
-def _scaled(module: Any, x: Array, mean: Array, var: Array) -> Array:
+def _normalise(module: Any, x: Array, mean: Array, var: Array) -> Array:
     """`(x - mean) / sqrt(var + epsilon)`, with the module's scale and bias if it has them."""
     shape = (1,) * (x.ndim - 1) + (-1,)
     factor = jax.lax.rsqrt(var + module.epsilon)

@@ -1,7 +1,7 @@
-"""Two networks as one, for tasks that need two at once: translation both ways.
+"""Two networks as one, for tasks that train two at once, such as translation in both directions.
 
-What they take and make is stacked on the axis after the batch, `[B, 2, ...]`: of each example the
-first network sees the first entry, the second one the second. To the step that is one network.
+Inputs and outputs are stacked along the axis after the batch, `[B, 2, ...]`: the first network
+reads entry 0 of each example, the second network entry 1. The train step treats both as one.
 """
 
 from collections.abc import Callable
@@ -10,30 +10,30 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths
+from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
 
 
-def side_by_side(first: Network, second: Network) -> Network:
+def parallel(first: Network, second: Network) -> Network:
     """`[B, 2, ...] -> [B, 2, ...]`, or scores `[B, 2]` or `[B, 2, h, w]` of discriminators.
 
-    Every input is split, conditions too. Taps are the networks' own, as `first/NAME` and
-    `second/NAME`; so are the variables, in each collection.
+    Every input is split, including conditions. Taps are those of the networks, as `first/NAME` and
+    `second/NAME`; so are the variables of each collection.
 
     Args:
-      first: made by `from_linen`.
-      second: the same, of equal outputs.
+      first: a network created by `from_linen`.
+      second: another one, with outputs of the same shape.
 
     Raises:
-      ValueError: a network was made in another way; by the network, an input has no axis of two, or
-        the outputs have different shapes.
+      ValueError: a network was not created by `from_linen`. `init` and `apply` raise it if axis 1
+        of an input does not have length 2, or the outputs have different shapes.
     """
     modules = []
     for name, network in (("first", first), ("second", second)):
         if network.module is None or network.mapping is not None:
-            raise ValueError(f"the {name} network is not made of one Linen module of one part")
-        # A clone: Linen would give one module that is there twice one set of parameters.
+            raise ValueError(f"the {name} network is not a single Linen module (`from_linen`)")
+        # Cloned, since Linen shares the parameters of a module that occurs twice.
         modules.append(network.module.clone())
     return from_linen(SideBySide(*modules))
 
@@ -41,20 +41,20 @@ def side_by_side(first: Network, second: Network) -> Network:
 def pair_axes(
     first: Callable[[Variables], Axes], second: Callable[[Variables], Axes]
 ) -> Callable[[Variables], Axes]:
-    """Of two networks' descriptions that of both side by side, for `kd_jax.students`.
+    """Combines the axis descriptions of two networks for `parallel`, for `kd_jax.pruning`.
 
         describe = pair_axes(resnet_generator_axes, resnet_generator_axes)
 
-    The groups are the networks' own, as `first/NAME` and `second/NAME`, like the taps: each may
-    keep other channels, and another number of them.
+    The groups are those of the networks, as `first/NAME` and `second/NAME`, like the taps: the
+    networks may keep different channels, and different numbers of channels.
 
     Args:
       first: `variables -> axes` of the first network.
-      second: of the second one.
+      second: `variables -> axes` of the second network.
 
     Returns:
-      `variables -> axes`, of any `side_by_side` of such networks, arrays or `ShapeDtypeStruct`s. It
-      raises a ValueError where they are not, or are a connected network's.
+      `variables -> axes` for a `parallel` of such networks, of arrays or `ShapeDtypeStruct`s. It
+      raises a ValueError if the variables are not those of one, or include connectors.
     """
 
     def describe(variables: Variables) -> Axes:
@@ -63,27 +63,29 @@ def pair_axes(
             part = {kind: tree[name] for kind, tree in variables.items() if name in tree}
             for path, entries in own(part).items():
                 kind, _, inside = path.partition("/")
-                axes[f"{kind}/{name}/{inside}"] = tuple(_renamed(axis, name) for axis in entries)
+                axes[f"{kind}/{name}/{inside}"] = tuple(
+                    _with_prefix(axis, name) for axis in entries
+                )
         group_widths(variables, axes)
         return axes
 
     return describe
 
 
-def _renamed(axis: Axis, name: str) -> Axis:
-    """An entry with `name` before its groups."""
+def _with_prefix(axis: Axis, name: str) -> Axis:
+    """An entry whose groups are prefixed with `name`."""
     match axis:
         case str():
             return f"{name}/{axis}"
-        case Repeat() | Reads() | Scales():
-            return axis._replace(axis=_renamed(axis.axis, name))
+        case Repeat() | InputAxis() | NormScale():
+            return axis._replace(axis=_with_prefix(axis.axis, name))
         case tuple():
-            return tuple(_renamed(entry, name) for entry in axis)
+            return tuple(_with_prefix(entry, name) for entry in axis)
     return axis
 
 
 class SideBySide(nn.Module):
-    """See `side_by_side`."""
+    """See `parallel`."""
 
     first: nn.Module
     second: nn.Module
@@ -91,14 +93,14 @@ class SideBySide(nn.Module):
     def __call__(self, *inputs: Array, train: bool, **options: Any) -> tuple[Array, dict[str, Any]]:
         for x in inputs:
             if x.ndim < 2 or x.shape[1] != 2:
-                raise ValueError(f"inputs [B, 2, ...] are needed, not of shape {x.shape}")
+                raise ValueError(f"inputs [B, 2, ...] are needed, not shape {x.shape}")
         outputs: list[Array] = []
         taps: dict[str, Any] = {}
         for index, name in enumerate(("first", "second")):
             network: Any = getattr(self, name)
-            y, found = network(*(x[:, index] for x in inputs), train=train, **options)
+            y, network_taps = network(*(x[:, index] for x in inputs), train=train, **options)
             outputs.append(y)
-            taps |= {f"{name}/{tap}": feature for tap, feature in found.items()}
+            taps |= {f"{name}/{tap}": feature for tap, feature in network_taps.items()}
         if outputs[0].shape != outputs[1].shape:
             raise ValueError(f"the outputs have shapes {outputs[0].shape} and {outputs[1].shape}")
         return jnp.stack(outputs, axis=1), taps

@@ -1,11 +1,12 @@
 """VGG16, AlexNet and SqueezeNet 1.1 as trunks of perceptual distances.
 
-Convolutions alone, without the classifiers on top: Simonyan & Zisserman 2015 (configuration D),
+Only the convolutions, without the classifier layers: Simonyan & Zisserman 2015 (configuration D),
 Krizhevsky 2014 and Iandola et al. 2016. The taps are those that LPIPS compares (Zhang et al. 2018,
-section 3.1): `kd_jax.losses.perceptual.lpips` takes them. Inference only.
+section 3.1), for `kd_jax.losses.perceptual.lpips`. Inference only.
 
-Images are `[B, H, W, 3]` in [-1, 1], or of one channel, which then stands for all three. A trunk
-sees `(images - shift) / scale`; by default LPIPS's constants, the means and deviations of ImageNet.
+Images are `[B, H, W, 3]` in [-1, 1], or of one channel, which is broadcast to three. The input of a
+trunk is `(images - shift) / scale`, by default with LPIPS's constants, ImageNet's means and
+deviations.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ Widths = Sequence[int]
 Triple = Sequence[float]
 
 VGG16_DEPTHS = (2, 2, 3, 3, 3)
-"""How many convolutions lie between VGG16's pools."""
+"""Convolutions in each of the five groups of VGG16, between its pools."""
 VGG16_WIDTHS = (64, 128, 256, 512, 512)
 ALEXNET_WIDTHS = (64, 192, 384, 256, 256)
 SQUEEZENET_WIDTHS = (64, 16, 64, 16, 64, 32, 128, 32, 128, 48, 192, 48, 192, 64, 256, 64, 256)
@@ -46,18 +47,19 @@ def vgg16(
 ) -> Network:
     """`images -> features`, the last tap; taps `relu1_2`, `relu2_2`, `relu3_3` to `relu5_3`.
 
-    With `shift=(-1,) * 3` and `scale=(2,) * 3` the network sees `(images + 1) / 2`, as in Ren et
-    al. 2021 (OMGD).
+    With `shift=(-1,) * 3` and `scale=(2,) * 3` the input is `(images + 1) / 2`, as in Ren et al.
+    2021 (OMGD).
 
     Args:
       widths: the channels of the five groups of convolutions.
       shift: subtracted from the images' channels.
-      scale: what they are divided by.
-      heads: whether the variables hold LPIPS's weights too, in the collection `HEADS`.
-      dtype: what is computed in; parameters are float32, taps at least that.
+      scale: divides the shifted channels.
+      heads: whether the variables include LPIPS's weights, in the collection `HEADS`.
+      dtype: the computation dtype; parameters are float32, taps at least float32.
 
     Raises:
-      ValueError: there is another number of widths, or of channels' constants.
+      ValueError: the number of widths or of channel constants is wrong, a width is not positive, or
+        a scale is 0.
     """
     _check("VGG16", widths, len(VGG16_WIDTHS), shift, scale)
     return from_linen(VGG16(tuple(widths), tuple(shift), tuple(scale), heads, dtype))
@@ -87,21 +89,22 @@ def squeezenet(
     heads: bool = False,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`images -> features`, the last tap; taps `relu1` to `relu7`: before pools, and the last ones.
+    """`images -> features`, the last tap; taps `relu1` to `relu7`, before the pools and at the end.
 
-    Arguments and errors are those of `vgg16`; the widths are that of the first convolution, and of
-    each of the eight fire modules first what is squeezed to, then half of what that is expanded to.
+    Arguments and errors are those of `vgg16`; the widths are that of the first convolution, then
+    for each of the eight fire modules its squeeze channels and half of its expand channels.
     """
     _check("SqueezeNet 1.1", widths, len(SQUEEZENET_WIDTHS), shift, scale)
     return from_linen(SqueezeNet(tuple(widths), tuple(shift), tuple(scale), heads, dtype))
 
 
-def _check(what: str, widths: Widths, count: int, shift: Triple, scale: Triple) -> None:
+def _check(kind: str, widths: Widths, count: int, shift: Triple, scale: Triple) -> None:
     if len(widths) != count or min(widths) < 1:
-        raise ValueError(f"{what} has {count} positive widths, not {tuple(widths)}")
+        raise ValueError(f"{kind} has {count} positive widths, not {tuple(widths)}")
     if len(shift) != 3 or len(scale) != 3 or 0 in scale:
         raise ValueError(
-            f"shift={tuple(shift)} and scale={tuple(scale)} need three numbers each, and no scale 0"
+            f"shift={tuple(shift)} and scale={tuple(scale)} need three numbers each; "
+            "scale must not contain 0"
         )
 
 
@@ -124,7 +127,7 @@ class Conv(nn.Module):
 
 
 class Fire(nn.Module):
-    """Iandola et al. 2016, section 3.2: few channels, then 1x1 and 3x3 convolutions of these."""
+    """Iandola et al. 2016, section 3.2: a 1x1 squeeze, then 1x1 and 3x3 expand convolutions."""
 
     squeezed: int
     expanded: int
@@ -140,14 +143,14 @@ class Fire(nn.Module):
 
 
 class Trunk(nn.Module):
-    """What the three share. `features` makes the taps.
+    """The base class of the trunks. `features` computes the taps.
 
     Attributes:
       widths: see the factories.
-      shift: of the images' channels.
-      scale: of the images' channels.
+      shift: subtracted from the images' channels.
+      scale: divides the shifted channels.
       heads: whether there is a weight for each channel of each tap.
-      dtype: what is computed in.
+      dtype: the computation dtype.
     """
 
     widths: tuple[int, ...]
@@ -158,7 +161,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
-        del train  # there is nothing that differs
+        del train  # training and inference are the same
         if images.ndim != 4 or images.shape[3] not in (1, 3):
             raise ValueError(
                 f"images [B, H, W, C] of 1 or 3 channels are needed, not {images.shape}"
@@ -167,8 +170,8 @@ class Trunk(nn.Module):
             jnp.asarray(x, jnp.float32)[None, None, None] for x in (self.shift, self.scale)
         )
         taps = self.features(((images - shift) / scale).astype(self.dtype))
-        at_least = jnp.promote_types(self.dtype, jnp.float32)
-        taps = {name: x.astype(at_least) for name, x in taps.items()}
+        tap_dtype = jnp.promote_types(self.dtype, jnp.float32)
+        taps = {name: x.astype(tap_dtype) for name, x in taps.items()}
         if self.heads:
             for name, x in taps.items():
                 self.variable(HEADS, name, jnp.ones, x.shape[3:])
@@ -217,17 +220,17 @@ class SqueezeNet(Trunk):
         taps["relu1"] = x = Conv(first, 3, 2, 0, name="conv1")(x)
         for index, fire in enumerate(fires):
             if index in (0, 2, 4):
-                x = max_pool(_with_last_window(x), 3, 2)
-            x = Fire(*fire, name=f"fire{index + 2}")(x)  # the first convolution counts as well
+                x = max_pool(_pad_last_window(x), 3, 2)
+            x = Fire(*fire, name=f"fire{index + 2}")(x)  # numbering includes the first convolution
             if index in (1, 3, 4, 5, 6, 7):
                 taps[f"relu{len(taps) + 1}"] = x
         return taps
 
 
-def _with_last_window(x: Array) -> Array:
-    """With zeros at the end, such that windows of 3 at every second pixel reach every pixel.
+def _pad_last_window(x: Array) -> Array:
+    """Pads with zeros at the end, so that 3x3 windows of stride 2 cover every pixel.
 
-    What has gone through a ReLU has its maxima unchanged.
+    The maxima of ReLU outputs do not change.
     """
     rows, columns = ((n - 1) % 2 for n in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)))

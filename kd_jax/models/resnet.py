@@ -1,11 +1,11 @@
 """The residual generator and discriminator of SNGAN (Miyato et al. 2018), for 32, 64 or 128 pixels.
 
 The generator doubles the size in blocks of two 3x3 convolutions with batch normalisation, which is
-conditional where there are classes; the discriminator mirrors it with spectral normalisation, and a
-projection head for the label (Miyato & Koyama 2018).
+class-conditional if there are classes; the discriminator mirrors it with spectral normalisation and
+a projection head for the label (Miyato & Koyama 2018). BigGAN (`kd_jax.models.biggan`) uses the
+same blocks.
 
-Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`. BigGAN
-(`kd_jax.models.biggan`) is made of the same blocks.
+Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.models.attention import attention_axes
 from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
@@ -30,18 +30,18 @@ from kd_jax.models.spectral import (
     layer_axes,
 )
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
-# Channels at 4x4, 8x8, ... of the generator, and of the discriminator's blocks, in widths; tables 3
-# to 5 of the paper, whose 32x32 networks have 256 and 128 channels everywhere.
+# Channels of the generator at 4x4, 8x8, ..., and of the discriminator's blocks, as multiples of
+# `width`; tables 3 to 5 of the paper, whose 32x32 networks have 256 and 128 channels everywhere.
 GENERATOR = {32: (1, 1, 1, 1), 64: (16, 8, 4, 2, 1), 128: (16, 16, 8, 4, 2, 1)}
 DISCRIMINATOR = {32: (1, 1, 1, 1), 64: (1, 2, 4, 8, 16), 128: (1, 2, 4, 8, 16, 16)}
 
 BOTTOM = 4  # the side at which the generator starts
 
 _glorot = nn.initializers.glorot_uniform()
-# Block convolutions begin larger, by the root of two: a ReLU stands before each.
+# Block convolutions are initialized larger by sqrt(2): a ReLU precedes each of them.
 _block = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
@@ -52,22 +52,22 @@ def gan(
     channels: int = 3,
     classes: int = 0,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the image's side, 32, 64 or 128.
       width: channels of the generator at full size; they double as the side halves, up to 16 times
-        as many. At 32 pixels all layers have `width` channels: 256 in the paper's generator, 128 in
-        its discriminator.
+        as many. At 32 pixels all layers have `width` channels: 256 in the paper's generator and 128
+        in its discriminator.
       channels: the image's channels.
-      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: the size is another, or the width is not positive.
+      ValueError: the size is not supported, or the width is not positive.
     """
-    return Pair(
+    return PerNetwork(
         generator(size, width, channels=channels, classes=classes, dtype=dtype),
         discriminator(size, width, classes=classes, dtype=dtype),
     )
@@ -82,9 +82,9 @@ def generator(
     spectral: SpectralNorm | None = None,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... before activation, and by block.
+    """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... and `block_N`, before activation.
 
-    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size.
+    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size.
     The paper's generator has no spectral normalisation.
     """
     widths = block_widths("an SNGAN generator", GENERATOR, size, width)
@@ -99,10 +99,10 @@ def discriminator(
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(images[, labels]) -> scores [B]` (logits); taps by block, by side, and `features`.
+    """`(images[, labels]) -> scores [B]` (logits); taps `block_N`, ..., `8x8`, and `features`.
 
-    Args and errors are those of `gan`; `width` may be the channels of each block, 4, 5 or 6 of them
-    for the three sizes.
+    Args and errors are those of `gan`; `width` may list the channels of each block: 4, 5 or 6
+    numbers for the three sizes.
     """
     widths = block_widths("an SNGAN discriminator", DISCRIMINATOR, size, width)
     return from_linen(Discriminator(widths, halvings(size), classes, spectral, dtype))
@@ -111,20 +111,20 @@ def discriminator(
 def block_widths(
     what: str, tables: dict[int, tuple[int, ...]], size: int, width: int | Sequence[int]
 ) -> tuple[int, ...]:
-    """The channels of a network, by a table of multiples for each size.
+    """The channels of a network, from a table of multiples for each size.
 
     Args:
-      what: the network, for errors.
+      what: the network, for error messages.
       tables: `{size: multiples}`.
-      size: one of them.
-      width: what is multiplied, or the channels themselves.
+      size: one of the keys of `tables`.
+      width: the factor of the multiples, or the list of channels.
 
     Raises:
-      ValueError: there is no table for the size, the numbers are too many or too few, or one is not
+      ValueError: there is no table for the size, the number of widths is wrong, or a width is not
         positive.
     """
     if size not in tables:
-        raise ValueError(f"{what}'s size is one of {', '.join(map(str, tables))}, not {size}")
+        raise ValueError(f"{what}'s size must be one of {', '.join(map(str, tables))}, not {size}")
     table = tables[size]
     if isinstance(width, Sequence):
         widths = tuple(int(count) for count in width)
@@ -141,86 +141,88 @@ def block_widths(
 
 
 def halvings(size: int) -> int:
-    """How many times a discriminator halves the side: down to 4, but images of 32 pixels to 8."""
+    """Number of times a discriminator halves the side: down to 4, or to 8 for 32-pixel images."""
     return 2 if size == 32 else (size // BOTTOM).bit_length() - 1
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are `dense`, and for each block its tap `block_N` and `block_N/hidden`, what lies
-    between its convolutions. BigGAN's generators have attention's groups too.
+    The groups are `dense` and, for each block, `block_N` (named like the tap) and `block_N/hidden`,
+    the features between its convolutions. BigGAN's attention layers have their own groups.
 
     Args:
-      variables: of any `generator` of this file or of `kd_jax.models.biggan`.
+      variables: those of a `generator` of this module or of `kd_jax.models.biggan`, as arrays or
+        `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of such a generator, or include connectors.
     """
-    found = tensors(variables)
-    shortcut = found.get("params/block_0/shortcut/kernel")
-    if shortcut is None or "params/dense/kernel" not in found:
+    leaves = tensors(variables)
+    shortcut = leaves.get("params/block_0/shortcut/kernel")
+    if shortcut is None or "params/dense/kernel" not in leaves:
         raise ValueError("the variables are not those of a residual generator")
-    positions = found["params/dense/kernel"].shape[1] // shortcut.shape[2]
+    positions = leaves["params/dense/kernel"].shape[1] // shortcut.shape[2]
     group = "dense"
     axes: dict[str, tuple[Axis, ...]] = {
-        **layer_axes(found, "dense", None, Repeat(group, positions))
+        **layer_axes(leaves, "dense", None, Repeat(group, positions))
     }
-    if "params/shared/embedding" in found:
-        axes |= embedding_axes(found, "shared", None)
+    if "params/shared/embedding" in leaves:
+        axes |= embedding_axes(leaves, "shared", None)
     for index in range(count_blocks(variables)):
         path = f"block_{index}"
         hidden = f"{path}/hidden"
-        axes |= norm_axes(found, f"{path}/norm1", group)
-        axes |= layer_axes(found, f"{path}/conv1", group, hidden)
-        axes |= norm_axes(found, f"{path}/norm2", hidden)
-        axes |= layer_axes(found, f"{path}/conv2", hidden, path)
-        axes |= layer_axes(found, f"{path}/shortcut", group, path)
+        axes |= norm_axes(leaves, f"{path}/norm1", group)
+        axes |= layer_axes(leaves, f"{path}/conv1", group, hidden)
+        axes |= norm_axes(leaves, f"{path}/norm2", hidden)
+        axes |= layer_axes(leaves, f"{path}/conv2", hidden, path)
+        axes |= layer_axes(leaves, f"{path}/shortcut", group, path)
         group = path
-        if f"params/attention_{index}/gamma" in found:
-            axes |= attention_axes(found, f"attention_{index}", group)
-    axes |= norm_axes(found, "norm", group)
-    axes |= layer_axes(found, "image", group, None)
+        if f"params/attention_{index}/gamma" in leaves:
+            axes |= attention_axes(leaves, f"attention_{index}", group)
+    axes |= norm_axes(leaves, "norm", group)
+    axes |= layer_axes(leaves, "image", group, None)
     group_widths(variables, axes)
     return axes
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
-    The groups are called like the taps `block_N`, and `block_N/hidden` lies between a block's
-    convolutions; a block with the identity beside it shares the group of the one before. BigGAN's
-    discriminators have attention's groups too.
+    The groups are `block_N` (named like the taps) and `block_N/hidden`, the features between a
+    block's convolutions; a block with an identity shortcut shares the group of the previous block.
+    BigGAN's attention layers have their own groups.
 
     Args:
-      variables: of any `discriminator` of this file or of `kd_jax.models.biggan`.
+      variables: those of a `discriminator` of this module or of `kd_jax.models.biggan`, as arrays
+        or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of such a discriminator, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     group: str | None = None
     axes: dict[str, tuple[Axis, ...]] = {}
     for index in range(count_blocks(variables)):
         path = f"block_{index}"
         hidden = f"{path}/hidden"
         before = group
-        if f"params/{path}/shortcut/kernel" in found:
+        if f"params/{path}/shortcut/kernel" in leaves:
             group = path
-            axes |= layer_axes(found, f"{path}/shortcut", before, group)
-        axes |= layer_axes(found, f"{path}/conv1", before, hidden)
-        axes |= layer_axes(found, f"{path}/conv2", hidden, group)
-        if f"params/attention_{index}/gamma" in found:
-            axes |= attention_axes(found, f"attention_{index}", group)
-    axes |= layer_axes(found, "score", group, None)
-    if "params/label/embedding" in found:
-        axes |= embedding_axes(found, "label", Reads(group))
+            axes |= layer_axes(leaves, f"{path}/shortcut", before, group)
+        axes |= layer_axes(leaves, f"{path}/conv1", before, hidden)
+        axes |= layer_axes(leaves, f"{path}/conv2", hidden, group)
+        if f"params/attention_{index}/gamma" in leaves:
+            axes |= attention_axes(leaves, f"attention_{index}", group)
+    axes |= layer_axes(leaves, "score", group, None)
+    if "params/label/embedding" in leaves:
+        axes |= embedding_axes(leaves, "label", InputAxis(group))
     group_widths(variables, axes)
     return axes
 
 
 def count_blocks(variables: Variables) -> int:
-    """How many `block_N` there are, without gaps from 0 on."""
+    """The number of modules `block_N`, numbered consecutively from 0."""
     count = 0
     while f"block_{count}" in variables["params"]:
         count += 1
@@ -228,7 +230,7 @@ def count_blocks(variables: Variables) -> int:
 
 
 def upsample(x: Array, factor: int = 2) -> Array:
-    """`[B, H, W, C] -> [B, factor H, factor W, C]`, each pixel `factor^2` times."""
+    """`[B, H, W, C] -> [B, factor H, factor W, C]`, each pixel repeated `factor^2` times."""
     batch, height, width, features = x.shape
     shape = (batch, height, factor, width, factor, features)
     x = jnp.broadcast_to(x[:, :, None, :, None, :], shape)
@@ -236,7 +238,7 @@ def upsample(x: Array, factor: int = 2) -> Array:
 
 
 def average_pool(x: Array) -> Array:
-    """`[B, H, W, C] -> [B, H / 2, W / 2, C]`, the means of four pixels each."""
+    """`[B, H, W, C] -> [B, H / 2, W / 2, C]`, the means of 2x2 pixels."""
     batch, height, width, features = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, features).mean(axis=(2, 4))
 
@@ -245,9 +247,9 @@ class GeneratorBlock(nn.Module):
     """A residual block that doubles the side: `(x, condition) -> features`.
 
     Attributes:
-      features: of the output.
-      norm: makes a normalisation of `name=`, called with the condition.
-      conv: makes a convolution of `features`, `kernel=` and `name=`.
+      features: channels of the output.
+      norm: `(name=) ->` a normalisation, called with features and condition.
+      conv: `(features, kernel=, name=) ->` a convolution.
     """
 
     features: int
@@ -260,19 +262,20 @@ class GeneratorBlock(nn.Module):
         h = self.conv(self.features, name="conv1")(upsample(h))
         h = jax.nn.relu(self.norm(name="norm2")(h, condition))
         h = self.conv(self.features, name="conv2")(h)
-        # A 1x1 convolution may as well come before the pixels are repeated: a quarter of the work.
+        # The 1x1 convolution commutes with the upsampling and costs a quarter before it.
         return h + upsample(self.conv(self.features, kernel=1, name="shortcut")(x))
 
 
 class DiscriminatorBlock(nn.Module):
-    """A residual block that may halve the side.
+    """A residual block that optionally halves the side.
 
     Attributes:
-      features: of the output.
-      hidden: between the convolutions.
+      features: channels of the output.
+      hidden: channels between the convolutions.
       downsample: whether the side is halved.
-      activate: whether a ReLU stands before the first convolution; none before the image's.
-      conv: makes a convolution of `features`, `kernel=` and `name=`.
+      activate: whether a ReLU precedes the first convolution; not in the first block, whose input
+        is the image.
+      conv: `(features, kernel=, name=) ->` a convolution.
     """
 
     features: int
@@ -308,7 +311,7 @@ class Generator(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         check_labels(self.classes, labels)
         layer: dict[str, Any] = {"norm": self.spectral, "train": train, "dtype": self.dtype}
-        zeros = nn.initializers.zeros  # each class begins with a scale of 1 and a bias of 0
+        zeros = nn.initializers.zeros  # initially a scale of 1 and a bias of 0 for each class
         norm = partial(
             ConditionalNorm,
             partial(BatchNorm, train=train, dtype=self.dtype),
@@ -373,8 +376,8 @@ def projection_scores(
     Args:
       features: `[B, C]`, float32.
       labels: int `[B]`, or None.
-      dense: makes a linear layer, of a number of features and `name=`.
-      embed: makes an embedding of the labels, in the same way.
+      dense: `(features, name=) ->` a linear layer.
+      embed: `(features, name=) ->` an embedding of the labels.
     """
     scores = dense(1, name="score")(features)[:, 0]
     if labels is None:
@@ -383,5 +386,5 @@ def projection_scores(
 
 
 def side(x: Array) -> str:
-    """The tap's name for a feature `[B, H, W, C]`: `8x8`."""
+    """The tap name of features `[B, H, W, C]` by their side, e.g. `8x8`."""
     return f"{x.shape[1]}x{x.shape[2]}"

@@ -1,4 +1,4 @@
-"""What the style-based generators share: equalized layers, and the mapping of StyleGAN2 and 3."""
+"""Shared parts of style-based generators: equalized layers, StyleGAN2 and 3's mapping network."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from kd_jax.ops import ACTIVATIONS, Activation, bias_act
 from kd_jax.types import Array, Variables
 
 AVERAGES = "averages"
-"""The collection of what training averages: `w_avg`, magnitudes."""
+"""The collection of running averages: `w_avg` and magnitudes."""
 
 LINEAR = ACTIVATIONS["linear"]
 
@@ -23,8 +23,8 @@ LINEAR = ACTIVATIONS["linear"]
 class Dense(nn.Module):
     """A fully connected layer with an equalized learning rate (Karras et al. 2018, section 4.1).
 
-    The stored weight has a deviation of `1 / lr_multiplier` at first, and is used times
-    `lr_multiplier / sqrt(inputs)`; the stored bias is used times `lr_multiplier`.
+    The stored weight is initialized with standard deviation `1 / lr_multiplier` and multiplied by
+    `lr_multiplier / sqrt(inputs)`; the stored bias is multiplied by `lr_multiplier`.
     """
 
     features: int
@@ -48,24 +48,24 @@ class Dense(nn.Module):
 
 
 class Mapping(nn.Module):
-    """Latents, and a condition if there is one, to styles.
+    """Maps latents, and optionally a condition, to styles.
 
-    Latents and the embedded condition are normalised each by itself, and joined (Karras et al.
+    Latents and the embedded condition are normalised separately, then concatenated (Karras et al.
     2020, StyleGAN2-ADA).
 
     Attributes:
-      latent: the latent's length; 0 for a mapping of the condition alone (a discriminator's).
+      latent: the latent's length; 0 to map only the condition (in a discriminator).
       condition: the condition's length; 0 for none. Labels int `[B]` become one-hot; a float
-        `[B, condition]` is taken as it is.
+        `[B, condition]` is used unchanged.
       style: the style's length.
       layers: how many times each style is repeated; None for `[B, style]`, neither repeated nor
         truncated.
-      depth: fully connected layers.
-      hidden: their width, the last one's aside; the style's length by default.
+      depth: number of fully connected layers.
+      hidden: width of these layers, except the last; the style's length by default.
       embedding: the embedded condition's length; the style's length by default.
-      lr_multiplier: of these layers.
-      activation: theirs, a name in `kd_jax.ops.ACTIVATIONS`.
-      average_decay: of `w_avg`, in training.
+      lr_multiplier: learning rate multiplier of the fully connected layers.
+      activation: their activation, a name in `kd_jax.ops.ACTIVATIONS`.
+      average_decay: decay of `w_avg` in training.
     """
 
     latent: int
@@ -89,14 +89,14 @@ class Mapping(nn.Module):
         truncation: float | Array = 1.0,
         truncation_cutoff: int | None = None,
     ) -> Array:
-        """The styles.
+        """Computes the styles.
 
         Args:
-          latents: `[B, latent]`; None where there are none.
+          latents: `[B, latent]`, or None if `latent` is 0.
           condition: int labels `[B]` or `[B, condition]`.
-          train: whether `w_avg` follows this batch.
-          truncation: psi: how far the styles stay from `w_avg`; 1 leaves them alone.
-          truncation_cutoff: how many of the first layers are truncated; all by default.
+          train: whether `w_avg` is updated from this batch.
+          truncation: psi, the factor of the styles' distance from `w_avg`; 1 for no truncation.
+          truncation_cutoff: number of layers that are truncated, from the first; all by default.
 
         Returns:
           `[B, layers, style]`, or `[B, style]` without layers.
@@ -134,40 +134,40 @@ class Mapping(nn.Module):
 def truncate(
     styles: Array, average: Array, truncation: float | Array, cutoff: int | None = None
 ) -> Array:
-    """Styles drawn towards their average (Karras et al. 2019, appendix B).
+    """Interpolates styles towards their average (Karras et al. 2019, appendix B).
 
     Args:
       styles: `[B, layers, style]`.
       average: `[style]`.
-      truncation: psi; 1 leaves the styles alone.
-      cutoff: how many of the first layers; all by default.
+      truncation: psi; 1 for no truncation.
+      cutoff: number of layers that are truncated, from the first; all by default.
     """
     if isinstance(truncation, int | float) and truncation == 1:
         return styles
     center = average[None, None]
     truncated = center + truncation * (styles - center)
-    first = jnp.arange(styles.shape[1]) < (styles.shape[1] if cutoff is None else cutoff)
-    return jnp.where(first[None, :, None], truncated, styles)
+    mask = jnp.arange(styles.shape[1]) < (styles.shape[1] if cutoff is None else cutoff)
+    return jnp.where(mask[None, :, None], truncated, styles)
 
 
 def mix_styles(styles: Array, others: Array, probability: float, key: Array) -> Array:
-    """Styles whose later layers, from a random one on, are another image's.
+    """Replaces the styles of the last layers, from a random layer on, by those of other images.
 
-    Karras et al. 2019 (StyleGAN), section 3.1; each example has a crossover of its own.
+    Karras et al. 2019 (StyleGAN), section 3.1; each example has its own crossover point.
 
     Args:
       styles: `[B, layers, style]`.
-      others: likewise.
-      probability: of mixing at all.
-      key: for who is mixed, and from which layer on.
+      others: the other styles, of the same shape.
+      probability: the probability that an example is mixed.
+      key: the random key.
     """
     batch, layers, _ = styles.shape
-    whether, where = jax.random.split(key)
-    cutoff = jax.random.randint(where, (batch,), 1, max(layers, 2))
-    mixed = jax.random.bernoulli(whether, probability, (batch,))
+    mixed_key, cutoff_key = jax.random.split(key)
+    cutoff = jax.random.randint(cutoff_key, (batch,), 1, max(layers, 2))
+    mixed = jax.random.bernoulli(mixed_key, probability, (batch,))
     cutoff = jnp.where(mixed, cutoff, layers)
-    own = jnp.arange(layers)[None] < cutoff[:, None]
-    return jnp.where(own[:, :, None], styles, others)
+    unmixed = jnp.arange(layers)[None] < cutoff[:, None]
+    return jnp.where(unmixed[:, :, None], styles, others)
 
 
 def map_styles(
@@ -178,15 +178,15 @@ def map_styles(
     truncation: float | Array,
     truncation_cutoff: int | None,
 ) -> Array:
-    """A generator's styles, in training mixed with those of other latents.
+    """Computes a generator's styles, in training mixed with those of other latents.
 
     Args:
-      module: the generator, with its `mapping` and `style_mixing`, the probability.
+      module: the generator, with attributes `mapping` and `style_mixing`, the probability.
       latents: `[B, latent]`.
       labels: the condition, or None.
-      train: whether the average follows and styles are mixed; the latter if there is a key.
+      train: whether `w_avg` is updated and, given a key, styles are mixed.
       truncation: as in `Mapping`.
-      truncation_cutoff: likewise.
+      truncation_cutoff: as in `Mapping`.
     """
     options = {"truncation": truncation, "truncation_cutoff": truncation_cutoff}
     styles = module.mapping(latents, labels, train=train, **options)
@@ -194,18 +194,18 @@ def map_styles(
     if not mixes or module.is_initializing():
         return styles
     latent_key, mixing_key = jax.random.split(module.make_rng("style_mixing"))
-    other = jax.random.normal(latent_key, latents.shape, latents.dtype)
-    others = module.mapping(other, labels, **options)
+    other_latents = jax.random.normal(latent_key, latents.shape, latents.dtype)
+    others = module.mapping(other_latents, labels, **options)
     return mix_styles(styles, others, module.style_mixing, mixing_key)
 
 
 def truncated(network: Network, truncation: float, cutoff: int | None = None) -> Network:
-    """A style network whose styles are always drawn towards their average: a teacher, say.
+    """Returns a style network that truncates its styles by default, e.g. as a teacher.
 
     Args:
-      network: one that has a mapping.
+      network: a network with a mapping.
       truncation: psi, as in `truncate`.
-      cutoff: how many of the first layers; all by default.
+      cutoff: number of layers that are truncated, from the first; all by default.
 
     Raises:
       ValueError: the network has no mapping.
@@ -215,56 +215,58 @@ def truncated(network: Network, truncation: float, cutoff: int | None = None) ->
     options = {"truncation": truncation, "truncation_cutoff": cutoff}
     mapping: Callable[..., Array] = partial(network.mapping, **options)
 
-    def apply(variables: Variables, *inputs: Any, **rest: Any) -> Any:
-        return network.apply(variables, *inputs, **{**options, **rest})
+    def apply(variables: Variables, *inputs: Any, **overrides: Any) -> Any:
+        return network.apply(variables, *inputs, **{**options, **overrides})
 
     return network._replace(apply=apply, mapping=mapping)
 
 
 def normalize_second_moment(x: Array, eps: float = 1e-8) -> Array:
-    """Vectors `[..., C]` with a mean square of 1."""
+    """Scales vectors `[..., C]` to a mean square of 1."""
     return x * jax.lax.rsqrt((x**2).mean(axis=-1, keepdims=True) + eps)
 
 
 def as_vector(condition: Array | None, length: int) -> Array:
-    """A condition `[B, length]`; int labels `[B]` become one-hot.
+    """Returns a condition as `[B, length]`; int labels `[B]` become one-hot.
 
     Raises:
-      ValueError: there is none, or it has another shape.
+      ValueError: the condition is None, has another shape, or has labels that are not integers.
     """
     if condition is not None and condition.ndim == 1:
         if not jnp.issubdtype(condition.dtype, jnp.integer):
-            raise ValueError(f"labels are integers [B], not {condition.dtype}")
+            raise ValueError(f"labels must be integers [B], not {condition.dtype}")
         return jax.nn.one_hot(condition, length)
     if condition is None or condition.ndim != 2 or condition.shape[1] != length:
         got = "none" if condition is None else f"shape {condition.shape}"
         raise ValueError(
             f"the network is conditional: it needs labels int [B] or a condition [B, {length}], "
-            f"and got {got}"
+            f"but got {got}"
         )
     return condition.astype(jnp.float32)
 
 
-def check_size(size: int, least: int = 8, most: int = 1024) -> None:
-    """Raises a ValueError unless an image's side is a power of two between the two."""
-    if size < least or size > most or size & (size - 1):
-        raise ValueError(f"the size is a power of two from {least} to {most}, not {size}")
+def check_size(size: int, minimum: int = 8, maximum: int = 1024) -> None:
+    """Raises a ValueError unless an image's side is a power of two in [`minimum`, `maximum`]."""
+    if size < minimum or size > maximum or size & (size - 1):
+        raise ValueError(f"the size must be a power of two from {minimum} to {maximum}, not {size}")
 
 
 def side_widths(
-    size: int, base: int, most: int, given: ReadOnly[int, int] | None = None
+    size: int, channel_base: int, channel_max: int, by_side: ReadOnly[int, int] | None = None
 ) -> tuple[int, ...]:
-    """Channels at 4x4, 8x8, ..., `size`: `min(base / side, most)`, or those given by side.
+    """Channels at 4x4, 8x8, ..., `size`: `min(channel_base / side, channel_max)`, or `by_side`.
 
     Raises:
-      ValueError: a side has none.
+      ValueError: a side has no channels.
     """
     sides = [4 << number for number in range(size.bit_length() - 2)]
-    if given is not None and (missing := [side for side in sides if side not in given]):
-        raise ValueError(f"{dict(given)} has no width for a side of {missing[0]}")
-    widths = tuple(given[side] if given else min(base // side, most) for side in sides)
+    if by_side is not None and (missing := [side for side in sides if side not in by_side]):
+        raise ValueError(f"{dict(by_side)} has no width for a side of {missing[0]}")
+    widths = tuple(
+        by_side[side] if by_side else min(channel_base // side, channel_max) for side in sides
+    )
     for side, width in zip(sides, widths, strict=True):
         if width < 1:
-            why = "the widths" if given else f"channel_base={base} and channel_max={most}"
-            raise ValueError(f"{why} leave {width} channels at a side of {side}")
+            source = "the widths" if by_side else f"{channel_base=} and {channel_max=}"
+            raise ValueError(f"{source} leave {width} channels at a side of {side}")
     return widths

@@ -1,18 +1,18 @@
-"""StyleGAN (Karras et al. 2019), grown progressively (Karras et al. 2018), from 4x4 up.
+"""StyleGAN (Karras et al. 2019), grown progressively from 4x4 up (Karras et al. 2018).
 
-The generator is a style network: `mapping` makes a style of the latent, `synthesis` an image of one
-style for each layer. A layer convolves, adds noise, and gives each channel a mean and a deviation
-that its style says (AdaIN). Each side has convolutions to and from images of its own; a level of
-detail, `lod`, says at which side the networks work: 0 is the full size, each 1 halves it, and
-between two sides both are blended. `channel_base` and `channel_max` are the compression knobs: a
-layer at a side of r has `min(channel_base / r, channel_max)` channels.
+The generator is a style network: `mapping` maps a latent to a style, and `synthesis` maps one style
+per layer to an image. A layer convolves, adds noise, and sets each channel's mean and standard
+deviation from its style (AdaIN). Each side has its own convolutions to and from images; a level of
+detail, `lod`, selects the side at which the networks work: 0 is the full size, each 1 halves it,
+and fractional levels blend the two adjacent sides. `channel_base` and `channel_max` are the
+compression knobs: a layer at side r has `min(channel_base / r, channel_max)` channels.
 
-Two programs published weights. The defaults here are those of the authors' program; `eps`,
-`bias_before_blur` and `shared_noise` of a generator, `inner`, `stddev_group` and
-`activate_fromrgb` of a discriminator are where the other (rosinality's) computes something else.
+Two programs published weights. The defaults are those of the authors' program; `eps`,
+`bias_before_blur` and `shared_noise` of a generator, and `inner`, `stddev_group` and
+`activate_fromrgb` of a discriminator, are the options in which the other (rosinality's) differs.
 
-Images are `[B, size, size, channels]`, of no fixed range, data in [-1, 1]; latents `[B, latent]`;
-labels int `[B]`, or a float condition `[B, classes]`.
+Images are `[B, size, size, channels]`, unbounded, data in [-1, 1]; latents `[B, latent]`; labels
+int `[B]`, or a float condition `[B, classes]`.
 """
 
 import math
@@ -25,23 +25,23 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.models import style
 from kd_jax.models.style import side_widths
 from kd_jax.network import Network, from_linen
 from kd_jax.ops import ACTIVATIONS, Activation
 from kd_jax.ops.resample import Filter
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
 Noise = str | Sequence[Array] | None
 Lod = float | Array | None
-Taps2D = tuple[tuple[float, ...], ...]
+Filter2D = tuple[tuple[float, ...], ...]
 
 LINEAR, LRELU = ACTIVATIONS["linear"], ACTIVATIONS["lrelu"]
 SMALLEST = 4
 NOISES = ("random", "const", "none")
-BOX = (0.5, 0.5)  # the filter of images that are halved or doubled
+BOX = (0.5, 0.5)  # the resampling filter of images
 
 
 def gan(
@@ -57,8 +57,8 @@ def gan(
     style_mixing: float = 0.0,
     lod: float = 0.0,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args and errors are those of `generator` and `discriminator`.
     """
@@ -70,7 +70,7 @@ def gan(
         "lod": lod,
         "dtype": dtype,
     }
-    return Pair(
+    return PerNetwork(
         generator(
             size, latent=latent, style=style, depth=depth, style_mixing=style_mixing, **shared
         ),
@@ -100,36 +100,36 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`, a style network.
 
-    Options of `apply` by keyword: `truncation` and `truncation_cutoff` (also of `mapping`), and of
-    `synthesis` too `noise`, which is "random", "const" (the stored images of noise), "none", or a
-    sequence of `[B or 1, H, W, 1]`, one for each layer, and by default random where `rngs` is given
-    and constant otherwise; and `lod`, a number or a scalar of the traced step. At any `lod` the
-    images have the full size. Taps: `styles` `[B, layers, style]` (of `apply`); `4x4`, `8x8`, ...,
-    the features after the second layer of each side.
+    Options of `apply`, by keyword: `truncation` and `truncation_cutoff` (also of `mapping`); and,
+    also of `synthesis`, `noise` and `lod`. `noise` is "random", "const" (the stored noise images),
+    "none", or a sequence of `[B or 1, H, W, 1]`, one per layer; the default is random with `rngs`
+    and constant without. `lod` is a number or a traced scalar; at any `lod` the images have the
+    full size. Taps: `styles` `[B, layers, style]` (of `apply`); `4x4`, `8x8`, ..., the features
+    after the second layer of each side.
 
     Args:
       size: the image's side, a power of two from 4 to 1024.
       channels: the image's channels.
-      classes: the number of classes, or the condition's length; 0 for an unconditional network.
+      classes: number of classes, or the condition's length; 0 for an unconditional network.
       latent: the latent's length.
-      style: the style's; the latent's by default.
+      style: the style's length; the latent's by default.
       depth: layers of the mapping.
-      hidden: their width, the last one's aside; the style's length by default.
+      hidden: width of these layers, except the last; the style's length by default.
       channel_base: channels times the side.
-      channel_max: no layer has more.
-      widths: channels at each side instead, `{4: 512, ...}`.
-      blur: the filter after an upsampling; normalised.
-      eps: what AdaIN adds to a variance.
-      bias_before_blur: whether the bias is blurred with the features, as if there were zeros
-        around both.
+      channel_max: upper bound on the channels of each layer.
+      widths: channels at each side, `{4: 512, ...}`, instead of these two.
+      blur: the filter after an upsampling; it is normalised.
+      eps: added to the variance in AdaIN.
+      bias_before_blur: whether the bias is added before the blur, which then sees zeros around both
+        features and bias.
       shared_noise: whether both layers of a side get the same random noise.
       style_mixing: in training with a key, the probability that an image's later layers get the
-        style of another latent. Leave it at 0 where a teacher has to see the same latents.
-      lod: the level of detail where `apply` is given none.
-      dtype: what the synthesis is computed in; parameters are float32 always, images too.
+        style of another latent. Leave it at 0 if a teacher must see the same latents.
+      lod: the level of detail if none is passed to `apply`.
+      dtype: the computation dtype of the synthesis; parameters and images are always float32.
 
     Raises:
-      ValueError: a side or a level of detail is impossible, or a side has no channels.
+      ValueError: a side or a level of detail is out of range, or a side has no channels.
     """
     _check_lod(lod, size)
     module = Generator(
@@ -141,7 +141,7 @@ def generator(
         style=latent if style is None else style,
         depth=depth,
         hidden=hidden,
-        blur=_static(blur),
+        blur=_hashable_filter(blur),
         eps=eps,
         bias_before_blur=bias_before_blur,
         shared_noise=shared_noise,
@@ -171,41 +171,41 @@ def discriminator(
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits). Taps ..., `8x8`, `4x4`, and `features` `[B, C]`.
 
-    With labels there is a score for each class, and the label's is the one. `apply` takes `lod` by
-    keyword, as a generator's; the images are halved as often as it says.
+    With labels the network computes one score per class and returns that of the label. `apply`
+    takes `lod` by keyword, as a generator does; the images are downsampled accordingly.
 
     Args:
       size: the image's side, a power of two from 4 to 1024.
-      channels: the images'.
-      classes: as of `generator`.
+      channels: the image's channels.
+      classes: as in `generator`.
       channel_base: channels times the side.
-      channel_max: no layer has more.
-      widths: channels that enter each side's block instead, `{4: 512, ...}`.
-      inner: channels between the two convolutions of each side, those that enter by default.
-      features: the width of the last hidden layer; by default what a side of 2 would have, and with
-        `widths` those at 4.
-      blur: the filter before a downsampling; normalised.
+      channel_max: upper bound on the channels of each layer.
+      widths: input channels of each side's block, `{4: 512, ...}`, instead of these two.
+      inner: channels between the two convolutions of each side; the input channels by default.
+      features: width of the last hidden layer; by default that of a side of 2, or with `widths`
+        that at 4.
+      blur: the filter before a downsampling; it is normalised.
       activate_fromrgb: whether the convolutions of the images are activated.
-      stddev_group: examples in a group of the minibatch's standard deviation; None for all.
-      stddev_channels: how many values it adds; 0 for none.
-      lod: the level of detail where `apply` is given none.
-      dtype: what is computed in; parameters are float32 always, scores too.
+      stddev_group: group size of the minibatch standard deviation; None for the whole batch.
+      stddev_channels: channels it adds; 0 for none.
+      lod: the level of detail if none is passed to `apply`.
+      dtype: the computation dtype; parameters and scores are always float32.
 
     Raises:
-      ValueError: a side or a level of detail is impossible, or a side has no channels.
+      ValueError: a side or a level of detail is out of range, or a side has no channels.
     """
     _check_lod(lod, size)
-    entering = side_widths(size, channel_base, channel_max, widths)
+    in_widths = side_widths(size, channel_base, channel_max, widths)
     if features is None:
         features = widths[SMALLEST] if widths else max(min(channel_base // 2, channel_max), 1)
     module = Discriminator(
         size=size,
-        widths=entering,
-        inner=entering if inner is None else side_widths(size, channel_base, channel_max, inner),
+        widths=in_widths,
+        inner=in_widths if inner is None else side_widths(size, channel_base, channel_max, inner),
         features=features,
         channels=channels,
         classes=classes,
-        blur=_static(blur),
+        blur=_hashable_filter(blur),
         activate_fromrgb=activate_fromrgb,
         stddev_group=stddev_group,
         stddev_channels=stddev_channels,
@@ -216,20 +216,22 @@ def discriminator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are of each side `8x8/conv0` and `8x8` (named like the tap). The mapping stays whole.
+    Each side has two groups, e.g. `8x8/conv0` and `8x8` (named like the tap). The mapping network
+    is not pruned.
 
     Args:
-      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a generator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
     synthesis = variables["params"].get("synthesis", {})
     if "const" not in synthesis.get("b4", {}).get("conv0", {}):
         raise ValueError(
-            f"these are no StyleGAN generator's variables; they have {sorted(variables['params'])}"
+            "the variables are not those of a StyleGAN generator: their parameters are "
+            f"{sorted(variables['params'])}"
         )
     axes: dict[str, tuple[Axis, ...]] = {}
     for path, leaf in tensors(variables).items():
@@ -247,7 +249,7 @@ def generator_axes(variables: Variables) -> Axes:
             axes[f"{layer}/noise_strength"] = axes[f"{layer}/bias"] = (group,)
             axes[f"{layer}/affine/weight"] = (None, Repeat(group, 2))
             axes[f"{layer}/affine/bias"] = (Repeat(group, 2),)
-            before = Reads(group, equalized=True)
+            before = InputAxis(group, equalized=True)
         axes[f"{block}/torgb/weight"] = (None, None, before, None)
         axes[f"{block}/torgb/bias"] = (None,)
     group_widths(variables, axes)
@@ -255,21 +257,22 @@ def generator_axes(variables: Variables) -> Axes:
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
-    The groups are of each side `8x8/in`, what a block reads, and `8x8/conv0`; then `conv` and
-    `features` of the last block.
+    Each side has two groups, e.g. `8x8/in`, the block's input, and `8x8/conv0`; the last block has
+    `conv` and `features`.
 
     Args:
-      variables: of any `discriminator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a discriminator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `discriminator`, or include connectors.
     """
     params = variables["params"]
     if "fromrgb" not in params.get("b4", {}):
         raise ValueError(
-            f"these are no StyleGAN discriminator's variables; they have {sorted(params)}"
+            "the variables are not those of a StyleGAN discriminator: their parameters are "
+            f"{sorted(params)}"
         )
     axes: dict[str, tuple[Axis, ...]] = {}
 
@@ -282,37 +285,45 @@ def discriminator_axes(variables: Variables) -> Axes:
         layer(f"b{side}/fromrgb", None, group, None, None)
         if side > SMALLEST:
             layer(
-                f"b{side}/conv0", Reads(group, equalized=True), f"{side}x{side}/conv0", None, None
+                f"b{side}/conv0",
+                InputAxis(group, equalized=True),
+                f"{side}x{side}/conv0",
+                None,
+                None,
             )
             after = f"{side // 2}x{side // 2}/in"
             layer(
-                f"b{side}/conv1", Reads(f"{side}x{side}/conv0", equalized=True), after, None, None
+                f"b{side}/conv1",
+                InputAxis(f"{side}x{side}/conv0", equalized=True),
+                after,
+                None,
+                None,
             )
-    more = params["b4"]["conv"]["weight"].shape[2] - params["b4"]["fromrgb"]["bias"].shape[0]
-    entering: Axis = ("4x4/in", more) if more else "4x4/in"
-    layer("b4/conv", Reads(entering, equalized=True), "conv", None, None)
-    layer("b4/fc", Reads(Repeat("conv", SMALLEST**2), equalized=True), "features")
-    layer("b4/out", Reads("features", equalized=True), None)
+    extra = params["b4"]["conv"]["weight"].shape[2] - params["b4"]["fromrgb"]["bias"].shape[0]
+    reads: Axis = ("4x4/in", extra) if extra else "4x4/in"
+    layer("b4/conv", InputAxis(reads, equalized=True), "conv", None, None)
+    layer("b4/fc", InputAxis(Repeat("conv", SMALLEST**2), equalized=True), "features")
+    layer("b4/out", InputAxis("features", equalized=True), None)
     group_widths(variables, axes)
     return axes
 
 
 def adaptive_instance_norm(x: Array, styles: Array, eps: float = 1e-8) -> Array:
-    """Channels normalised over each image, then scaled and shifted (Karras et al. 2019, eq. 1).
+    """Normalises each channel over each image, scales and shifts it (Karras et al. 2019, eq. 1).
 
     Args:
       x: `[B, H, W, C]`.
-      styles: `[B, 2 C]`: what the scales have beyond 1, and the shifts.
+      styles: `[B, 2 C]`: the scales minus 1, then the shifts.
       eps: added to the variance.
 
     Returns:
-      `[B, H, W, C]` of x's dtype; the statistics are computed in float32 at least.
+      `[B, H, W, C]` of x's dtype; the statistics are computed in float32 or higher precision.
 
     Raises:
-      ValueError: the styles do not fit the images.
+      ValueError: the shapes of `styles` and `x` do not match.
     """
     if styles.shape != (x.shape[0], 2 * x.shape[-1]):
-        raise ValueError(f"styles {styles.shape} do not fit images {x.shape}: not [B, 2 C]")
+        raise ValueError(f"styles {styles.shape} do not match images {x.shape}: not [B, 2 C]")
     values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     scale, shift = jnp.split(styles[:, None, None], 2, axis=-1)
     centered = values - values.mean(axis=(1, 2), keepdims=True)
@@ -321,14 +332,14 @@ def adaptive_instance_norm(x: Array, styles: Array, eps: float = 1e-8) -> Array:
 
 
 def layer_count(size: int) -> int:
-    """How many styles, and images of noise, a generator of this size reads."""
+    """The number of layers, and thus of styles and noise images, of a generator of this size."""
     return 2 * (size.bit_length() - 1) - 2
 
 
 class Convolution(nn.Module):
     """A convolution with an equalized learning rate, a bias and an activation.
 
-    He's constant stands in the kernel, before the bias (Karras et al. 2018, section 4.1).
+    He's constant multiplies the kernel, not the bias (Karras et al. 2018, section 4.1).
     """
 
     features: int
@@ -341,7 +352,7 @@ class Convolution(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weight = self.param("weight", nn.initializers.normal(1.0), shape)
-        weight = _equalized(weight, self.activation.gain).astype(self.dtype)
+        weight = _equalize(weight, self.activation.gain).astype(self.dtype)
         x = x.astype(self.dtype)
         x = ops.conv(x, _spread(weight) / 4, stride=2) if self.down else ops.conv(x, weight)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
@@ -349,11 +360,11 @@ class Convolution(nn.Module):
 
 
 class SynthesisLayer(nn.Module):
-    """A constant, or a convolution that may double the side; noise, bias, activation, AdaIN."""
+    """A constant or a convolution, optionally upsampling; then noise, bias, activation, AdaIN."""
 
     features: int
     up: bool
-    blur: Taps2D
+    blur: Filter2D
     eps: float
     bias_before_blur: bool
     dtype: Any
@@ -369,7 +380,7 @@ class SynthesisLayer(nn.Module):
         else:
             window = (3, 3, x.shape[-1], self.features)
             weight = self.param("weight", nn.initializers.normal(1.0), window)
-            weight = _equalized(weight, LRELU.gain).astype(self.dtype)
+            weight = _equalize(weight, LRELU.gain).astype(self.dtype)
             x = x.astype(self.dtype)
             if not self.up:
                 x = ops.conv(x, weight)
@@ -386,11 +397,11 @@ class SynthesisLayer(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """The layers at one side: features, and the image of them."""
+    """The layers at one side, and the projection of their features to an image."""
 
     features: int
     channels: int
-    blur: Taps2D
+    blur: Filter2D
     eps: float
     bias_before_blur: bool
     dtype: Any
@@ -409,13 +420,13 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles to images. The stored images of noise are in the collection `noise`."""
+    """Maps styles to images. The stored noise images are in the collection `noise`."""
 
     size: int
     widths: tuple[int, ...]
     channels: int
     style: int
-    blur: Taps2D
+    blur: Filter2D
     eps: float
     bias_before_blur: bool
     shared_noise: bool
@@ -431,13 +442,13 @@ class Synthesis(nn.Module):
         noise: Noise = None,
         lod: Lod = None,
     ) -> tuple[Array, dict[str, Array]]:
-        """Images and taps of styles `[B, layers, style]`."""
+        """Maps styles `[B, layers, style]` to images and taps."""
         del train
         layers = layer_count(self.size)
         if styles.ndim != 3 or styles.shape[1:] != (layers, self.style):
             raise ValueError(f"styles [B, {layers}, {self.style}] are needed, not {styles.shape}")
         fades = _fades(self.lod if lod is None else lod, self.size)
-        noises = self._noises(noise, styles.shape[0])
+        noises = self._layer_noises(noise, styles.shape[0])
         taps: dict[str, Array] = {}
         x = image = None
         for number, (features, fade) in enumerate(zip(self.widths, fades, strict=True)):
@@ -451,55 +462,57 @@ class Synthesis(nn.Module):
                 self.dtype,
                 name=f"b{side}",
             )
-            own = slice(2 * number, 2 * number + 2)
-            x, finer = block(x, styles[:, own], noises[own])
+            layer_pair = slice(2 * number, 2 * number + 2)
+            x, finer = block(x, styles[:, layer_pair], noises[layer_pair])
             image = finer if image is None else _blend(finer, ops.upsample2d(image, BOX), fade)
             taps[f"{side}x{side}"] = x
         assert image is not None  # there is a block for 4x4
         return image, taps
 
-    def _noises(self, given: Noise, batch: int) -> list[Array | None]:
-        """What each layer adds: `[B or 1, H, W, 1]` or None."""
+    def _layer_noises(self, noise: Noise, batch: int) -> list[Array | None]:
+        """The noise of each layer, `[B or 1, H, W, 1]` or None."""
         sides = [SMALLEST << index // 2 for index in range(layer_count(self.size))]
         key = self.make_rng("params") if self.is_initializing() else None
         constants = [
-            self.variable("noise", f"noise{index}", self._drawn, key, index, (side, side))
+            self.variable("noise", f"noise{index}", self._draw_noise, key, index, (side, side))
             for index, side in enumerate(sides)
         ]
-        if given is None:
-            given = "random" if self.has_rng("params") else "const"
-        if isinstance(given, str):
-            if given not in NOISES:
-                raise ValueError(f"noise={given!r} is none of {', '.join(map(repr, NOISES))}")
-            if given == "none":
+        if noise is None:
+            noise = "random" if self.has_rng("params") else "const"
+        if isinstance(noise, str):
+            if noise not in NOISES:
+                raise ValueError(f"noise={noise!r} is not one of {', '.join(map(repr, NOISES))}")
+            if noise == "none":
                 return [None] * len(sides)
-            if given == "const":
+            if noise == "const":
                 return [constant.value[None, :, :, None] for constant in constants]
             if not self.has_rng("params"):
                 raise ValueError("noise='random' needs a key: rngs=jax.random.key(...)")
             key = self.make_rng("noise")
             return [
-                self._drawn(key, index, (batch, side, side, 1)) for index, side in enumerate(sides)
+                self._draw_noise(key, index, (batch, side, side, 1))
+                for index, side in enumerate(sides)
             ]
-        if len(given) != len(sides):
-            raise ValueError(f"{len(sides)} images of noise are needed, not {len(given)}")
-        for index, (image, side) in enumerate(zip(given, sides, strict=True)):
+        if len(noise) != len(sides):
+            raise ValueError(f"{len(sides)} images of noise are needed, not {len(noise)}")
+        for index, (image, side) in enumerate(zip(noise, sides, strict=True)):
             fitting = [(count, side, side, 1) for count in (batch, 1)]
             if image.shape not in fitting:
                 raise ValueError(
                     f"noise {index} has shape {image.shape}, not {fitting[0]} or {fitting[1]}"
                 )
-        return list(given)
+        return list(noise)
 
-    def _drawn(self, key: Array, layer: int, shape: tuple[int, ...]) -> Array:
+    def _draw_noise(self, key: Array, layer: int, shape: tuple[int, ...]) -> Array:
         index = layer // 2 if self.shared_noise else layer
         return jax.random.normal(jax.random.fold_in(key, index), shape)
 
 
 class Mapping(nn.Module):
-    """Latents, and a condition if there is one, to styles.
+    """Maps latents, and optionally a condition, to styles.
 
-    `style.Mapping`, but the embedded condition is joined to the latents before both are normalised.
+    It differs from `style.Mapping` in that the embedded condition is concatenated to the latents
+    before the normalisation.
     """
 
     latent: int
@@ -526,7 +539,7 @@ class Mapping(nn.Module):
             self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape)
 
     def __call__(self, latents: Array, labels: Array | None = None, **options: Any) -> Array:
-        """The styles `[B, layers, style]`; options are those of `style.Mapping`."""
+        """Returns styles `[B, layers, style]`; options are those of `style.Mapping`."""
         if latents.ndim != 2 or latents.shape[1] != self.latent:
             raise ValueError(f"latents [B, {self.latent}] are needed, not {latents.shape}")
         if self.classes:
@@ -547,7 +560,7 @@ class Generator(nn.Module):
     style: int
     depth: int
     hidden: int | None
-    blur: Taps2D
+    blur: Filter2D
     eps: float
     bias_before_blur: bool
     shared_noise: bool
@@ -594,17 +607,17 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """At one side: features of an image, and two convolutions, the second of which halves it."""
+    """The layers at one side: `fromrgb` of an image, and two convolutions; the second halves it."""
 
     features: int
     inner: int
-    entering: int
-    blur: Taps2D
+    in_features: int
+    blur: Filter2D
     activate_fromrgb: bool
     dtype: Any
 
     def setup(self) -> None:
-        self.fromrgb = _fromrgb(self.entering, self.activate_fromrgb, self.dtype)
+        self.fromrgb = _fromrgb(self.in_features, self.activate_fromrgb, self.dtype)
         self.conv0 = Convolution(self.inner, dtype=self.dtype)
         self.conv1 = Convolution(self.features, down=True, dtype=self.dtype)
 
@@ -616,11 +629,11 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Epilogue(nn.Module):
-    """At 4x4: features of an image, and from features to scores."""
+    """The layers at 4x4: `fromrgb` of an image, and from features to scores."""
 
     features: int
     inner: int
-    entering: int
+    in_features: int
     classes: int
     activate_fromrgb: bool
     stddev_group: int | None
@@ -628,7 +641,7 @@ class Epilogue(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        self.fromrgb = _fromrgb(self.entering, self.activate_fromrgb, self.dtype)
+        self.fromrgb = _fromrgb(self.in_features, self.activate_fromrgb, self.dtype)
         self.conv = Convolution(self.inner, dtype=self.dtype)
         self.fc = style.Dense(self.features, LRELU)
         self.out = style.Dense(self.classes or 1)
@@ -655,7 +668,7 @@ class Discriminator(nn.Module):
     features: int
     channels: int
     classes: int
-    blur: Taps2D
+    blur: Filter2D
     activate_fromrgb: bool
     stddev_group: int | None
     stddev_channels: int
@@ -722,15 +735,15 @@ def _fromrgb(features: int, activated: bool, dtype: Any) -> Convolution:
     return Convolution(features, 1, activation=LRELU if activated else LINEAR, dtype=dtype)
 
 
-def _equalized(weight: Array, gain: float) -> Array:
+def _equalize(weight: Array, gain: float) -> Array:
     return weight * (gain / math.sqrt(math.prod(weight.shape[:-1])))
 
 
 def _spread(kernel: Array) -> Array:
-    """A kernel `[k + 1, k + 1, ...]` that acts as `[k, k, ...]` does on 2x2 pixels at once.
+    """Sums a kernel `[k, k, ...]` over the four shifts of 2x2 pixels, to `[k + 1, k + 1, ...]`.
 
-    Upsampling to the nearest neighbour and a convolution, or a convolution and the sum over 2x2
-    pixels, are one convolution of this kernel with a stride of 2. The programs call it fused.
+    Nearest-neighbour upsampling followed by a convolution, or a convolution followed by a sum over
+    2x2 pixels, is one convolution with this kernel and a stride of 2 ("fused" in the programs).
     """
     for axis in (0, 1):
         before, after = [(0, 0)] * 4, [(0, 0)] * 4
@@ -740,9 +753,9 @@ def _spread(kernel: Array) -> Array:
 
 
 def _fades(lod: float | Array, size: int) -> list[float | Array]:
-    """For each side from 4 up: how much of it gives way to the side before, in [0, 1].
+    """For each side from 4 up, the weight of the coarser side in the blend, in [0, 1].
 
-    Numbers where `lod` is one: what has no part in the output is then not computed, under jit.
+    Python numbers if `lod` is one, so that jit can drop layers that do not affect the output.
     """
     _check_lod(lod, size)
     levels = reversed(range(size.bit_length() - 2))
@@ -759,19 +772,19 @@ def _blend(fine: Array, coarse: Array, fade: float | Array) -> Array:
 
 def _check_lod(lod: float | Array, size: int) -> None:
     style.check_size(size, SMALLEST)
-    most = size.bit_length() - 3
+    maximum = size.bit_length() - 3
     if isinstance(lod, int | float):
-        if not 0 <= lod <= most:
-            raise ValueError(f"lod={lod} is not from 0 ({size}x{size}) to {most} (4x4)")
+        if not 0 <= lod <= maximum:
+            raise ValueError(f"lod={lod} is not from 0 ({size}x{size}) to {maximum} (4x4)")
     elif jnp.ndim(lod):
-        raise ValueError(f"lod is one number, not an array {jnp.shape(lod)}")
+        raise ValueError(f"lod must be a scalar, not an array of shape {jnp.shape(lod)}")
 
 
 def _sides_of(parts: ReadOnly[str, Any]) -> list[int]:
     return sorted(int(name[1:]) for name in parts)
 
 
-def _static(taps: Filter) -> Taps2D:
-    """A filter that can be compared, as a module's field has to be."""
-    array = ops.resampling_filter(taps, separable=False)
+def _hashable_filter(blur: Filter) -> Filter2D:
+    """The 2-D filter as tuples: fields of a module must be hashable."""
+    array = ops.resampling_filter(blur, separable=False)
     return tuple(tuple(row) for row in array.tolist())

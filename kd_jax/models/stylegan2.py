@@ -1,13 +1,13 @@
-"""StyleGAN2 (Karras et al. 2020), with the conditions of StyleGAN2-ADA, from 4x4 up.
+"""StyleGAN2 (Karras et al. 2020) with the conditioning of StyleGAN2-ADA, from 4x4 up.
 
-The generator is a style network: `mapping` makes a style of the latent, `synthesis` an image of one
-style for each layer. Its convolutions are scaled by the styles and demodulated. `architecture` is
-one of the paper's figure 7: with skip connections between images ("skip"), residual blocks
+The generator is a style network: `mapping` maps a latent to a style, and `synthesis` maps one style
+per layer to an image. Its convolutions are modulated by the styles and demodulated. `architecture`
+is one of the paper's figure 7: with skip connections between images ("skip"), residual blocks
 ("resnet"), or neither ("orig"). `channel_base` and `channel_max` are the compression knobs: a layer
-at a side of r has `min(channel_base / r, channel_max)` channels.
+at side r has `min(channel_base / r, channel_max)` channels.
 
-Images are `[B, size, size, channels]`, of no fixed range, data in [-1, 1]; latents `[B, latent]`;
-labels int `[B]`, or a float condition `[B, classes]`.
+Images are `[B, size, size, channels]`, unbounded, data in [-1, 1]; latents `[B, latent]`; labels
+int `[B]`, or a float condition `[B, classes]`.
 """
 
 import math
@@ -20,21 +20,21 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, Reads, Repeat, Scales, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
 from kd_jax.models import style
 from kd_jax.models.style import side_widths
 from kd_jax.network import Network, from_linen
 from kd_jax.ops.resample import Filter
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
 Architecture = Literal["skip", "resnet", "orig"]
 ARCHITECTURES = ("skip", "resnet", "orig")
 Noise = str | Sequence[Array] | None
-Taps2D = tuple[tuple[float, ...], ...]
+Filter2D = tuple[tuple[float, ...], ...]
 
 SMALLEST = 4
-RESIDUAL = math.sqrt(0.5)  # keeps the variance of a sum of two
+RESIDUAL = math.sqrt(0.5)  # preserves the variance in a sum of two terms
 
 
 def gan(
@@ -48,7 +48,7 @@ def gan(
     style_mixing: float = 0.0,
     conv_clamp: float | None = None,
     dtype: Any = jnp.float32,
-) -> Pair:
+) -> PerNetwork:
     """A skip generator and a residual discriminator, the paper's configuration F.
 
     Args and errors are those of `generator` and `discriminator`.
@@ -61,7 +61,7 @@ def gan(
         "conv_clamp": conv_clamp,
         "dtype": dtype,
     }
-    return Pair(
+    return PerNetwork(
         generator(size, latent=latent, style=latent, style_mixing=style_mixing, **shared),
         discriminator(size, **shared),
     )
@@ -89,31 +89,31 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`, a style network.
 
-    Options of `apply` by keyword: `truncation` and `truncation_cutoff` (also of `mapping`), and
-    `noise` (also of `synthesis`): "random", "const" (the stored images of noise), "none", or a
-    sequence of `[B or 1, H, W, 1]`, one for each convolution; by default random where `rngs` is
-    given and constant otherwise. Taps: `styles` `[B, layers, style]`; `4x4`, `8x8`, ..., each
-    block's features; `image/4x4`, ... of a skip generator, the images up to there.
+    Options of `apply`, by keyword: `truncation` and `truncation_cutoff` (also of `mapping`), and
+    `noise` (also of `synthesis`): "random", "const" (the stored noise images), "none", or a
+    sequence of `[B or 1, H, W, 1]`, one per convolution; the default is random with `rngs` and
+    constant without. Taps: `styles` `[B, layers, style]`; `4x4`, `8x8`, ..., each block's
+    features; and, of a skip generator, `image/4x4`, ..., the sum of the images up to that side.
 
     Args:
       size: the image's side, a power of two from 4 to 1024.
       channels: the image's channels.
-      classes: the number of classes, or the condition's length; 0 for an unconditional network.
+      classes: number of classes, or the condition's length; 0 for an unconditional network.
       latent: the latent's length.
-      style: the style's.
+      style: the style's length.
       channel_base: channels times the side.
-      channel_max: no layer has more.
-      widths: channels at each side instead, `{4: 512, ...}`.
+      channel_max: upper bound on the channels of each layer.
+      widths: channels at each side, `{4: 512, ...}`, instead of these two.
       architecture: "skip", "resnet" or "orig".
       mapping: further fields of `kd_jax.models.style.Mapping` (`depth`, `lr_multiplier`, ...).
-      resample_filter: of the up- and downsampling; normalised.
+      resample_filter: the filter of up- and downsampling; it is normalised.
       activation: a name in `kd_jax.ops.ACTIVATIONS`.
       noise: whether the layers have noise inputs.
       conv_clamp: the largest magnitude of a layer's output, for half precision.
-      fused: whether each example has its own scaled kernels, rather than scaled images.
+      fused: whether the kernels are modulated for each example, rather than the features.
       style_mixing: in training with a key, the probability that an image's later layers get the
-        style of another latent. Leave it at 0 where a teacher has to see the same latents.
-      dtype: what the synthesis is computed in; parameters are float32 always, images too.
+        style of another latent. Leave it at 0 if a teacher must see the same latents.
+      dtype: the computation dtype of the synthesis; parameters and images are always float32.
 
     Raises:
       ValueError: the size, the architecture or the activation is unknown, or a side has no width.
@@ -126,9 +126,9 @@ def generator(
         latent=latent,
         classes=classes,
         style=style,
-        mapping_options=_frozen(mapping),
+        mapping_options=_freeze(mapping),
         architecture=architecture,
-        taps=_static(resample_filter),
+        taps=_hashable_filter(resample_filter),
         activation=activation,
         noise=noise,
         conv_clamp=conv_clamp,
@@ -157,26 +157,27 @@ def discriminator(
     stddev_channels: int = 1,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(images[, labels]) -> scores [B]` (logits). Taps `8x8`, `4x4`, ..., and `features` `[B, C]`.
+    """`(images[, labels]) -> scores [B]` (logits). Taps ..., `8x8`, `4x4`, and `features` `[B, C]`.
 
-    With labels the score is the product of the features with an embedding of the label.
+    With labels the score is the scalar product of the last layer's output and an embedding of the
+    label.
 
     Args:
       size: the image's side, a power of two from 8 to 1024.
       channels: the image's channels.
-      classes: the number of classes, or the condition's length; 0 for an unconditional network.
+      classes: number of classes, or the condition's length; 0 for an unconditional network.
       channel_base: channels times the side.
-      channel_max: no layer has more.
-      widths: channels at each side instead, `{4: 512, ...}`.
+      channel_max: upper bound on the channels of each layer.
+      widths: channels at each side, `{4: 512, ...}`, instead of these two.
       architecture: "skip", "resnet" or "orig".
-      condition: the embedded label's length; the channels at 4x4 by default.
-      mapping: further fields of the label's `kd_jax.models.style.Mapping`.
-      resample_filter: of the downsampling; normalised.
+      condition: length of the label's embedding; the channels at 4x4 by default.
+      mapping: further fields of `kd_jax.models.style.Mapping` for the label.
+      resample_filter: the filter of the downsampling; it is normalised.
       activation: a name in `kd_jax.ops.ACTIVATIONS`.
       conv_clamp: the largest magnitude of a layer's output, for half precision.
-      stddev_group: examples in a group of the minibatch's standard deviation; None for all.
-      stddev_channels: how many values it adds; 0 for none.
-      dtype: what is computed in, but for the last layers; parameters are float32, scores too.
+      stddev_group: group size of the minibatch standard deviation; None for the whole batch.
+      stddev_channels: channels it adds; 0 for none.
+      dtype: the computation dtype, except of the last layers; parameters and scores are float32.
 
     Raises:
       ValueError: the size, the architecture or the activation is unknown, or a side has no width.
@@ -191,8 +192,8 @@ def discriminator(
         classes=classes,
         architecture=architecture,
         condition=condition,
-        mapping_options=_frozen(mapping),
-        taps=_static(resample_filter),
+        mapping_options=_freeze(mapping),
+        taps=_hashable_filter(resample_filter),
         activation=activation,
         conv_clamp=conv_clamp,
         stddev_group=stddev_group,
@@ -203,21 +204,22 @@ def discriminator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are `const`, and of each side `8x8/conv0` and `8x8` (named like the tap). The mapping
-    stays whole. An affine layer's bias scales a channel as a norm's would.
+    The groups are `const` and, for each side, e.g. `8x8/conv0` and `8x8` (named like the tap). The
+    mapping network is not pruned. An affine layer's bias scales a channel as a norm's scale does.
 
     Args:
-      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a generator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
     synthesis = variables["params"].get("synthesis")
     if synthesis is None or "b4" not in synthesis:
         raise ValueError(
-            f"these are no StyleGAN2 generator's variables; they have {sorted(variables['params'])}"
+            "the variables are not those of a StyleGAN2 generator: their parameters are "
+            f"{sorted(variables['params'])}"
         )
     axes: dict[str, tuple[Axis, ...]] = {"params/synthesis/b4/const": (None, None, "const")}
     for path, leaf in tensors(variables).items():
@@ -231,10 +233,10 @@ def generator_axes(variables: Variables) -> Axes:
             if name not in block:
                 continue
             layer = f"params/synthesis/b{side}/{name}"
-            axes[f"{layer}/weight"] = (None, None, Reads(reads, equalized=True), writes)
+            axes[f"{layer}/weight"] = (None, None, InputAxis(reads, equalized=True), writes)
             axes[f"{layer}/bias"] = (writes,)
             axes[f"{layer}/affine/weight"] = (None, reads)
-            axes[f"{layer}/affine/bias"] = (Scales(reads),)
+            axes[f"{layer}/affine/bias"] = (NormScale(reads),)
             if "noise_strength" in block[name]:
                 axes[f"{layer}/noise_strength"] = ()
             reads = writes or reads
@@ -242,7 +244,7 @@ def generator_axes(variables: Variables) -> Axes:
             axes[f"params/synthesis/b{side}/skip/weight"] = (
                 None,
                 None,
-                Reads(before, equalized=True),
+                InputAxis(before, equalized=True),
                 group,
             )
         before = group
@@ -251,21 +253,22 @@ def generator_axes(variables: Variables) -> Axes:
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
-    The groups are of each side `8x8/in`, what a block reads, and `8x8/conv0`; then `conv` and
-    `features` of the last block. The label's mapping stays whole.
+    Each side has two groups, e.g. `8x8/in`, the block's input, and `8x8/conv0`; the last block has
+    `conv` and `features`. The label's mapping network is not pruned.
 
     Args:
-      variables: of any `discriminator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a discriminator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `discriminator`, or include connectors.
     """
     params = variables["params"]
     if "b4" not in params or "fc" not in params["b4"]:
         raise ValueError(
-            f"these are no StyleGAN2 discriminator's variables; they have {sorted(params)}"
+            "the variables are not those of a StyleGAN2 discriminator: their parameters are "
+            f"{sorted(params)}"
         )
     axes: dict[str, tuple[Axis, ...]] = {}
     for path, leaf in tensors(variables).items():
@@ -280,23 +283,23 @@ def discriminator_axes(variables: Variables) -> Axes:
         if side == SMALLEST:
             extra = block["conv"]["weight"].shape[2] - _width_before(params)
             reads: Axis = (group, extra) if extra else group
-            axes[f"{layer}/conv/weight"] = (None, None, Reads(reads, equalized=True), "conv")
+            axes[f"{layer}/conv/weight"] = (None, None, InputAxis(reads, equalized=True), "conv")
             axes[f"{layer}/conv/bias"] = ("conv",)
             axes[f"{layer}/fc/weight"] = (
-                Reads(Repeat("conv", SMALLEST**2), equalized=True),
+                InputAxis(Repeat("conv", SMALLEST**2), equalized=True),
                 "features",
             )
             axes[f"{layer}/fc/bias"] = ("features",)
-            axes[f"{layer}/out/weight"] = (Reads("features", equalized=True), None)
+            axes[f"{layer}/out/weight"] = (InputAxis("features", equalized=True), None)
             axes[f"{layer}/out/bias"] = (None,)
             continue
         inner = f"{side}x{side}/conv0"
-        axes[f"{layer}/conv0/weight"] = (None, None, Reads(group, equalized=True), inner)
+        axes[f"{layer}/conv0/weight"] = (None, None, InputAxis(group, equalized=True), inner)
         axes[f"{layer}/conv0/bias"] = (inner,)
-        axes[f"{layer}/conv1/weight"] = (None, None, Reads(inner, equalized=True), after)
+        axes[f"{layer}/conv1/weight"] = (None, None, InputAxis(inner, equalized=True), after)
         axes[f"{layer}/conv1/bias"] = (after,)
         if "skip" in block:
-            axes[f"{layer}/skip/weight"] = (None, None, Reads(group, equalized=True), after)
+            axes[f"{layer}/skip/weight"] = (None, None, InputAxis(group, equalized=True), after)
     group_widths(variables, axes)
     return axes
 
@@ -306,16 +309,16 @@ def _sides_of(blocks: ReadOnly[str, Any]) -> list[int]:
 
 
 def _width_before(params: ReadOnly[str, Any]) -> int:
-    """The channels that the block before the last one writes."""
+    """The output channels of the second to last block."""
     return params[f"b{2 * SMALLEST}"]["conv1"]["weight"].shape[-1]
 
 
 class Convolution(nn.Module):
-    """An equalized convolution that resamples, with bias, activation and clamp."""
+    """An equalized convolution with resampling, bias, activation and clamp."""
 
     features: int
     kernel: int
-    taps: Taps2D
+    resample_filter: Filter2D
     activation: str = "linear"
     use_bias: bool = True
     up: int = 1
@@ -334,12 +337,12 @@ class Convolution(nn.Module):
         x = ops.conv_resample(
             x.astype(self.dtype),
             weight.astype(self.dtype),
-            self.taps,
+            self.resample_filter,
             up=self.up,
             down=self.down,
             padding=self.kernel // 2,
         )
-        return _activated(x, bias, self.activation, gain, self.conv_clamp)
+        return _bias_act(x, bias, self.activation, gain, self.conv_clamp)
 
 
 class SynthesisLayer(nn.Module):
@@ -347,7 +350,7 @@ class SynthesisLayer(nn.Module):
 
     features: int
     side: int
-    taps: Taps2D
+    resample_filter: Filter2D
     up: int
     activation: str
     noise: bool
@@ -364,34 +367,34 @@ class SynthesisLayer(nn.Module):
             x.astype(self.dtype),
             weight,
             styles,
-            self.taps if self.up > 1 else None,
+            self.resample_filter if self.up > 1 else None,
             up=self.up,
             padding=1,
             fused=self.fused,
         )
         if self.noise:
             strength = self.param("noise_strength", nn.initializers.zeros, ())
-            constant = self.variable("noise", "noise_const", self._drawn)
-            values = self._noise(noise, constant.value, x)
+            constant = self.variable("noise", "noise_const", self._draw_noise)
+            values = self._noise_values(noise, constant.value, x)
             if values is not None:
                 x = x + (values * strength).astype(x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return _activated(x, bias, self.activation, gain, self.conv_clamp)
+        return _bias_act(x, bias, self.activation, gain, self.conv_clamp)
 
-    def _drawn(self) -> Array:
+    def _draw_noise(self) -> Array:
         return jax.random.normal(self.make_rng("params"), (self.side, self.side))
 
-    def _noise(self, given: Any, constant: Array, x: Array) -> Array | None:
-        if not isinstance(given, str):
-            if jnp.ndim(given) != 4 or given.shape[1:] != (*x.shape[1:3], 1):
+    def _noise_values(self, noise: Any, constant: Array, x: Array) -> Array | None:
+        if not isinstance(noise, str):
+            if jnp.ndim(noise) != 4 or noise.shape[1:] != (*x.shape[1:3], 1):
                 raise ValueError(
-                    f"noise of shape {jnp.shape(given)} does not fit a layer that needs "
+                    f"noise of shape {jnp.shape(noise)} does not fit a layer that needs "
                     f"[B or 1, {x.shape[1]}, {x.shape[2]}, 1]"
                 )
-            return given
-        if given == "random":
+            return noise
+        if noise == "random":
             return jax.random.normal(self.make_rng("noise"), (*x.shape[:3], 1))
-        return constant[None, :, :, None] if given == "const" else None
+        return constant[None, :, :, None] if noise == "const" else None
 
 
 class ToRGB(nn.Module):
@@ -415,14 +418,14 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """The layers at one side."""
+    """The layers of the generator at one side."""
 
     side: int
     features: int
     channels: int
     last: bool
     architecture: Architecture
-    taps: Taps2D
+    resample_filter: Filter2D
     activation: str
     noise: bool
     conv_clamp: float | None
@@ -437,7 +440,7 @@ class SynthesisBlock(nn.Module):
             return SynthesisLayer(
                 self.features,
                 self.side,
-                self.taps,
+                self.resample_filter,
                 up,
                 self.activation,
                 self.noise,
@@ -454,7 +457,13 @@ class SynthesisBlock(nn.Module):
             x = layer("conv1")(x, styles[0], noises[0])
         elif self.architecture == "resnet":
             skip = Convolution(
-                self.features, 1, self.taps, use_bias=False, up=2, dtype=self.dtype, name="skip"
+                self.features,
+                1,
+                self.resample_filter,
+                use_bias=False,
+                up=2,
+                dtype=self.dtype,
+                name="skip",
             )
             y = skip(x, gain=RESIDUAL)
             x = layer("conv0", up=2)(x, styles[0], noises[0])
@@ -463,7 +472,7 @@ class SynthesisBlock(nn.Module):
             x = layer("conv0", up=2)(x, styles[0], noises[0])
             x = layer("conv1")(x, styles[1], noises[1])
         if image is not None:
-            image = ops.upsample2d(image, self.taps)
+            image = ops.upsample2d(image, self.resample_filter)
         if self.last or self.architecture == "skip":
             torgb = ToRGB(self.channels, self.conv_clamp, self.fused, self.dtype, name="torgb")
             y = torgb(x, styles[-1])
@@ -472,14 +481,14 @@ class SynthesisBlock(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles to images."""
+    """Maps styles to images."""
 
     size: int
     widths: tuple[int, ...]
     channels: int
     style: int
     architecture: Architecture
-    taps: Taps2D
+    resample_filter: Filter2D
     activation: str
     noise: bool
     conv_clamp: float | None
@@ -490,7 +499,7 @@ class Synthesis(nn.Module):
     def __call__(
         self, styles: Array, *, train: bool = False, noise: Noise = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Images and taps of styles `[B, layers, style]`."""
+        """Maps styles `[B, layers, style]` to images and taps."""
         del train
         expected = (layer_count(self.size), self.style)
         if styles.ndim != 3 or styles.shape[1:] != expected:
@@ -504,7 +513,7 @@ class Synthesis(nn.Module):
             if noise == "random" and not self.has_rng("params"):
                 raise ValueError("noise='random' needs a key: rngs=jax.random.key(...)")
             if noise not in ("random", "const", "none"):
-                raise ValueError(f"noise={noise!r} is none of 'random', 'const', 'none'")
+                raise ValueError(f"noise={noise!r} is not one of 'random', 'const', 'none'")
             noises: list[Any] = [noise] * convolutions
         elif len(noise) != convolutions:
             raise ValueError(f"{convolutions} images of noise are needed, not {len(noise)}")
@@ -522,7 +531,7 @@ class Synthesis(nn.Module):
                 self.channels,
                 side == self.size,
                 self.architecture,
-                self.taps,
+                self.resample_filter,
                 self.activation,
                 self.noise,
                 self.conv_clamp,
@@ -530,13 +539,14 @@ class Synthesis(nn.Module):
                 self.dtype,
                 name=f"b{side}",
             )
-            own = [styles[:, i] for i in range(index, index + count + 1)]  # the last is the image's
-            x, image = block(x, image, own, noises[index : index + count])
+            # A style for each convolution, and the next one for the image.
+            block_styles = [styles[:, i] for i in range(index, index + count + 1)]
+            x, image = block(x, image, block_styles, noises[index : index + count])
             taps[f"{side}x{side}"] = x
             if image is not None:
                 taps[f"image/{side}x{side}"] = image
             index += count
-        assert image is not None  # the last block makes one
+        assert image is not None  # the last block creates it
         return image, taps
 
 
@@ -551,7 +561,7 @@ class Generator(nn.Module):
     style: int
     mapping_options: tuple[tuple[str, Any], ...]
     architecture: Architecture
-    taps: Taps2D
+    taps: Filter2D  # the resampling filter; checkpoints store it under this name
     activation: str
     noise: bool
     conv_clamp: float | None
@@ -603,7 +613,7 @@ class DiscriminatorBlock(nn.Module):
     inner: int
     first: bool
     architecture: Architecture
-    taps: Taps2D
+    resample_filter: Filter2D
     activation: str
     conv_clamp: float | None
     dtype: Any
@@ -612,14 +622,16 @@ class DiscriminatorBlock(nn.Module):
     def __call__(self, x: Array | None, image: Array) -> tuple[Array, Array]:
         def layer(name: str, features: int, kernel: int, **options: Any) -> Convolution:
             options = {"activation": self.activation, "conv_clamp": self.conv_clamp} | options
-            return Convolution(features, kernel, self.taps, dtype=self.dtype, name=name, **options)
+            return Convolution(
+                features, kernel, self.resample_filter, dtype=self.dtype, name=name, **options
+            )
 
         if self.first or self.architecture == "skip":
             y = layer("fromrgb", self.inner, 1)(image)
             x = y if x is None else x + y
         if self.architecture == "skip":
-            image = ops.downsample2d(image, self.taps)
-        assert x is not None  # the first block has made it of the image
+            image = ops.downsample2d(image, self.resample_filter)
+        assert x is not None  # the first block computes it from the image
         if self.architecture == "resnet":
             plain = {"activation": "linear", "conv_clamp": None, "use_bias": False}
             y = layer("skip", self.features, 1, down=2, **plain)(x, gain=RESIDUAL)
@@ -630,12 +642,12 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Epilogue(nn.Module):
-    """From 4x4 to the score."""
+    """Maps the features at 4x4 to the score."""
 
     features: int
     condition: int
     architecture: Architecture
-    taps: Taps2D
+    resample_filter: Filter2D
     activation: str
     conv_clamp: float | None
     stddev_group: int | None
@@ -646,14 +658,21 @@ class Epilogue(nn.Module):
     def __call__(self, x: Array, image: Array, embedding: Array | None) -> tuple[Array, Array]:
         convolution = {"activation": self.activation, "dtype": self.dtype}
         if self.architecture == "skip":
-            fromrgb = Convolution(self.features, 1, self.taps, name="fromrgb", **convolution)
+            fromrgb = Convolution(
+                self.features, 1, self.resample_filter, name="fromrgb", **convolution
+            )
             x = x + fromrgb(image)
         if self.stddev_channels:
             group = x.shape[0] if self.stddev_group is None else self.stddev_group
             deviation = ops.minibatch_stddev(x, group, self.stddev_channels)
             x = jnp.concatenate([x, deviation], axis=-1)
         conv = Convolution(
-            self.features, 3, self.taps, conv_clamp=self.conv_clamp, name="conv", **convolution
+            self.features,
+            3,
+            self.resample_filter,
+            conv_clamp=self.conv_clamp,
+            name="conv",
+            **convolution,
         )
         x = conv(x).astype(jnp.float32)
         activation = ops.ACTIVATIONS[self.activation]
@@ -674,7 +693,7 @@ class Discriminator(nn.Module):
     architecture: Architecture
     condition: int | None
     mapping_options: tuple[tuple[str, Any], ...]
-    taps: Taps2D
+    taps: Filter2D  # the resampling filter; checkpoints store it under this name
     activation: str
     conv_clamp: float | None
     stddev_group: int | None
@@ -731,11 +750,11 @@ class Discriminator(nn.Module):
 
 
 def layer_count(size: int) -> int:
-    """How many styles a generator of this size reads."""
+    """The number of styles that a generator of this size reads."""
     return 2 * (size.bit_length() - 1) - 2
 
 
-def _activated(
+def _bias_act(
     x: Array, bias: Array | None, activation: str, gain: float, clamp: float | None
 ) -> Array:
     act = ops.ACTIVATIONS[activation]
@@ -750,15 +769,16 @@ def _check(size: int, architecture: str, activation: str) -> None:
         ("activation", activation, tuple(ops.ACTIVATIONS)),
     ):
         if value not in known:
-            raise ValueError(f"{name}={value!r} is none of {', '.join(known)}")
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
 
 
-def _static(taps: Filter) -> Taps2D:
-    array = ops.resampling_filter(taps)
+def _hashable_filter(resample_filter: Filter) -> Filter2D:
+    """The filter as tuples: fields of a module must be hashable."""
+    array = ops.resampling_filter(resample_filter)
     if array.ndim == 1:
         return tuple(array.tolist())
     return tuple(tuple(row) for row in array.tolist())
 
 
-def _frozen(options: ReadOnly[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+def _freeze(options: ReadOnly[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((options or {}).items()))

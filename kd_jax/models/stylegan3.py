@@ -1,13 +1,14 @@
-"""StyleGAN3's generators, T and R (Karras et al. 2021): images that move with their content.
+"""The generators of StyleGAN3, T and R (Karras et al. 2021): alias-free and equivariant.
 
-Features stand for continuous signals: each layer's are band limited, sampled at a rate above twice
-their band, and wider than the image by a margin. A layer convolves, raises the rate, activates and
-filters back; the layers' bands widen geometrically from a few waves to all that the image can hold.
-The first features are waves of random frequencies, turned and moved by the style. T is equivariant
-to translation; R, with 1x1 kernels and radially symmetric filters, to rotation as well.
+Features represent continuous signals: each layer's features are band-limited, sampled at more than
+twice their bandwidth, and extend beyond the image by a margin. A layer convolves, upsamples,
+activates and filters down; bandwidths grow geometrically from a few waves to all that the image can
+represent. The first features are waves of random frequencies, rotated and translated by the style.
+T is equivariant to translation; R, with 1x1 kernels and radially symmetric filters, also to
+rotation.
 
 The generator trains against StyleGAN2's discriminator. Images are `[B, size, size, channels]`,
-about in [-1, 1]; latents `[B, latent]`; labels int `[B]`, or conditions `[B, classes]`.
+roughly in [-1, 1]; latents `[B, latent]`; labels int `[B]`, or conditions `[B, classes]`.
 """
 
 import math
@@ -21,14 +22,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.channels import Axes, Axis, Reads, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, group_widths, tensors
 from kd_jax.models.style import AVERAGES, Dense, Mapping
 from kd_jax.network import Network, from_linen
 from kd_jax.ops import filtered_lrelu, modulated_conv
 from kd_jax.types import Array, Variables
 
 CONSTANTS = "constants"
-"""The collection of what is drawn once and never trained: the waves' frequencies and phases."""
+"""The collection of values that are drawn once and not trained: frequencies and phases."""
 
 CONFIG_R = {
     "conv_kernel": 1,
@@ -36,7 +37,7 @@ CONFIG_R = {
     "channel_base": 65536,
     "channel_max": 1024,
 }
-"""Keyword arguments of `generator` for StyleGAN3-R; without any it is StyleGAN3-T."""
+"""Keyword arguments of `generator` for StyleGAN3-R; the defaults are StyleGAN3-T."""
 
 
 def generator(
@@ -67,45 +68,47 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`, a style network.
 
-    Its taps are `fourier`, the waves; `input`, their mixture; and `L0`, `L1`, ..., the layers, but
-    for the last one, which makes the image. There are `num_layers + 2` styles. With `train`,
-    `w_avg` and the layers' magnitudes follow the batch. Options of `apply`:
+    Taps are `fourier`, the waves; `input`, a linear mixture of them; and `L0`, `L1`, ..., the
+    features of all layers except the last, which outputs the image. There are `num_layers + 2`
+    styles. With `train`, `w_avg` and the layers' magnitudes are updated from the batch. Options of
+    `apply`:
 
-    * truncation, truncation_cutoff: as in `style.truncate`; of `mapping` too.
-    * transform: `[3, 3]` or `[B, 3, 3]`: where a point (x, y, 1) of the image is looked up, before
-      the style turns and moves it; the image's width and height are 1, its center is 0 and y points
-      down. The stored one by default, at first the identity. Of `synthesis` too.
+    * truncation, truncation_cutoff: as in `style.truncate`; also of `mapping`.
+    * transform: `[3, 3]` or `[B, 3, 3]`: maps a point (x, y, 1) of the image to the input
+      coordinates, before the style's rotation and translation. The image has width and height 1
+      and center 0, and y points down. The default is the stored transform, initially the identity.
+      Also of `synthesis`.
 
     Args:
-      size: the image's side. Any, though made for powers of two.
+      size: the image's side; not necessarily a power of two, though designed for these.
       latent: the latent's length.
       style: the style's length.
       channels: the image's channels.
       classes: the condition's length; 0 for an unconditional generator.
-      channel_base: a layer of cutoff f has `channel_base / (2 f)` channels,
-      channel_max: and no more than this.
-      widths: instead of these two, the channels of each layer but the last; the input has as many
-        as the first layer.
+      channel_base: a layer of cutoff f has `channel_base / (2 f)` channels.
+      channel_max: upper bound on the channels of each layer.
+      widths: channels of each layer except the last, instead of these two; the input has as many as
+        the first layer.
       num_layers: layers before the last one.
-      num_critical: how many of the last of them keep the whole band, up to the image's Nyquist
-        frequency, with the small stopband attenuation that leaves.
-      first_cutoff: of the first layer, in waves across the image.
-      first_stopband: where its filter should have ended.
-      last_stopband_rel: the last one's, relative to its cutoff.
-      margin_size: features on each side beyond the image.
-      filter_size: taps for each factor of resampling.
-      lrelu_upsampling: how much higher than a layer's rates it is activated.
-      use_radial_filters: whether to downsample with radially symmetric filters, where not critical.
+      num_critical: number of critical layers, the last of these: their band extends to the image's
+        Nyquist frequency, at the cost of a low stopband attenuation.
+      first_cutoff: cutoff of the first layer, in waves across the image.
+      first_stopband: stopband of the first layer.
+      last_stopband_rel: stopband of the last layer, relative to its cutoff.
+      margin_size: samples on each side beyond the image.
+      filter_size: filter length per factor of resampling.
+      lrelu_upsampling: upsampling factor of the activation, relative to the layer's rates.
+      use_radial_filters: whether non-critical layers downsample with radially symmetric filters.
       conv_kernel: the kernels' side.
       conv_clamp: the largest magnitude of an activation; None for no limit.
-      output_scale: of the image.
-      magnitude_ema_beta: the decay of the mean squares by which layers normalise their input.
-        Published models have 0.5^(batch size / 20000).
+      output_scale: factor of the image.
+      magnitude_ema_beta: the decay of the mean squares by which layers normalise their input;
+        0.5^(batch size / 20000) in published models.
       mapping: further fields of `kd_jax.models.style.Mapping`; its depth is 2 by default.
-      dtype: what the layers compute in; parameters are float32 always, waves and images too.
+      dtype: the computation dtype of the layers; parameters, waves and images are always float32.
 
     Raises:
-      ValueError: a number is out of its range, or there are more or fewer widths than layers.
+      ValueError: a number is out of range, or the number of widths differs from that of the layers.
     """
     design = Design(
         size,
@@ -124,15 +127,15 @@ def generator(
     counts = design.widths(channel_base, channel_max) if widths is None else tuple(widths)
     if len(counts) != num_layers:
         raise ValueError(f"{num_layers} layers have {num_layers} widths, not {len(counts)}")
-    for name, value, least in (
+    for name, value, minimum in (
         ("latent", latent, 1),
         ("style", style, 1),
         ("channels", channels, 1),
         ("the smallest width", min(counts), 1),
         ("classes", classes, 0),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, not {value}")
     return from_linen(
         Generator(
             design,
@@ -151,32 +154,35 @@ def generator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are named like the taps; styles and the mapping network are kept whole.
+    The groups are named like the taps; styles and the mapping network are not pruned.
 
     Args:
-      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not those of a generator of this file, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
-    found = tensors(variables)
-    if f"{CONSTANTS}/synthesis/input/frequencies" not in found:
-        raise ValueError("these are not a StyleGAN3 generator's variables: it has no frequencies")
+    leaves = tensors(variables)
+    frequencies = f"{CONSTANTS}/synthesis/input/frequencies"
+    if frequencies not in leaves:
+        raise ValueError(
+            f"the variables are not those of a StyleGAN3 generator: {frequencies} is missing"
+        )
     layers = sum(name.startswith("L") for name in variables["params"]["synthesis"])
     axes: dict[str, tuple[Axis, ...]] = {
-        path: (None,) * leaf.ndim for path, leaf in found.items()
-    }  # the mapping, and what has no channels
-    axes[f"{CONSTANTS}/synthesis/input/frequencies"] = ("fourier", None)
+        path: (None,) * leaf.ndim for path, leaf in leaves.items()
+    }  # for the mapping network and variables without channels
+    axes[frequencies] = ("fourier", None)
     axes[f"{CONSTANTS}/synthesis/input/phases"] = ("fourier",)
-    axes["params/synthesis/input/weight"] = (Reads("fourier", equalized=True), "input")
+    axes["params/synthesis/input/weight"] = (InputAxis("fourier", equalized=True), "input")
     before = "input"
     for index in range(layers):
         name = f"L{index}"
         after = None if index == layers - 1 else name
         path = f"params/synthesis/{name}"
-        axes[f"{path}/weight"] = (None, None, Reads(before, equalized=after is None), after)
+        axes[f"{path}/weight"] = (None, None, InputAxis(before, equalized=after is None), after)
         axes[f"{path}/bias"] = (after,)
         axes[f"{path}/affine/weight"] = (None, before)
         axes[f"{path}/affine/bias"] = (before,)
@@ -186,20 +192,19 @@ def generator_axes(variables: Variables) -> Axes:
 
 
 class Band(NamedTuple):
-    """A layer's features: what they hold and how they are sampled.
+    """The frequency band and the sampling of a layer's features.
 
-    Frequencies are in waves across the image, so that the image's Nyquist frequency is half its
-    side.
+    Frequencies are in waves across the image: the image's Nyquist frequency is half its side.
     """
 
-    cutoff: float  # where the filter's gain is a half
-    half_width: float  # of the filter's transition, around the cutoff
+    cutoff: float  # the frequency at which the filter's gain is 1/2
+    half_width: float  # half the width of the filter's transition band around the cutoff
     rate: int  # samples across the image
-    size: int  # samples with the margins
+    size: int  # samples including the margins
 
 
 class Resampling(NamedTuple):
-    """How a layer activates: the arguments of `ops.filtered_lrelu`."""
+    """The resampling around a layer's activation: arguments of `ops.filtered_lrelu`."""
 
     up: int
     down: int
@@ -209,7 +214,7 @@ class Resampling(NamedTuple):
 
 
 class Design(NamedTuple):
-    """The numbers that bands and filters follow from; see `generator`."""
+    """The parameters that determine bands and filters; see `generator`."""
 
     size: int
     num_layers: int = 14
@@ -224,16 +229,16 @@ class Design(NamedTuple):
     conv_kernel: int = 3
 
     def check(self) -> None:
-        """Raises a ValueError where a number is out of its range."""
-        for name, value, least in (
+        """Raises a ValueError if a number is out of range."""
+        for name, value, minimum in (
             ("margin_size", self.margin_size, 0),
             ("filter_size", self.filter_size, 1),
             ("lrelu_upsampling", self.lrelu_upsampling, 2),
             ("conv_kernel", self.conv_kernel, 1),
             ("num_critical", self.num_critical, 0),
         ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
+            if value < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, not {value}")
         if self.num_critical >= self.num_layers:
             raise ValueError(
                 f"num_critical={self.num_critical} must be less than num_layers={self.num_layers}"
@@ -247,10 +252,10 @@ class Design(NamedTuple):
             raise ValueError(f"last_stopband_rel={self.last_stopband_rel:g} must be greater than 1")
 
     def bands(self) -> tuple[Band, ...]:
-        """The band of each layer's output, the last layer's included; the first's input is alike.
+        """The band of each layer's output, including the last; the input's is that of the first.
 
-        Cutoffs and stopbands grow geometrically until the critical layers. The rate is the least
-        power of two above twice the stopband, and if that is more than the image's, the image's.
+        Cutoffs and stopbands grow geometrically up to the critical layers. The rate is the smallest
+        power of two that is at least twice the stopband or the image's side, whichever is less.
         """
         last_cutoff = self.size / 2
         bands = []
@@ -266,7 +271,7 @@ class Design(NamedTuple):
         return tuple(bands)
 
     def widths(self, channel_base: float, channel_max: int) -> tuple[int, ...]:
-        """The channels of each layer but the last."""
+        """The channels of each layer except the last."""
         counts = (min(channel_base / 2 / band.cutoff, channel_max) for band in self.bands()[:-1])
         return tuple(round(count) for count in counts)
 
@@ -275,27 +280,31 @@ class Design(NamedTuple):
         return 1 if index == self.num_layers else self.conv_kernel
 
     def resampling(self, index: int) -> Resampling:
-        """How a layer activates. The last one does not, and resamples nothing."""
+        """The resampling around a layer's activation; the last layer has neither."""
         bands = self.bands()
         before, after = bands[max(index - 1, 0)], bands[index]
         last = index == self.num_layers
         rate = max(before.rate, after.rate) * (1 if last else self.lrelu_upsampling)
         up, down = rate // before.rate, rate // after.rate
-        up_taps, down_taps = (1 if last or n == 1 else self.filter_size * n for n in (up, down))
+        up_size, down_size = (1 if last or n == 1 else self.filter_size * n for n in (up, down))
         radial = self.use_radial_filters and index < self.num_layers - self.num_critical
 
-        def taps(count: int, band: Band, radial: bool) -> np.ndarray | None:
-            if count == 1:
+        def lowpass(numtaps: int, band: Band, radial: bool) -> np.ndarray | None:
+            if numtaps == 1:
                 return None
-            return lowpass_filter(count, band.cutoff, 2 * band.half_width, rate, radial)
+            return lowpass_filter(numtaps, band.cutoff, 2 * band.half_width, rate, radial)
 
-        # Of the side that the downsampling needs, what the convolution and both filters leave open.
+        # The side that the downsampling needs, minus what the convolution and both filters yield.
         side = (before.size + self.kernel(index) - 1) * up
-        padding = (after.size - 1) * down + 1 - side + up_taps + down_taps - 2
+        padding = (after.size - 1) * down + 1 - side + up_size + down_size - 2
         first = (padding + up) // 2
         pads = (first, padding - first)
         return Resampling(
-            up, down, (pads, pads), taps(up_taps, before, False), taps(down_taps, after, radial)
+            up,
+            down,
+            (pads, pads),
+            lowpass(up_size, before, False),
+            lowpass(down_size, after, radial),
         )
 
 
@@ -303,24 +312,24 @@ class Design(NamedTuple):
 def lowpass_filter(
     numtaps: int, cutoff: float, width: float, fs: float, radial: bool = False
 ) -> np.ndarray:
-    """A low-pass filter: the ideal one's impulse response in a Kaiser window.
+    """A low-pass filter: the ideal impulse response times a Kaiser window.
 
-    Karras et al. 2021, appendix C; the window's shape follows from the transition's width by the
-    formulas of Kaiser 1974.
+    Karras et al. 2021, appendix C; the window's shape parameter is computed from the transition
+    width by the formulas of Kaiser 1974.
 
     Args:
-      numtaps: how many taps, along each axis.
-      cutoff: in the unit of fs; below fs / 2.
-      width: of the transition band around the cutoff.
+      numtaps: filter length along each axis.
+      cutoff: cutoff frequency, in the unit of fs; below fs / 2.
+      width: width of the transition band around the cutoff.
       fs: the sampling rate.
-      radial: whether its response is that of a disc, and not that of an interval along each axis.
+      radial: whether the passband is a disc, rather than an interval along each axis.
 
     Returns:
-      `[numtaps]`, the taps along each axis, or `[numtaps, numtaps]` if radial; float32, read-only,
-      of sum 1.
+      `[numtaps]`, the coefficients along each axis, or `[numtaps, numtaps]` if radial; float32,
+      read-only, with sum 1.
 
     Raises:
-      ValueError: there is no tap, or the cutoff is not between 0 and fs / 2.
+      ValueError: `numtaps` is less than 1, or the cutoff is not between 0 and fs / 2.
     """
     if numtaps < 1 or not 0 < cutoff < fs / 2:
         raise ValueError(
@@ -336,21 +345,21 @@ def lowpass_filter(
         beta = 0.5842 * excess**0.4 + 0.07886 * excess
     window = np.kaiser(numtaps, beta)
     if radial:
-        taps = _jinc(2 * np.pi * cutoff * np.hypot(times[:, None], times[None])) * np.outer(
+        coefficients = _jinc(2 * np.pi * cutoff * np.hypot(times[:, None], times[None])) * np.outer(
             window, window
         )
     else:
-        taps = np.sinc(2 * cutoff * times) * window
-    taps = (taps / taps.sum()).astype(np.float32)
-    taps.setflags(write=False)
-    return taps
+        coefficients = np.sinc(2 * cutoff * times) * window
+    coefficients = (coefficients / coefficients.sum()).astype(np.float32)
+    coefficients.setflags(write=False)
+    return coefficients
 
 
 def _jinc(x: np.ndarray) -> np.ndarray:
     """`J1(x) / x`, the Fourier transform of a disc; 1/2 at 0.
 
-    From Bessel's integral, J1(x) = mean of cos(t - x sin t): on equally spaced points of a period
-    its error vanishes faster than any power of their number once there are more of them than x.
+    J1(x) = mean of cos(t - x sin t) over a period (Bessel's integral). With equally spaced points
+    the error decreases faster than any power of their number once that exceeds x.
     """
     count = 64 + 2 * int(np.abs(x).max(initial=0))
     t = 2 * np.pi * np.arange(count) / count
@@ -360,7 +369,7 @@ def _jinc(x: np.ndarray) -> np.ndarray:
 
 
 class Generator(nn.Module):
-    """See `generator`; `widths` are the channels of every layer, the image's last."""
+    """See `generator`; `widths` includes the channels of the image, as the last item."""
 
     design: Design
     widths: tuple[int, ...]
@@ -412,7 +421,7 @@ class Generator(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """Styles to images."""
+    """Maps styles to images."""
 
     design: Design
     widths: tuple[int, ...]
@@ -426,10 +435,12 @@ class Synthesis(nn.Module):
     def __call__(
         self, styles: Array, *, train: bool = False, transform: Array | None = None
     ) -> tuple[Array, dict[str, Array]]:
-        """Images `[B, size, size, channels]` and taps, of styles `[B, num_layers + 2, style]`."""
-        wanted = (len(self.widths) + 1, self.style)
-        if styles.ndim != 3 or styles.shape[1:] != wanted:
-            raise ValueError(f"styles [B, {wanted[0]}, {wanted[1]}] are needed, not {styles.shape}")
+        """Maps styles `[B, num_layers + 2, style]` to images `[B, size, size, C]` and taps."""
+        expected = (len(self.widths) + 1, self.style)
+        if styles.ndim != 3 or styles.shape[1:] != expected:
+            raise ValueError(
+                f"styles [B, {expected[0]}, {expected[1]}] are needed, not {styles.shape}"
+            )
         last = self.design.num_layers
         first = SynthesisInput(self.widths[0], self.design.bands()[0], name="input")
         x, fourier = first(styles[:, 0], transform)
@@ -450,14 +461,14 @@ class Synthesis(nn.Module):
 
 
 class SynthesisInput(nn.Module):
-    """Waves of fixed frequencies, turned and moved by a style, and mixed (section 3.2)."""
+    """Waves of fixed frequencies, rotated and translated by a style, and mixed (section 3.2)."""
 
     features: int
     band: Band
 
     @nn.compact
     def __call__(self, styles: Array, transform: Array | None) -> tuple[Array, Array]:
-        """Features `[B, size, size, features]`, and the waves before they are mixed.
+        """Returns features `[B, size, size, features]`, and the waves before mixing.
 
         Args:
           styles: `[B, style]`.
@@ -472,7 +483,7 @@ class SynthesisInput(nn.Module):
             return jax.random.uniform(self.make_rng("params"), (count,)) - 0.5
 
         frequencies = constant(
-            "frequencies", lambda: _in_disc(self.make_rng("params"), count, band.cutoff)
+            "frequencies", lambda: _sample_disc(self.make_rng("params"), count, band.cutoff)
         )
         phases = constant("phases", phase)
         stored = constant("transform", jnp.eye, 3)
@@ -491,22 +502,22 @@ class SynthesisInput(nn.Module):
         frequencies = jnp.einsum(
             "fi,bij->bfj", frequencies, transform[:, :2, :2], precision="highest"
         )
-        # What is beyond the band, after a zoom, fades out, and is gone at the Nyquist frequency.
-        beyond = jnp.linalg.norm(frequencies, axis=-1) - band.cutoff
-        amplitudes = jnp.clip(1 - beyond / (band.rate / 2 - band.cutoff), 0, 1)
+        # Frequencies beyond the band, after a zoom, fade out linearly up to the Nyquist frequency.
+        excess = jnp.linalg.norm(frequencies, axis=-1) - band.cutoff
+        amplitudes = jnp.clip(1 - excess / (band.rate / 2 - band.cutoff), 0, 1)
 
-        at = (jnp.arange(band.size) + 0.5 - band.size / 2) / band.rate
-        along_x = at[None, None, :, None] * frequencies[:, None, None, :, 0]
-        along_y = at[None, :, None, None] * frequencies[:, None, None, :, 1]
-        turns = along_x + along_y + phases[:, None, None]
-        fourier = jnp.sin(2 * jnp.pi * turns) * amplitudes[:, None, None]
+        positions = (jnp.arange(band.size) + 0.5 - band.size / 2) / band.rate
+        along_x = positions[None, None, :, None] * frequencies[:, None, None, :, 0]
+        along_y = positions[None, :, None, None] * frequencies[:, None, None, :, 1]
+        phase_turns = along_x + along_y + phases[:, None, None]
+        fourier = jnp.sin(2 * jnp.pi * phase_turns) * amplitudes[:, None, None]
         return fourier @ (weight / math.sqrt(count)), fourier
 
 
 class Pose(nn.Module):
-    """Of each style the cosine and sine by which it turns, and where to it moves: `[B, 4]`.
+    """Maps styles to poses `[B, 4]`: cosine and sine of a rotation, and a translation (x, y).
 
-    At first the same for every style: upright and in the middle.
+    It is initialized to no rotation and no translation for every style.
     """
 
     @nn.compact
@@ -517,7 +528,7 @@ class Pose(nn.Module):
 
 
 def _pose(pose: Array) -> Array:
-    """The transforms `[B, 3, 3]` of poses `[B, 4]`: a translation, then a rotation."""
+    """Maps poses `[B, 4]` to transforms `[B, 3, 3]`: a translation, then a rotation."""
     pose = pose / jnp.linalg.norm(pose[:, :2], axis=1, keepdims=True)
     cosine, sine, x, y = pose.T
     zero, one = jnp.zeros_like(x), jnp.ones_like(x)
@@ -529,19 +540,19 @@ def _pose(pose: Array) -> Array:
     return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
-def _in_disc(key: Array, count: int, radius: float) -> Array:
-    """`[count, 2]`, uniformly in a disc."""
-    of_radius, of_angle = jax.random.split(key)
-    radii = radius * jnp.sqrt(jax.random.uniform(of_radius, (count,)))
-    angles = jax.random.uniform(of_angle, (count,), maxval=2 * jnp.pi)
+def _sample_disc(key: Array, count: int, radius: float) -> Array:
+    """Draws points `[count, 2]` uniformly in a disc."""
+    radius_key, angle_key = jax.random.split(key)
+    radii = radius * jnp.sqrt(jax.random.uniform(radius_key, (count,)))
+    angles = jax.random.uniform(angle_key, (count,), maxval=2 * jnp.pi)
     return radii[:, None] * jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
 
 class SynthesisLayer(nn.Module):
     """A modulated convolution and a filtered leaky ReLU; the last layer has neither norm nor ReLU.
 
-    Its input is divided by the root of a running mean of squares (section 3.2), not by its own, so
-    that an image does not depend on the others of its batch.
+    Its input is divided by the root of a running mean of squares (section 3.2), not by that of the
+    batch, so that an image does not depend on the others in its batch.
     """
 
     features: int
@@ -559,7 +570,9 @@ class SynthesisLayer(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         scales = Dense(x.shape[-1], bias_init=1.0, name="affine")(styles)
         if last:
-            scales = scales / math.sqrt(x.shape[-1])  # the others' norm needs no such scale
+            scales = scales / math.sqrt(
+                x.shape[-1]
+            )  # demodulation makes this unnecessary elsewhere
 
         magnitude = self.variable(AVERAGES, "magnitude_ema", lambda: jnp.ones(()))
         if train and not self.is_initializing():
@@ -575,15 +588,15 @@ class SynthesisLayer(nn.Module):
             input_gain=jax.lax.rsqrt(magnitude.value),
             padding=side - 1,
         )
-        how = self.design.resampling(self.index)
+        resampling = self.design.resampling(self.index)
         return filtered_lrelu(
             x,
-            how.up_filter,
-            how.down_filter,
+            resampling.up_filter,
+            resampling.down_filter,
             bias,
-            up=how.up,
-            down=how.down,
-            padding=how.padding,
+            up=resampling.up,
+            down=resampling.down,
+            padding=resampling.padding,
             gain=1.0 if last else math.sqrt(2),
             slope=1.0 if last else 0.2,
             clamp=self.clamp,

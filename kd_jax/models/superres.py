@@ -1,11 +1,11 @@
 """Networks that enlarge images by 2, 3, 4 or 8: SRResNet and ESRGAN's generator.
 
-Both learn what bicubic interpolation lacks, unless `residual=False` asks for the papers' networks,
-which make the image themselves: the last layer begins small, so that a fresh network interpolates
-and training starts from there.
+By default both predict a residual to bicubic interpolation, with a last layer initialized near
+zero, so that a fresh network interpolates; `residual=False` gives the papers' networks, which
+predict the image.
 
 Images are `[B, h, w, channels]` in [-1, 1] and become `[B, scale h, scale w, channels]`, float32
-and not clipped. The networks are convolutional: any sides will do.
+and not clipped. The networks are fully convolutional and accept any sides.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, Reads, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, group_widths, tensors
 from kd_jax.models.norm import BatchNorm, norm_axes
 from kd_jax.models.resnet import count_blocks, upsample
 from kd_jax.models.spectral import Conv, layer_axes
@@ -24,13 +24,14 @@ from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
 
 STEPS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
-"""By what each upsampling layer of a scale enlarges."""
+"""The factors of the upsampling layers, by scale."""
 
-_DENSE = 4  # convolutions of a dense block whose outputs are kept
+_DENSE = 4  # convolutions of a dense block whose outputs are concatenated
 _SCALING = 0.2  # of ESRGAN's residuals
 
 _he = nn.initializers.he_normal()
-# A tenth of it for the ends of residuals: Wang et al. 2018, section 3.1, and an image's layer.
+# A tenth of it at the ends of residuals (Wang et al. 2018, section 3.1), and less for the image's
+# layer.
 _small = nn.initializers.variance_scaling(0.02, "fan_in", "normal")
 _least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 _depthwise_init = nn.initializers.variance_scaling(
@@ -57,25 +58,26 @@ def srresnet(
     `up_0`, ..., the upsampled features.
 
     Args:
-      scale: of the sides, one of `STEPS`.
+      scale: factor of the sides, one of `STEPS`.
       width: channels of every layer.
       blocks: residual blocks, of two convolutions each.
       channels: the images' channels.
-      window: side of the first and the last layer's kernels: 9 in the paper, 3 in EDSR, where the
-        last layer of a narrow network is most of the work at 9.
-      batch_norm: whether the trunk is normalised, as in the paper. Without it networks are better
+      window: kernel size of the first and the last layer: 9 in the paper, 3 in EDSR. At 9 the last
+        layer dominates the cost of a narrow network.
+      batch_norm: whether the trunk is normalised, as in the paper. Results are better without it
         (Lim et al. 2017, EDSR, section 3.1).
-      separable: whether the blocks' convolutions are a depthwise 3x3 one and a 1x1 one.
-      residual: whether the bicubically enlarged image is added.
-      dtype: what is computed in; parameters are float32 always, images too.
+      separable: whether the blocks' convolutions are split into a depthwise 3x3 and a 1x1
+        convolution.
+      residual: whether the bicubically enlarged image is added to the output.
+      dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
-      ValueError: the scale is another, a number is not positive, or the window is even. The network
-        refuses images of another number of channels.
+      ValueError: the scale is not in `STEPS`, a number is not positive, or the window is even.
+        `init` and `apply` raise it for images of another number of channels.
     """
     _check("an SRResNet", scale, width=width, blocks=blocks, channels=channels, window=window)
     if window % 2 == 0:
-        raise ValueError(f"window={window} has no middle; it has to be odd")
+        raise ValueError(f"window={window} must be odd")
     return from_linen(
         SRResNet(scale, width, blocks, channels, window, batch_norm, separable, residual, dtype)
     )
@@ -98,125 +100,126 @@ def rrdb(
     `up_0`, ..., the upsampled features after their convolutions.
 
     Args:
-      scale: of the sides, one of `STEPS`.
+      scale: factor of the sides, one of `STEPS`.
       width: channels between the blocks and after them.
-      blocks: residuals in residuals, of three dense blocks each.
+      blocks: residual-in-residual blocks, of three dense blocks each.
       growth: channels that each convolution in a dense block adds.
       channels: the images' channels.
-      separable: whether the blocks' convolutions are a depthwise 3x3 one and a 1x1 one.
-      residual: whether the bicubically enlarged image is added; not so in the paper.
-      dtype: what is computed in; parameters are float32 always, images too.
+      separable: whether the blocks' convolutions are split into a depthwise 3x3 and a 1x1
+        convolution.
+      residual: whether the bicubically enlarged image is added to the output, unlike in the paper.
+      dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
-      ValueError: the scale is another, or a number is not positive. The network refuses images of
-        another number of channels.
+      ValueError: the scale is not in `STEPS`, or a number is not positive. `init` and `apply` raise
+        it for images of another number of channels.
     """
     _check("an RRDBNet", scale, width=width, blocks=blocks, growth=growth, channels=channels)
     return from_linen(RRDBNet(scale, width, blocks, growth, channels, separable, residual, dtype))
 
 
 def srresnet_axes(variables: Variables) -> Axes:
-    """Which axes of an SRResNet's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of an SRResNet's variables, for `kd_jax.pruning`.
 
     The groups are `stem`, which all blocks add to, `block_N/hidden` between a block's convolutions,
     and `up_N`.
 
     Args:
-      variables: of any `srresnet`, arrays or `ShapeDtypeStruct`s.
+      variables: those of an `srresnet`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of an `srresnet`, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     group = "stem"
-    axes = layer_axes(found, "stem", None, group)
+    axes = layer_axes(leaves, "stem", None, group)
     for index in range(count_blocks(variables)):
         path = f"block_{index}"
         hidden = f"{path}/hidden"
-        axes |= conv_axes(found, f"{path}/conv1", group, hidden)
-        axes |= conv_axes(found, f"{path}/conv2", hidden, group)
-        if f"params/{path}/norm1/scale" in found:
-            axes |= norm_axes(found, f"{path}/norm1", hidden)
-            axes |= norm_axes(found, f"{path}/norm2", group)
-    axes |= layer_axes(found, "trunk", group, group)
-    if "params/trunk_norm/scale" in found:
-        axes |= norm_axes(found, "trunk_norm", group)
+        axes |= conv_axes(leaves, f"{path}/conv1", group, hidden)
+        axes |= conv_axes(leaves, f"{path}/conv2", hidden, group)
+        if f"params/{path}/norm1/scale" in leaves:
+            axes |= norm_axes(leaves, f"{path}/norm1", hidden)
+            axes |= norm_axes(leaves, f"{path}/norm2", group)
+    axes |= layer_axes(leaves, "trunk", group, group)
+    if "params/trunk_norm/scale" in leaves:
+        axes |= norm_axes(leaves, "trunk_norm", group)
     for name in _upsamplings(variables):
-        axes[f"params/{name}/kernel"] = (None, None, Reads(group), name, None)
+        axes[f"params/{name}/kernel"] = (None, None, InputAxis(group), name, None)
         axes[f"params/{name}/bias"] = (name, None)
         group = name
-    axes |= layer_axes(found, "image", group, None)
+    axes |= layer_axes(leaves, "image", group, None)
     group_widths(variables, axes)
     return axes
 
 
 def rrdb_axes(variables: Variables) -> Axes:
-    """Which axes of an RRDBNet's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of an RRDBNet's variables, for `kd_jax.pruning`.
 
-    The groups are `stem`, which all blocks add to, `block_N/dense_M/conv_K`, what a convolution
-    adds to its dense block, `up_N`, and `full` before the image.
+    The groups are `stem`, which all blocks add to, `block_N/dense_M/conv_K`, the channels that a
+    convolution adds to its dense block, `up_N`, and `full` before the image.
 
     Args:
-      variables: of any `rrdb`, arrays or `ShapeDtypeStruct`s.
+      variables: those of an `rrdb`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of an `rrdb`, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     group = "stem"
-    axes = layer_axes(found, "stem", None, group)
+    axes = layer_axes(leaves, "stem", None, group)
     for block in range(count_blocks(variables)):
         for dense in range(3):
             path = f"block_{block}/dense_{dense}"
             grown = [group]
             for index in range(_DENSE):
                 name = f"{path}/conv_{index}"
-                axes |= conv_axes(found, name, tuple(grown), name)
+                axes |= conv_axes(leaves, name, tuple(grown), name)
                 grown.append(name)
-            axes |= conv_axes(found, f"{path}/conv_{_DENSE}", tuple(grown), group)
-    axes |= layer_axes(found, "trunk", group, group)
+            axes |= conv_axes(leaves, f"{path}/conv_{_DENSE}", tuple(grown), group)
+    axes |= layer_axes(leaves, "trunk", group, group)
     for name in (*_upsamplings(variables), "full"):
-        axes |= layer_axes(found, name, group, name)
+        axes |= layer_axes(leaves, name, group, name)
         group = name
-    axes |= layer_axes(found, "image", group, None)
+    axes |= layer_axes(leaves, "image", group, None)
     group_widths(variables, axes)
     return axes
 
 
 def conv_axes(
-    found: Mapping[str, Any], path: str, reads: Axis, writes: Axis
+    leaves: Mapping[str, Any], path: str, reads: Axis, writes: Axis
 ) -> dict[str, tuple[Axis, ...]]:
-    """The axes of a `SeparableConv` or another layer that has a kernel, for `kd_jax.students`.
+    """The axes of a `SeparableConv` or another layer with a kernel, for `kd_jax.pruning`.
 
     Args:
-      found: the network's variables by path (`kd_jax.channels.tensors`).
-      path: the layer's.
-      reads: what its inputs are.
-      writes: what its outputs are.
+      leaves: the network's variables by path (`kd_jax.axes.tensors`).
+      path: the layer's path.
+      reads: the entry of its input channels.
+      writes: the entry of its output channels.
 
     Raises:
       ValueError: there is no such layer.
     """
     depthwise = f"params/{path}/depthwise"
-    if depthwise not in found:
-        return layer_axes(found, path, reads, writes)
+    if depthwise not in leaves:
+        return layer_axes(leaves, path, reads, writes)
     axes: dict[str, tuple[Axis, ...]] = {depthwise: (None, None, reads)}
-    return axes | layer_axes(found, f"{path}/pointwise", reads, writes)
+    return axes | layer_axes(leaves, f"{path}/pointwise", reads, writes)
 
 
 def depth_to_space(x: Array, factor: int) -> Array:
-    """Channels become pixels (Shi et al. 2016, eq. 4): the pixel shuffle.
+    """The pixel shuffle, which rearranges channels into pixels (Shi et al. 2016, eq. 4).
 
     Args:
       x: `[B, H, W, C factor^2]`; channel `(c factor + i) factor + j` becomes channel c of the pixel
         in row i and column j, which is PyTorch's order.
-      factor: of the sides, at least 1.
+      factor: scale of the sides, at least 1.
 
     Returns:
       `[B, factor H, factor W, C]`.
 
     Raises:
-      ValueError: x is no image, or its channels are no multiple of `factor^2`.
+      ValueError: x is not `[B, H, W, C]`, or its channels are not a multiple of `factor^2`.
     """
     if x.ndim != 4 or factor < 1 or x.shape[3] % factor**2:
         raise ValueError(
@@ -231,9 +234,9 @@ def depth_to_space(x: Array, factor: int) -> Array:
 
 
 class SeparableConv(nn.Module):
-    """A depthwise 3x3 convolution and a 1x1 convolution; of all pixels every `stride`-th remains.
+    """A depthwise 3x3 convolution and a 1x1 convolution, computed at every `stride`-th pixel.
 
-    Between them is nothing, so that one bias, in the end, is as good as two.
+    There is no activation between them, so that a single bias, at the end, suffices.
     """
 
     features: int
@@ -261,8 +264,8 @@ class SeparableConv(nn.Module):
 class SubPixelConv(nn.Module):
     """A 3x3 convolution and `depth_to_space`: `[B, H, W, C] -> [B, r H, r W, features]`.
 
-    A fresh one makes all pixels that come of one equal, so that there is no checkerboard to unlearn
-    (ICNR, Aitken et al. 2017). Kernel and bias have the `r^2` pixels on an axis of their own, after
+    At initialization all output pixels of an input pixel are equal, which avoids checkerboard
+    artifacts (ICNR, Aitken et al. 2017). Kernel and bias have a separate axis of length `r^2` after
     that of the features: reshaped, they are those of the convolution.
     """
 
@@ -285,11 +288,11 @@ class SubPixelConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions, added to what they read; there is nothing after the sum.
+    """Two convolutions and a skip connection, without activation after the sum.
 
     Attributes:
-      conv: makes a convolution of `features`, `kernel_init=` and `name=`.
-      norm: makes a normalisation of `name=` and maybe `scale_init=`; or None.
+      conv: creates a convolution from `features`, `kernel_init=` and `name=`.
+      norm: creates a normalisation from `name=` and optionally `scale_init=`; or None.
     """
 
     conv: Callable[..., nn.Module]
@@ -303,17 +306,17 @@ class ResidualBlock(nn.Module):
             h = self.norm(name="norm1")(h)
         h = self.conv(features, kernel_init=_small, name="conv2")(nn.relu(h))
         if self.norm is not None:
-            # Which would undo a small kernel.
+            # A scale of 1 would undo the small kernel.
             h = self.norm(scale_init=nn.initializers.constant(0.1), name="norm2")(h)
         return x + h
 
 
 class DenseBlock(nn.Module):
-    """Convolutions that each read all before them; the last one's output is added, times 0.2.
+    """Convolutions that read the outputs of all previous ones; the last is a residual, times 0.2.
 
     Attributes:
-      growth: channels of all but the last.
-      conv: makes a convolution of `features` and `name=`.
+      growth: output channels of all convolutions but the last.
+      conv: creates a convolution from `features` and `name=`.
     """
 
     growth: int
@@ -330,7 +333,7 @@ class DenseBlock(nn.Module):
 
 
 class ResidualInResidual(nn.Module):
-    """Three dense blocks, whose output is added, times 0.2, to what they read."""
+    """Three dense blocks, whose output, times 0.2, is added to their input."""
 
     growth: int
     conv: Callable[..., nn.Module]
@@ -359,7 +362,7 @@ class SRResNet(nn.Module):
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
         _check_images(images, self.channels)
-        bias = not self.batch_norm  # which has one
+        bias = not self.batch_norm  # batch norm has a bias
         plain = partial(Conv, kernel_init=_he, dtype=self.dtype)
         separable = partial(SeparableConv, dtype=self.dtype)
         conv = partial(separable if self.separable else plain, use_bias=bias)
@@ -420,7 +423,7 @@ class RRDBNet(nn.Module):
 def _image(
     last: Callable[..., nn.Module], x: Array, images: Array, scale: int, residual: bool
 ) -> Array:
-    """The last layer's image, or what it adds to the interpolated one."""
+    """The last layer's output, with the interpolated image added if `residual`."""
     if not residual:
         return last()(x).astype(jnp.float32)
     added = last(kernel_init=_least)(x).astype(jnp.float32)
@@ -428,7 +431,7 @@ def _image(
 
 
 def _upsamplings(variables: Variables) -> list[str]:
-    """`up_0`, `up_1`, ..., as many as there are."""
+    """The names of the upsampling layers, `up_0`, `up_1`, ..."""
     count = sum(name.startswith("up_") for name in variables["params"])
     return [f"up_{index}" for index in range(count)]
 
@@ -438,12 +441,12 @@ def _bicubic(images: Array, scale: int) -> Array:
     return ops.resize(images, sides, ops.pil_bicubic)
 
 
-def _check(what: str, scale: int, **counts: int) -> None:
+def _check(kind: str, scale: int, **counts: int) -> None:
     if scale not in STEPS:
-        raise ValueError(f"{what}'s scale is one of {', '.join(map(str, STEPS))}, not {scale}")
+        raise ValueError(f"{kind}'s scale is one of {', '.join(map(str, STEPS))}, not {scale}")
     for name, count in counts.items():
         if count < 1:
-            raise ValueError(f"{what}'s {name}={count} must be at least 1")
+            raise ValueError(f"{kind}'s {name}={count} must be at least 1")
 
 
 def _check_images(images: Array, channels: int) -> None:

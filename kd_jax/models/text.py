@@ -1,13 +1,13 @@
-"""Images from words: a text encoder, a generator that attends to words, and a discriminator.
+"""Text-to-image: a text encoder, a generator with attention to words, and a discriminator.
 
 Small networks in the manner of AttnGAN (Xu et al. 2018): the sentence and the latent modulate every
-normalisation, and at one resolution each position looks at the words. The discriminator scores
-whether an image is real and fits its caption by a projection (Miyato & Koyama 2018), and shows both
-as vectors of one length, so that a term can match them (`kd_jax.losses.matching`).
+normalisation, and at one resolution each position attends to the words. The discriminator scores
+whether an image is real and matches its caption by a projection (Miyato & Koyama 2018), and returns
+embeddings of both, of equal length, for matching losses (`kd_jax.losses.image_text`).
 
-Captions are tokens, int `[B, L]` in [0, vocabulary). That range is not checked, since compiled code
-cannot look at values: above it words, and with them images and scores, are NaN; below it they are
-other words. Images are `[B, H, W, C]` in [-1, 1].
+Captions are tokens, int `[B, L]` in [0, vocabulary). The range is not checked, since compiled code
+cannot raise on values: larger tokens make words, and with them images and scores, NaN; negative
+ones index other words. Images are `[B, H, W, C]` in [-1, 1].
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from kd_jax.models.norm import BatchNorm, ConditionalNorm
 from kd_jax.models.resnet import DiscriminatorBlock, GeneratorBlock
 from kd_jax.models.spectral import Conv
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array
 
 SIZES = (8, 16, 32, 64, 128)
@@ -36,23 +36,23 @@ def gan(
     embedding: int = 64,
     channels: int = 3,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the images' side, one of `SIZES`.
       width: channels at the full side; they double as the side halves, up to eight times as many.
-      vocabulary: how many words there are.
+      vocabulary: number of distinct words.
       length: words in a caption.
-      embedding: numbers that a word, a sentence and an image are described by.
-      channels: the images'.
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+      embedding: length of the vectors of words, sentences and images.
+      channels: the images' channels.
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: the size is another, or a number is not positive. The networks refuse tokens of
-        another length.
+      ValueError: `size` is not one of `SIZES`, or a number is not positive. `init` and `apply`
+        raise it for tokens of another length.
     """
-    return Pair(
+    return PerNetwork(
         generator(
             size,
             width,
@@ -80,7 +80,7 @@ def generator(
 ) -> Network:
     """`(latents [B, any], tokens [B, L]) -> images`; arguments are those of `gan`.
 
-    Tokens must be in [0, vocabulary); of larger ones the image is NaN.
+    Tokens must be in [0, vocabulary); larger ones make the image NaN.
 
     Taps are `words` `[B, L, embedding]`, `sentence` `[B, embedding]`, and `4x4`, `8x8`, ..., the
     features at each side.
@@ -101,7 +101,7 @@ def discriminator(
 ) -> Network:
     """`(images, tokens) -> scores [B]` (logits); arguments are those of `gan`.
 
-    Tokens must be in [0, vocabulary); of larger ones the score is NaN.
+    Tokens must be in [0, vocabulary); larger ones make the score NaN.
 
     Taps are the features at each side, `image` and `sentence` `[B, embedding]`, and `words`.
     """
@@ -128,11 +128,11 @@ def _check(**counts: int) -> None:
 class TextEncoder(nn.Module):
     """`tokens [B, L] in [0, vocabulary) -> (words [B, L, D], sentence [B, D])`.
 
-    Embeddings of words and places, one layer of self-attention (Vaswani et al. 2017, one head) with
-    a residual, and the mean over the words.
+    Word and position embeddings, one layer of self-attention (Vaswani et al. 2017, one head) with a
+    residual, and the mean over the words.
 
     Attributes:
-      vocabulary, length, embedding: as of `gan`.
+      vocabulary, length, embedding: as in `gan`.
     """
 
     vocabulary: int
@@ -142,21 +142,21 @@ class TextEncoder(nn.Module):
     @nn.compact
     def __call__(self, tokens: Array) -> tuple[Array, Array]:
         if tokens.ndim != 2 or tokens.shape[1] != self.length:
-            raise ValueError(f"tokens [B, {self.length}] are needed, not of shape {tokens.shape}")
+            raise ValueError(f"tokens [B, {self.length}] are needed, not shape {tokens.shape}")
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise ValueError(f"tokens are integers, not {tokens.dtype}")
+            raise ValueError(f"tokens must be integers, not {tokens.dtype}")
         normal = nn.initializers.normal(1.0)
         words = nn.Embed(self.vocabulary, self.embedding, embedding_init=normal)(tokens)
-        places = self.param("places", nn.initializers.normal(0.1), (self.length, self.embedding))
-        words = words + places[None]
+        positions = self.param("places", nn.initializers.normal(0.1), (self.length, self.embedding))
+        words = words + positions[None]
         words = words + attend(words, words, self.embedding, "context")
         return words, nn.Dense(self.embedding, name="sentence")(words.mean(axis=1))
 
 
 def attend(queries: Array, words: Array, features: int, name: str) -> Array:
-    """What each query sees of the words: `[B, Q, any], [B, L, D] -> [B, Q, features]`.
+    """Attention of queries to words: `[B, Q, any], [B, L, D] -> [B, Q, features]`.
 
-    Makes layers of the module in whose `__call__` it is called.
+    It creates layers in the module whose `__call__` calls it.
     """
     keys = nn.Dense(features, use_bias=False, name=f"{name}_keys")(words)
     values = nn.Dense(features, use_bias=False, name=f"{name}_values")(words)
@@ -193,10 +193,10 @@ class Generator(nn.Module):
         for index, features in enumerate(self.widths[1:]):
             x = GeneratorBlock(features, norm, conv, name=f"block_{index}")(x, condition)
             batch, side, _, _ = x.shape
-            if index == 0:  # at 8x8 there are places enough to tell strokes apart
-                places = x.reshape(batch, side * side, features)
-                seen = attend(places, words.astype(self.dtype), features, "attention")
-                x = x + seen.reshape(x.shape)
+            if index == 0:  # 8x8 positions are enough to resolve strokes
+                positions = x.reshape(batch, side * side, features)
+                attended = attend(positions, words.astype(self.dtype), features, "attention")
+                x = x + attended.reshape(x.shape)
             taps[f"{side}x{side}"] = x
         x = jax.nn.relu(BatchNorm(train=train, dtype=self.dtype, name="norm")(x))
         x = conv(self.channels, name="image")(x).astype(jnp.float32)
@@ -219,7 +219,7 @@ class Discriminator(nn.Module):
         del train
         side = 4 * 2 ** (len(self.widths) - 1)
         if images.ndim != 4 or images.shape[1:3] != (side, side):
-            raise ValueError(f"images [B, {side}, {side}, C] are needed, not {images.shape}")
+            raise ValueError(f"images [B, {side}, {side}, C] are needed, not shape {images.shape}")
         words, sentence = TextEncoder(self.vocabulary, self.length, self.embedding, name="text")(
             tokens
         )
@@ -239,5 +239,5 @@ class Discriminator(nn.Module):
             taps[f"{x.shape[1]}x{x.shape[1]}"] = x
         x = jax.nn.relu(x).astype(jnp.float32).mean(axis=(1, 2))
         image = taps["image"] = nn.Dense(self.embedding, name="embedded")(x)
-        fits = (image * sentence).sum(axis=1) / jnp.sqrt(float(self.embedding))
-        return nn.Dense(1, name="score")(x)[:, 0] + fits, taps
+        similarity = (image * sentence).sum(axis=1) / jnp.sqrt(float(self.embedding))
+        return nn.Dense(1, name="score")(x)[:, 0] + similarity, taps

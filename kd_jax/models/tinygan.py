@@ -1,9 +1,9 @@
-"""TinyGAN (Chang & Lu 2020): a student of BigGAN whose convolutions are depthwise separable.
+"""TinyGAN (Chang & Lu 2020): a student of BigGAN with depthwise separable convolutions.
 
 The generator has BigGAN's inputs and arrangement (`kd_jax.models.biggan`), so that it takes the
-teacher's latents, but no attention and no spectral normalisation, and bilinear upsampling. The
-discriminator is a plain stack of 4x4 convolutions with spectral normalisation, whose features the
-method compares.
+teacher's latents, but uses bilinear upsampling and neither attention nor spectral normalisation.
+The discriminator is a stack of 4x4 convolutions with spectral normalisation, whose features the
+distillation method compares.
 
 Images are `[B, size, size, channels]` in [-1, 1]; latents `[B, latent]`; labels int `[B]`.
 """
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.models import biggan, resnet
 from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
@@ -30,7 +30,7 @@ from kd_jax.models.spectral import (
     layer_axes,
 )
 from kd_jax.network import Network, from_linen
-from kd_jax.state import Pair
+from kd_jax.state import PerNetwork
 from kd_jax.types import Array, Variables
 
 _WINDOW = 3
@@ -46,23 +46,23 @@ def gan(
     shared: int = 128,
     hierarchical: bool = True,
     dtype: Any = jnp.float32,
-) -> Pair:
-    """A generator and its discriminator, as a `Pair` of networks.
+) -> PerNetwork:
+    """A generator and its discriminator, as a `PerNetwork` of networks.
 
     Args:
       size: the image's side, 32, 64, 128, 256 or 512.
-      width: channels as of `kd_jax.models.biggan.gan`, and of the discriminator's first layer.
+      width: as in `kd_jax.models.biggan.gan`; also the channels of the discriminator's first layer.
       channels: the image's channels.
-      classes: the number of classes; 0 for an unconditional pair, whose networks take no labels.
-      shared: the length of the class embedding, or 0: see `kd_jax.models.biggan.gan`.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      shared: length of the class embedding, or 0: see `kd_jax.models.biggan.gan`.
       hierarchical: whether every block gets a part of the latents, as in the teacher.
-      dtype: what is computed in; parameters are float32 always, images and scores too.
+      dtype: the computation dtype; parameters, images and scores are always float32.
 
     Raises:
-      ValueError: the size is another, a number is not positive, or the latents are hierarchical and
-        the classes have no shared embedding.
+      ValueError: the size is not supported, a number is not positive, or the latents are
+        hierarchical and the classes have no shared embedding.
     """
-    return Pair(
+    return PerNetwork(
         generator(
             size,
             width,
@@ -88,7 +88,7 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... and `block_N`, the block's output.
 
-    Args and errors are those of `gan`; `width` may be the channels at 4x4, 8x8, ... and full size.
+    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size.
     """
     widths = resnet.block_widths("a TinyGAN generator", biggan.GENERATOR, size, width)
     if hierarchical and classes and not shared:
@@ -111,18 +111,18 @@ def discriminator(
     Args:
       size: the image's side.
       width: channels of the first layer, which double as the side halves, down to 4; or the
-        channels of each layer, of which there may be fewer or more.
-      classes: the number of classes; 0 for a network that takes no labels.
-      spectral: the weights' spectral normalisation, if any.
-      dtype: what is computed in; parameters are float32 always, scores too.
+        channels of each layer, for any number of layers.
+      classes: number of classes; 0 for a network that takes no labels.
+      spectral: spectral normalisation of the weights, or None.
+      dtype: the computation dtype; parameters and scores are always float32.
 
     Raises:
-      ValueError: the size is not a power of two from 8 on, a width is not positive, or there are
-        none or more than halve the side to 1.
+      ValueError: the size is not a power of two of at least 8, a width is not positive, or the
+        number of layers is 0 or more than it takes to halve the side to 1.
     """
     halvings = size.bit_length() - 1
     if size < 8 or size != 2**halvings:
-        raise ValueError(f"a TinyGAN discriminator's size is a power of two from 8 on, not {size}")
+        raise ValueError(f"a TinyGAN discriminator's size must be a power of two >= 8, not {size}")
     if isinstance(width, Sequence):
         widths = tuple(int(count) for count in width)
     else:
@@ -135,69 +135,69 @@ def discriminator(
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
-    The groups are `dense`, and for each block its tap `block_N` and `block_N/hidden`.
+    The groups are `dense` and, for each block, `block_N` (named like the tap) and `block_N/hidden`.
 
     Args:
-      variables: of any `generator` of this file.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
-    found = tensors(variables)
-    shortcut = found.get("params/block_0/shortcut/kernel")
-    if shortcut is None or "params/dense/kernel" not in found:
+    leaves = tensors(variables)
+    shortcut = leaves.get("params/block_0/shortcut/kernel")
+    if shortcut is None or "params/dense/kernel" not in leaves:
         raise ValueError("the variables are not those of a TinyGAN generator")
-    positions = found["params/dense/kernel"].shape[1] // shortcut.shape[2]
+    positions = leaves["params/dense/kernel"].shape[1] // shortcut.shape[2]
     group = "dense"
-    axes = layer_axes(found, "dense", None, Repeat(group, positions))
-    if "params/shared/embedding" in found:
-        axes |= embedding_axes(found, "shared", None)
+    axes = layer_axes(leaves, "dense", None, Repeat(group, positions))
+    if "params/shared/embedding" in leaves:
+        axes |= embedding_axes(leaves, "shared", None)
     for index in range(resnet.count_blocks(variables)):
         path = f"block_{index}"
         hidden = f"{path}/hidden"
         steps = ((1, group, hidden), (2, hidden, path))
         for number, before, after in steps:
-            axes |= norm_axes(found, f"{path}/norm{number}", before)
+            axes |= norm_axes(leaves, f"{path}/norm{number}", before)
             axes[f"params/{path}/conv{number}/depthwise"] = (None, None, before)
             axes[f"params/{path}/conv{number}/depthwise_bias"] = (before,)
-            axes |= layer_axes(found, f"{path}/conv{number}/pointwise", before, after)
-        axes |= layer_axes(found, f"{path}/shortcut", group, path)
+            axes |= layer_axes(leaves, f"{path}/conv{number}/pointwise", before, after)
+        axes |= layer_axes(leaves, f"{path}/shortcut", group, path)
         group = path
-    axes |= norm_axes(found, "norm", group)
-    axes |= layer_axes(found, "image", group, None)
+    axes |= norm_axes(leaves, "norm", group)
+    axes |= layer_axes(leaves, "image", group, None)
     group_widths(variables, axes)
     return axes
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
-    The groups are `conv_0`, `conv_1` and so on.
+    The groups are `conv_0`, `conv_1`, ...
 
     Args:
-      variables: of any `discriminator` of this file.
+      variables: those of a `discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `discriminator`, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     count = sum(name.startswith("conv_") for name in variables["params"])
     before: str | None = None
     axes: dict[str, tuple[Axis, ...]] = {}
     for index in range(count):
-        axes |= layer_axes(found, f"conv_{index}", before, f"conv_{index}")
+        axes |= layer_axes(leaves, f"conv_{index}", before, f"conv_{index}")
         before = f"conv_{index}"
-    axes |= layer_axes(found, "score", before, None)
-    if "params/label/embedding" in found:
-        axes |= embedding_axes(found, "label", Reads(before))
+    axes |= layer_axes(leaves, "score", before, None)
+    if "params/label/embedding" in leaves:
+        axes |= embedding_axes(leaves, "label", InputAxis(before))
     group_widths(variables, axes)
     return axes
 
 
 def bilinear_upsample(x: Array) -> Array:
-    """`[B, H, W, C] -> [B, 2H, 2W, C]`, linear between the pixels' centres, constant outside."""
+    """`[B, H, W, C] -> [B, 2H, 2W, C]`, linear between pixel centres, constant outside."""
     for axis in (1, 2):
         pads = [(0, 0)] * 4
         pads[axis] = (1, 1)
@@ -232,9 +232,9 @@ class GeneratorBlock(nn.Module):
     """A residual block that doubles the side: `(x, condition) -> features`.
 
     Attributes:
-      features: of the output.
-      norm: makes a normalisation of `name=`, called with the condition.
-      dtype: what is computed in.
+      features: channels of the output.
+      norm: `(name=) ->` a normalisation, called with features and condition.
+      dtype: the computation dtype.
     """
 
     features: int
@@ -247,7 +247,7 @@ class GeneratorBlock(nn.Module):
         h = jax.nn.relu(self.norm(name="norm1")(x, condition))
         h = conv(name="conv1")(bilinear_upsample(h))
         h = conv(name="conv2")(jax.nn.relu(self.norm(name="norm2")(h, condition)))
-        # Upsampling keeps sums of channels, so the 1x1 convolution may come first, on fewer pixels.
+        # The 1x1 convolution commutes with the upsampling and is cheaper on fewer pixels.
         shortcut = Conv(self.features, kernel=1, dtype=self.dtype, name="shortcut")(x)
         return h + bilinear_upsample(shortcut)
 

@@ -1,14 +1,13 @@
 """Image-to-image translation: the networks of pix2pix and CycleGAN.
 
-Generators turn an image into another of its size: `resnet_generator` (Johnson et al. 2016; Zhu et
-al. 2017, CycleGAN) by residual blocks at a quarter of the sides, `unet_generator` (Isola et al.
-2017, pix2pix) through a bottleneck with skips around it. Discriminators score patches
-(`patch_discriminator`) or single pixels (`pixel_discriminator`): their scores are `[B, h, w]`, of
-which the losses of `kd_jax.losses.adversarial` take each example's mean. Arrangement and counts are
-those of the authors' PyTorch program, so that its files can be read
-(`kd_jax.pretrained.translation`).
+Generators map an image to another of the same size: `resnet_generator` (Johnson et al. 2016; Zhu et
+al. 2017, CycleGAN) with residual blocks at a quarter of the sides, `unet_generator` (Isola et al.
+2017, pix2pix) with a bottleneck and skip connections. Discriminators score patches
+(`patch_discriminator`) or single pixels (`pixel_discriminator`): their scores are `[B, h, w]`, and
+the losses of `kd_jax.losses.adversarial` average them per example. Layers and parameter counts are
+those of the authors' PyTorch code, so that its files can be read (`kd_jax.pretrained.translation`).
 
-Images are `[B, H, W, C]` in [-1, 1]. What the generators take may have any number of channels.
+Images are `[B, H, W, C]` in [-1, 1]. The generators' inputs may have any number of channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, group_widths, tensors
+from kd_jax.axes import Axes, Axis, group_widths, tensors
 from kd_jax.models.dcgan import Conv
 from kd_jax.models.norm import COLLECTION, BatchNorm, norm_axes
 from kd_jax.models.resnet import count_blocks
@@ -29,16 +28,16 @@ from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
 
 PADDINGS = {"reflect": "reflect", "replicate": "edge", "zero": "constant"}
-"""What may surround the features of residual blocks, and what `jnp.pad` calls it."""
+"""The paddings of residual blocks, and their modes of `jnp.pad`."""
 
-MOST = 8  # the channels of U-Net and patch discriminator double up to this many widths
-UNDROPPED = 3  # the U-Net's sides from the largest on that have no dropout
+MOST = 8  # channels of U-Net and patch discriminator double up to this multiple of the width
+UNDROPPED = 3  # number of the U-Net's largest sides without dropout
 
 
 class InstanceNorm(nn.Module):
-    """Each channel of each image over its standard deviation (Ulyanov et al. 2016).
+    """Standardizes each channel of each image (Ulyanov et al. 2016).
 
-    There is nothing learned and nothing kept: training and inference are the same.
+    It has no parameters and no running statistics: training and inference are the same.
     """
 
     epsilon: float = 1e-5
@@ -71,7 +70,7 @@ class Batch(NamedTuple):
 
     Attributes:
       epsilon: added to the variance.
-      momentum: what the running statistics keep in a training step, in [0, 1).
+      momentum: share of the running statistics that a training step retains, in [0, 1).
     """
 
     epsilon: float = 1e-5
@@ -105,33 +104,32 @@ def resnet_generator(
 
     A 7x7 convolution, two that halve the sides, residual blocks, two transposed convolutions that
     double them and a 7x7 convolution with tanh. Taps are `stem`, `down_0`, `down_1`, `up_0` and
-    `up_1`, after activation, and `block_0`, `block_1`, ..., the residual sums. Of nine blocks GAN
-    Compression (Li et al. 2020) compares `down_1`, `block_2`, `block_5` and `block_8`.
+    `up_1`, after activation, and `block_0`, `block_1`, ..., the residual sums. With nine blocks,
+    GAN Compression (Li et al. 2020) distills `down_1`, `block_2`, `block_5` and `block_8`.
 
     Args:
       width: channels at full size; twice and four times as many at a half and a quarter of the
         sides. Or the channels of each group of `resnet_generator_axes`: `stem`, `down_0`, `down_1`,
         those between each block's convolutions, `up_0`, `up_1`.
-      channels: of the images that come out.
-      blocks: how many residual blocks.
-      norm: after each convolution but the last; None for none.
-      padding: what surrounds the blocks' features, one of `PADDINGS`. The 7x7 convolutions'
-        images are reflected always.
-      dropout: the share of the features that are dropped within each block, in training, where
-        `apply` has a key.
-      separable: whether the blocks' 3x3 convolutions are depthwise ones, normalised, with 1x1
-        convolutions after them: about a ninth of the arithmetic (Howard et al. 2017; Li et al.
-        2020, section 3.2).
-      residual: whether what is made is added to the last `channels` channels of what is given,
-        without tanh, and begins small; not so in the papers.
-      dtype: what is computed in; parameters are float32 always, images too.
+      channels: channels of the output images.
+      blocks: number of residual blocks.
+      norm: normalisation after each convolution but the last, or None.
+      padding: padding of the blocks' features, one of `PADDINGS`. The 7x7 convolutions always use
+        reflection.
+      dropout: dropout rate within each block, applied in training if `apply` has a key.
+      separable: whether the blocks' 3x3 convolutions are split into normalised depthwise and 1x1
+        convolutions: about a ninth of the arithmetic (Howard et al. 2017; Li et al. 2020, section
+        3.2).
+      residual: whether the output, without tanh and initialized near zero, is added to the last
+        `channels` channels of the input; unlike in the papers.
+      dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
-      ValueError: a number is out of range, there are more or fewer widths than groups, or the
-        padding is unknown; and of `init` and `apply`, that the images' sides do not fit.
+      ValueError: a number is out of range, the number of widths differs from that of the groups, or
+        the padding is unknown. `init` and `apply` raise it if the images' sides do not fit.
     """
     if padding not in PADDINGS:
-        raise ValueError(f"padding={padding!r} is none of {', '.join(PADDINGS)}")
+        raise ValueError(f"padding={padding!r} is not one of {', '.join(PADDINGS)}")
     if blocks < 0 or channels < 1:
         raise ValueError(f"blocks={blocks} must be at least 0 and channels={channels} at least 1")
     _check_dropout(dropout)
@@ -153,26 +151,27 @@ def unet_generator(
     """`images [B, H, W, any] -> images [B, H, W, channels]`; H and W are multiples of 2**downs.
 
     4x4 convolutions halve the sides `downs` times and transposed ones double them again; after each
-    doubling the features of the same size on the way down are put before. Taps are `down_0`,
-    `down_1`, ... and, of the same sides, `up_0`, `up_1`, ..., all before activation.
+    doubling the encoder's features of the same size are concatenated in front. Taps are `down_0`,
+    `down_1`, ... and, with the same sides, `up_0`, `up_1`, ..., all before activation.
 
-    Dropout is the only noise in pix2pix, whose authors keep it, and the batch's statistics, when
-    they make images: that is `apply(variables, images, train=True, rngs=key)`.
+    Dropout is the only noise in pix2pix, whose authors also generate images with dropout and batch
+    statistics: `apply(variables, images, train=True, rngs=key)`.
 
     Args:
       width: channels at half the sides; they double up to `8 * width` as the sides halve. Or the
         channels of each group of `unet_generator_axes`: `down_0`, `down_1`, ... and, from the
         smallest side to the largest, `up_{downs - 2}`, ..., `up_0`.
-      channels: of the images that come out.
-      downs: how often the sides are halved, at least 2. The original has 8 for 256 pixels.
-      norm: after each convolution but the first, the bottleneck's and the image's; None for none.
-      dropout: the share of the features that are dropped, in training where `apply` has a key: in
-        `up_3` and smaller ones, but for the first after the bottleneck.
-      dtype: what is computed in; parameters are float32 always, images too.
+      channels: channels of the output images.
+      downs: number of halvings of the sides, at least 2. The original has 8 for 256 pixels.
+      norm: normalisation after each convolution but the first, the bottleneck's and the image's, or
+        None.
+      dropout: dropout rate, applied in training if `apply` has a key, in `up_3` and smaller sides
+        except the first after the bottleneck.
+      dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
-      ValueError: a number is out of range, or there are more or fewer widths than groups; and of
-        `init` and `apply`, that the images' sides do not fit.
+      ValueError: a number is out of range, or the number of widths differs from that of the groups.
+        `init` and `apply` raise it if the images' sides do not fit.
     """
     if downs < 2 or channels < 1:
         raise ValueError(f"downs={downs} must be at least 2 and channels={channels} at least 1")
@@ -190,25 +189,25 @@ def patch_discriminator(
 ) -> Network:
     """`(images[, conditions]) -> scores [B, h, w]` (logits) of overlapping patches: a PatchGAN.
 
-    4x4 convolutions; with three halvings a score sees 70x70 pixels (Isola et al. 2017, section
-    3.2.2). The scores are h x w with `h = H // 2**layers - 2` and so on; the losses of
-    `kd_jax.losses.adversarial` take such, and an example's is the mean over its patches. Taps are
-    `layer_0`, `layer_1`, ..., after activation.
+    4x4 convolutions; with three halvings the field of view of a score is 70x70 pixels (Isola et al.
+    2017, section 3.2.2). There are h x w scores, with `h = H // 2**layers - 2` and w likewise; the
+    losses of `kd_jax.losses.adversarial` average them per example. Taps are `layer_0`, `layer_1`,
+    ..., after activation.
 
-    A conditional one judges an image together with what it was made of: `apply(variables, images,
-    sources)`. Conditions are images of the same size, any number of them, and are put before the
-    images along the channels; variables are made for as many.
+    A conditional discriminator also reads the source image: `apply(variables, images, sources)`.
+    Conditions are any number of images of the same size, concatenated in front of the images along
+    the channels; variables fit the number that they were initialized with.
 
     Args:
       width: channels of the first layer; they double up to `8 * width` from one to the next. Or the
         channels of each of `layers + 1`.
-      layers: how many layers halve the sides, at least 1.
-      norm: after each convolution but the first and the last; None for none.
-      dtype: what is computed in; parameters are float32 always, scores too.
+      layers: number of layers that halve the sides, at least 1.
+      norm: normalisation after each convolution but the first and the last, or None.
+      dtype: the computation dtype; parameters and scores are always float32.
 
     Raises:
-      ValueError: a number is out of range, or there are more or fewer widths than layers; and of
-        `init` and `apply`, that an image is too small or a condition does not fit it.
+      ValueError: a number is out of range, or the number of widths differs from that of the layers.
+        `init` and `apply` raise it if an image is too small or a condition does not fit it.
     """
     if layers < 1:
         raise ValueError(f"layers={layers} must be at least 1")
@@ -233,118 +232,118 @@ def pixel_discriminator(
 
 
 def resnet_multiples(blocks: int) -> dict[str, int]:
-    """The groups of a ResNet generator, in the order of its widths, and their multiples of one."""
+    """The groups of a ResNet generator in the order of its widths, and their multiples of one."""
     hidden = {f"block_{i}/hidden": 4 for i in range(blocks)}
     return {"stem": 1, "down_0": 2, "down_1": 4, **hidden, "up_0": 2, "up_1": 1}
 
 
 def unet_multiples(downs: int) -> dict[str, int]:
-    """The groups of a U-Net generator, in the order of its widths, and their multiples of one."""
+    """The groups of a U-Net generator in the order of its widths, and their multiples of one."""
     down = {f"down_{i}": min(2**i, MOST) for i in range(downs)}
     return down | {f"up_{i}": down[f"down_{i}"] for i in reversed(range(downs - 1))}
 
 
 def resnet_generator_axes(variables: Variables) -> Axes:
-    """Which axes of a ResNet generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a ResNet generator's variables, for `kd_jax.pruning`.
 
     The groups are named like the taps. All blocks add to `down_1`, and `block_N/hidden` lies
     between a block's convolutions.
 
     Args:
-      variables: of any `resnet_generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `resnet_generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `resnet_generator`, or include connectors.
     """
-    found = tensors(variables)
-    axes = _layer_axes(found, "stem", None, "stem")
-    axes |= _layer_axes(found, "down_0", "stem", "down_0")
-    axes |= _layer_axes(found, "down_1", "down_0", "down_1")
+    leaves = tensors(variables)
+    axes = _layer_axes(leaves, "stem", None, "stem")
+    axes |= _layer_axes(leaves, "down_0", "stem", "down_0")
+    axes |= _layer_axes(leaves, "down_1", "down_0", "down_1")
     for index in range(count_blocks(variables)):
         hidden = f"block_{index}/hidden"
         for number, (reads, writes) in enumerate((("down_1", hidden), (hidden, "down_1"))):
             depthwise = f"block_{index}/depthwise_{number}"
-            if f"params/{depthwise}/kernel" in found:
+            if f"params/{depthwise}/kernel" in leaves:
                 axes[f"params/{depthwise}/kernel"] = (None, None, reads)
-                if f"params/{depthwise}/bias" in found:
+                if f"params/{depthwise}/bias" in leaves:
                     axes[f"params/{depthwise}/bias"] = (reads,)
-                axes |= _norm_axes(found, f"{depthwise}/norm", reads)
-            axes |= _layer_axes(found, f"block_{index}/layer_{number}", reads, writes)
-    axes |= _layer_axes(found, "up_0", "down_1", "up_0")
-    axes |= _layer_axes(found, "up_1", "up_0", "up_1")
-    axes |= layer_axes(found, "image", "up_1", None)
+                axes |= _norm_axes(leaves, f"{depthwise}/norm", reads)
+            axes |= _layer_axes(leaves, f"block_{index}/layer_{number}", reads, writes)
+    axes |= _layer_axes(leaves, "up_0", "down_1", "up_0")
+    axes |= _layer_axes(leaves, "up_1", "up_0", "up_1")
+    axes |= layer_axes(leaves, "image", "up_1", None)
     group_widths(variables, axes)
     return axes
 
 
 def unet_generator_axes(variables: Variables) -> Axes:
-    """Which axes of a U-Net generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a U-Net generator's variables, for `kd_jax.pruning`.
 
-    The groups are named like the taps; skips make a layer read two of them.
+    The groups are named like the taps; a layer after a skip connection reads two of them.
 
     Args:
-      variables: of any `unet_generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `unet_generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `unet_generator`, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     last = sum(name.startswith("down_") for name in variables["params"]) - 1
     reads: Axis = None
     axes: dict[str, tuple[Axis, ...]] = {}
     for index in range(last + 1):
-        axes |= _layer_axes(found, f"down_{index}", reads, f"down_{index}")
+        axes |= _layer_axes(leaves, f"down_{index}", reads, f"down_{index}")
         reads = f"down_{index}"
     for index in reversed(range(last)):
-        axes |= _layer_axes(found, f"up_{index}", reads, f"up_{index}")
+        axes |= _layer_axes(leaves, f"up_{index}", reads, f"up_{index}")
         reads = (f"down_{index}", f"up_{index}")
-    axes |= layer_axes(found, "image", reads, None)
+    axes |= layer_axes(leaves, "image", reads, None)
     group_widths(variables, axes)
     return axes
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
     The groups are named like the taps, `layer_0`, `layer_1`, ...
 
     Args:
-      variables: of any `patch_discriminator` or `pixel_discriminator`, arrays or
+      variables: those of a `patch_discriminator` or `pixel_discriminator`, as arrays or
         `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of such a discriminator, or include connectors.
     """
-    found = tensors(variables)
+    leaves = tensors(variables)
     reads: str | None = None
     axes: dict[str, tuple[Axis, ...]] = {}
     for index in range(sum(name.startswith("layer_") for name in variables["params"])):
-        axes |= _layer_axes(found, f"layer_{index}", reads, f"layer_{index}")
+        axes |= _layer_axes(leaves, f"layer_{index}", reads, f"layer_{index}")
         reads = f"layer_{index}"
-    axes |= layer_axes(found, "score", reads, None)
+    axes |= layer_axes(leaves, "score", reads, None)
     group_widths(variables, axes)
     return axes
 
 
 def _layer_axes(
-    found: Mapping[str, Any], path: str, reads: Axis, writes: Axis
+    leaves: Mapping[str, Any], path: str, reads: Axis, writes: Axis
 ) -> dict[str, tuple[Axis, ...]]:
-    axes = layer_axes(found, f"{path}/conv", reads, writes)
-    return axes | _norm_axes(found, f"{path}/norm", writes)
+    axes = layer_axes(leaves, f"{path}/conv", reads, writes)
+    return axes | _norm_axes(leaves, f"{path}/norm", writes)
 
 
-def _norm_axes(found: Mapping[str, Any], path: str, channels: Axis) -> dict[str, tuple[Axis, ...]]:
-    """None of a normalisation that keeps nothing."""
-    return norm_axes(found, path, channels) if f"{COLLECTION}/{path}/mean" in found else {}
+def _norm_axes(leaves: Mapping[str, Any], path: str, channels: Axis) -> dict[str, tuple[Axis, ...]]:
+    """Empty for a normalisation without variables."""
+    return norm_axes(leaves, path, channels) if f"{COLLECTION}/{path}/mean" in leaves else {}
 
 
-def _widths(what: str, width: int | Sequence[int], multiples: Mapping[str, int]) -> tuple[int, ...]:
-    """The channels of each group: of multiples of one width, or as they are given."""
+def _widths(kind: str, width: int | Sequence[int], multiples: Mapping[str, int]) -> tuple[int, ...]:
+    """The channels of each group: multiples of one width, or the given sequence."""
     if isinstance(width, Sequence):
         widths = tuple(int(count) for count in width)
         if len(widths) != len(multiples):
             raise ValueError(
-                f"{what} like this has {len(multiples)} widths ({', '.join(multiples)}), "
+                f"{kind} with these options has {len(multiples)} widths ({', '.join(multiples)}), "
                 f"not {len(widths)}"
             )
     else:
@@ -359,51 +358,51 @@ def _check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout={dropout} is not in [0, 1)")
 
 
-def _check_images(what: str, images: Array, multiple: int, least: int) -> None:
+def _check_images(kind: str, images: Array, multiple: int, least: int) -> None:
     sides = images.shape[1:3]
     if images.ndim != 4 or any(side % multiple or side < least for side in sides):
         multiples = f"multiples of {multiple} and " if multiple > 1 else ""
         raise ValueError(
-            f"{what} takes images [B, H, W, C] whose sides are {multiples}at least {least}, not of "
+            f"{kind} takes images [B, H, W, C] whose sides are {multiples}at least {least}, not of "
             f"shape {images.shape}"
         )
 
 
 def _conv(x: Array, kernel: Array, stride: int = 1, padding: str = "zero") -> Array:
-    """A convolution of features that are padded, by `(kernel's side - 1) // 2` everywhere."""
+    """A convolution with padding of `(kernel size - 1) // 2` on every side."""
     around = ((kernel.shape[0] - 1) // 2,) * 2
     if padding == "zero":
         return ops.conv(x, kernel, stride, (around, around))
-    return ops.conv(_padded(x, around, padding), kernel, stride, "VALID")
+    return ops.conv(_pad(x, around, padding), kernel, stride, "VALID")
 
 
-def _padded(x: Array, around: tuple[int, int], padding: str) -> Array:
+def _pad(x: Array, around: tuple[int, int], padding: str) -> Array:
     return jnp.pad(x, ((0, 0), around, around, (0, 0)), mode=PADDINGS[padding])
 
 
-def _doubled(x: Array, kernel: Array, stride: int) -> Array:
-    """A transposed 3x3 convolution whose outputs begin one row and one column late.
+def _conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
+    """A transposed 3x3 convolution without its first row and column of outputs.
 
-    Between zeros, pixel i of the input is then under the middle of the kernel at output 2i.
+    The kernel at output 2i is then centred on pixel i of the input.
     """
     return ops.conv_transpose(x, kernel, stride, "VALID")[:, 1:, 1:]
 
 
-def _start(norm: Norm | None) -> dict[str, Any]:
-    """How kernels begin: the papers' 0.02 is too little to learn from if nothing is normalised."""
+def _init_options(norm: Norm | None) -> dict[str, Any]:
+    """The initializer of kernels: without normalisation the papers' 0.02 is too small to train."""
     return {} if norm else {"kernel_init": nn.initializers.he_normal()}
 
 
 class Layer(nn.Module):
-    """A convolution and a normalisation if any, without activation.
+    """A convolution and an optional normalisation, without activation.
 
     Attributes:
       features: channels of the output.
-      kernel: the convolution's side.
-      op: the convolution, of features, kernel and `stride=`.
-      norm: the normalisation; where it has a bias the convolution has none.
-      train, dtype: as of the network.
-      stride: of the convolution.
+      kernel: kernel size of the convolution.
+      op: the convolution, a function of features, kernel and `stride=`.
+      norm: the normalisation; if it has a bias, the convolution does not.
+      train, dtype: as in the network.
+      stride: stride of the convolution.
     """
 
     features: int
@@ -424,17 +423,17 @@ class Layer(nn.Module):
             use_bias=not isinstance(self.norm, Batch),
             dtype=self.dtype,
             name="conv",
-            **_start(self.norm),
+            **_init_options(self.norm),
         )
-        return _normed(self, conv(x))
+        return _normalize(self, conv(x))
 
 
 class Depthwise(nn.Module):
-    """A 3x3 convolution of each channel with a kernel of its own, and a normalisation if any.
+    """A depthwise 3x3 convolution and an optional normalisation.
 
     Attributes:
-      padding: what surrounds the features, one of `PADDINGS`.
-      norm, train, dtype: as of `Layer`.
+      padding: padding of the features, one of `PADDINGS`.
+      norm, train, dtype: as in `Layer`.
     """
 
     padding: str
@@ -446,21 +445,21 @@ class Depthwise(nn.Module):
     def __call__(self, x: Array) -> Array:
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (3, 3, x.shape[-1])).astype(self.dtype)
-        x = _padded(x.astype(self.dtype), (1, 1), self.padding)
+        x = _pad(x.astype(self.dtype), (1, 1), self.padding)
         x = ops.depthwise_conv(x, kernel)[:, 1:-1, 1:-1]
         if not isinstance(self.norm, Batch):
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
             x = x + bias.astype(self.dtype)[None, None, None]
-        return _normed(self, x)
+        return _normalize(self, x)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside the identity, without activation after the sum.
+    """Two 3x3 convolutions and a skip connection, without activation after the sum.
 
     Attributes:
-      hidden: channels between the two.
-      padding, dropout, separable: as of `resnet_generator`.
-      norm, train, dtype: as of `Layer`.
+      hidden: channels between the convolutions.
+      padding, dropout, separable: as in `resnet_generator`.
+      norm, train, dtype: as in `Layer`.
     """
 
     hidden: int
@@ -484,7 +483,7 @@ class ResidualBlock(nn.Module):
             h = Depthwise(self.padding, **common, name=f"depthwise_{number}")(h)
             return Layer(features, 1, _conv, **common, name=name)(h)
 
-        h = _dropped(self, nn.relu(layer(x, self.hidden, 0)), self.dropout, self.train)
+        h = _dropout(self, nn.relu(layer(x, self.hidden, 0)), self.dropout, self.train)
         return x + layer(h, x.shape[-1], 1)
 
 
@@ -504,32 +503,35 @@ class ResNetGenerator(nn.Module):
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
         if self.residual and images.shape[-1] < self.channels:
             raise ValueError(
-                f"images of {images.shape[-1]} channels hold none of {self.channels} to add to"
+                f"a residual generator needs images of at least {self.channels} channels, not of "
+                f"{images.shape[-1]}"
             )
         stem, first, second, *hidden, third, fourth = self.widths
-        # The blocks' features have a quarter of the sides, and one pixel reflects nothing.
+        # The blocks' features have a quarter of the sides, and a single pixel cannot be reflected.
         least = 8 if self.padding == "reflect" and hidden else 4
         _check_images("a ResNet generator", images, 4, least)
         common: dict[str, Any] = {"norm": self.norm, "train": train, "dtype": self.dtype}
         layer = partial(Layer, **common)
-        reflected = partial(_conv, padding="reflect")
+        reflect_conv = partial(_conv, padding="reflect")
         taps: dict[str, Array] = {}
 
-        x = taps["stem"] = nn.relu(layer(stem, 7, reflected, name="stem")(images))
+        x = taps["stem"] = nn.relu(layer(stem, 7, reflect_conv, name="stem")(images))
         for index, features in enumerate((first, second)):
             name = f"down_{index}"
             x = taps[name] = nn.relu(layer(features, 3, _conv, stride=2, name=name)(x))
-        for index, between in enumerate(hidden):
+        for index, features in enumerate(hidden):
             name = f"block_{index}"
             block = ResidualBlock(
-                between, self.padding, self.dropout, self.separable, **common, name=name
+                features, self.padding, self.dropout, self.separable, **common, name=name
             )
             x = taps[name] = block(x)
         for index, features in enumerate((third, fourth)):
             name = f"up_{index}"
-            x = taps[name] = nn.relu(layer(features, 3, _doubled, stride=2, name=name)(x))
-        start = {"kernel_init": _least} if self.residual else {}
-        image = Conv(self.channels, 7, reflected, dtype=self.dtype, name="image", **start)(x)
+            x = taps[name] = nn.relu(layer(features, 3, _conv_transpose, stride=2, name=name)(x))
+        init_options = {"kernel_init": _least} if self.residual else {}
+        image = Conv(
+            self.channels, 7, reflect_conv, dtype=self.dtype, name="image", **init_options
+        )(x)
         image = image.astype(jnp.float32)
         if self.residual:
             return images[..., -self.channels :] + image, taps
@@ -547,7 +549,7 @@ class UNetGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
-        last = len(self.widths) // 2  # the bottleneck's index: there is one `up` less than `down`s
+        last = len(self.widths) // 2  # the bottleneck's index: there is one `up` fewer than `down`
         down, up = self.widths[: last + 1], self.widths[:last:-1]
         side = 2 ** (last + 1)
         _check_images(f"a U-Net that halves {last + 1} times", images, side, side)
@@ -565,7 +567,7 @@ class UNetGenerator(nn.Module):
             name = f"up_{index}"
             x = layer(up[index], op=ops.conv_transpose, norm=self.norm, name=name)(nn.relu(x))
             if UNDROPPED <= index < last - 1:
-                x = _dropped(self, x, self.dropout, train)
+                x = _dropout(self, x, self.dropout, train)
             taps[name] = x
             x = jnp.concatenate([taps[f"down_{index}"], x], axis=-1)
         image = Conv(self.channels, 4, ops.conv_transpose, 2, dtype=self.dtype, name="image")(
@@ -587,12 +589,12 @@ class Discriminator(nn.Module):
     def __call__(
         self, images: Array, *conditions: Array, train: bool
     ) -> tuple[Array, dict[str, Array]]:
-        _check_images("this discriminator", images, 1, self._least())
+        _check_images("this discriminator", images, 1, self._smallest_side())
         for condition in conditions:
             if condition.ndim != 4 or condition.shape[:3] != images.shape[:3]:
                 raise ValueError(
-                    f"a condition must be images [B, H, W, C] of the size of those that are "
-                    f"judged, {images.shape[:3]}, not of shape {condition.shape}"
+                    f"a condition must be images [B, H, W, C] of the scored images' batch and "
+                    f"sides, {images.shape[:3]}, not of shape {condition.shape}"
                 )
         x = jnp.concatenate([*conditions, images], axis=-1)
         taps: dict[str, Array] = {}
@@ -609,12 +611,14 @@ class Discriminator(nn.Module):
                 name=name,
             )
             x = taps[name] = _leaky_relu(layer(x))
-        score = Conv(1, self.kernel, _conv, dtype=self.dtype, name="score", **_start(self.norm))
+        score = Conv(
+            1, self.kernel, _conv, dtype=self.dtype, name="score", **_init_options(self.norm)
+        )
         scores = score(x)
         return scores.astype(jnp.float32)[..., 0], taps
 
-    def _least(self) -> int:
-        """The smallest side of which a score is left."""
+    def _smallest_side(self) -> int:
+        """The smallest side of an image that has a score."""
         side, more = 1, self.kernel - 2 * ((self.kernel - 1) // 2)
         for stride in (1, *reversed(self.strides)):
             side = (side - 1) * stride + more
@@ -625,14 +629,14 @@ _leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 _least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")
 
 
-def _normed(module: Any, x: Array) -> Array:
-    """The features normalised as a layer's fields say, if at all."""
+def _normalize(module: Any, x: Array) -> Array:
+    """Applies the normalisation of a layer, if it has one."""
     if module.norm is None:
         return x
     return module.norm.layer(train=module.train, dtype=module.dtype, name="norm")(x)
 
 
-def _dropped(module: nn.Module, x: Array, share: float, train: bool) -> Array:
-    """Dropout in training, where there is a key for it."""
-    kept = not (train and module.has_rng("params"))
-    return nn.Dropout(share, deterministic=kept)(x)
+def _dropout(module: nn.Module, x: Array, share: float, train: bool) -> Array:
+    """Dropout in training, if `apply` has a key."""
+    deterministic = not (train and module.has_rng("params"))
+    return nn.Dropout(share, deterministic=deterministic)(x)

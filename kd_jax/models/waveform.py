@@ -1,12 +1,12 @@
-"""Networks for waveforms: one that restores the upper part of a spectrum, and a discriminator.
+"""Networks for waveforms: a generator for bandwidth extension, and a discriminator.
 
-The generator is an SRResNet of one dimension (Ledig et al. 2017; Kuleshov et al. 2017 for sound):
-residual blocks at the low rate, and one layer that makes several samples of each. It learns what
-band-limited interpolation lacks: the last layer begins small, so that a fresh network interpolates
-and training starts from there. The discriminator scores stretches of a waveform, as PatchGAN does
-patches, with layers that halve the rate (Kumar et al. 2019, MelGAN).
+The generator is a one-dimensional SRResNet (Ledig et al. 2017; Kuleshov et al. 2017 for audio):
+residual blocks at the low rate, and one layer that upsamples. It predicts a residual to
+band-limited interpolation, with a last layer initialized near zero, so that a fresh network
+interpolates. The discriminator scores segments of a waveform, as PatchGAN scores patches, with
+layers that halve the rate (Kumar et al. 2019, MelGAN).
 
-Waveforms are `[B, L, channels]`, mostly in [-1, 1].
+Waveforms are `[B, L, channels]`, usually in [-1, 1].
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.channels import Axes, Axis, Reads, Repeat, group_widths, tensors
+from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
 
@@ -41,14 +41,15 @@ def generator(
     low rate, and `up` at the high one.
 
     Args:
-      factor: how many samples are made of each.
+      factor: output samples per input sample.
       width: channels of every layer.
       blocks: residual blocks, of two convolutions each.
-      channels: the waveforms'.
-      dtype: what is computed in; parameters are float32 always, waveforms too.
+      channels: the waveforms' channels.
+      dtype: the computation dtype; parameters and waveforms are always float32.
 
     Raises:
-      ValueError: a number is not positive. The network refuses waveforms of another shape.
+      ValueError: a number is not positive. `init` and `apply` raise it for waveforms of another
+        shape.
     """
     _check(factor=factor, width=width, blocks=blocks, channels=channels)
     return from_linen(Generator(factor, width, blocks, channels, dtype))
@@ -57,18 +58,18 @@ def generator(
 def discriminator(width: int = 16, layers: int = 4, *, dtype: Any = jnp.float32) -> Network:
     """`waves [B, L, any][, condition [B, L, any]] -> scores [B, L / 2^layers]` (logits).
 
-    Each layer sees five pairs of samples.
+    The kernel of each layer spans five pairs of samples.
 
     Taps are `layer_0`, `layer_1`, ..., after activation.
 
     Args:
       width: channels of the first layer; they double with each, up to eight times as many.
-      layers: how often the rate is halved.
-      dtype: what is computed in; parameters and scores are float32 always.
+      layers: number of halvings of the rate.
+      dtype: the computation dtype; parameters and scores are always float32.
 
     Raises:
-      ValueError: a number is not positive. The network refuses lengths that are no multiples of
-        `2^layers`.
+      ValueError: a number is not positive. `init` and `apply` raise it for lengths that are not
+        multiples of `2^layers`.
     """
     _check(width=width, layers=layers)
     return from_linen(Discriminator(width, layers, dtype))
@@ -81,42 +82,42 @@ def _check(**counts: int) -> None:
 
 
 def generator_axes(variables: Variables) -> Axes:
-    """Which axes of a generator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a generator's variables, for `kd_jax.pruning`.
 
     The groups are named like the taps: all blocks add to `stem`, `block_N/hidden` lies between a
     block's convolutions, and `up` is at the high rate.
 
     Args:
-      variables: of any `generator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `generator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `generator`, or include connectors.
     """
     _check_has(variables, "stem", "up", "wave")
-    found = tensors(variables)
-    # Of each sample at the low rate `up` makes several, one after another.
-    factor = found["params/up/kernel"].shape[-1] // found["params/wave/kernel"].shape[1]
+    leaves = tensors(variables)
+    # `up` produces `factor` consecutive samples for each one at the low rate.
+    factor = leaves["params/up/kernel"].shape[-1] // leaves["params/wave/kernel"].shape[1]
     axes = _layer_axes("stem", None, "stem")
     for index in range(sum(name.startswith("block_") for name in variables["params"]) // 2):
         hidden = f"block_{index}/hidden"
-        axes |= _layer_axes(f"block_{index}_0", Reads("stem"), hidden)
-        axes |= _layer_axes(f"block_{index}_1", Reads(hidden), "stem")
-    axes |= _layer_axes("up", Reads("stem"), Repeat("up", factor))
-    axes |= _layer_axes("wave", Reads("up"), None)
+        axes |= _layer_axes(f"block_{index}_0", InputAxis("stem"), hidden)
+        axes |= _layer_axes(f"block_{index}_1", InputAxis(hidden), "stem")
+    axes |= _layer_axes("up", InputAxis("stem"), Repeat("up", factor))
+    axes |= _layer_axes("wave", InputAxis("up"), None)
     group_widths(variables, axes)
     return axes
 
 
 def discriminator_axes(variables: Variables) -> Axes:
-    """Which axes of a discriminator's variables hold which channels, for `kd_jax.students`.
+    """The channel group of each axis of a discriminator's variables, for `kd_jax.pruning`.
 
     The groups are named like the taps.
 
     Args:
-      variables: of any `discriminator`, arrays or `ShapeDtypeStruct`s.
+      variables: those of a `discriminator`, as arrays or `ShapeDtypeStruct`s.
 
     Raises:
-      ValueError: they are not, or are a connected network's.
+      ValueError: the variables are not those of a `discriminator`, or include connectors.
     """
     _check_has(variables, "layer_0", "score")
     axes: dict[str, tuple[Axis, ...]] = {}
@@ -125,8 +126,8 @@ def discriminator_axes(variables: Variables) -> Axes:
     for index in range(sum(name.startswith("layer_") for name in variables["params"])):
         last = f"layer_{index}"
         axes |= _layer_axes(last, reads, last)
-        reads = Reads(Repeat(last, 2))  # pairs of samples
-    axes |= _layer_axes("score", Reads(last), None)
+        reads = InputAxis(Repeat(last, 2))  # pairs of samples
+    axes |= _layer_axes("score", InputAxis(last), None)
     group_widths(variables, axes)
     return axes
 
@@ -142,7 +143,7 @@ def _check_has(variables: Variables, *names: str) -> None:
 
 
 class Conv(nn.Module):
-    """A convolution along the samples, over `kd_jax.ops`, whose gradients are fast."""
+    """A convolution along the samples of `kd_jax.ops`, with fast gradients."""
 
     features: int
     kernel: int = _KERNEL
@@ -185,7 +186,7 @@ class Generator(nn.Module):
         batch, length, _ = waves.shape
         x = taps["up"] = nn.relu(x).reshape(batch, self.factor * length, self.width)
         x = conv(self.channels, kernel_init=_least, name="wave")(x)
-        return ops.interpolated(waves, self.factor) + x.astype(jnp.float32), taps
+        return ops.interpolate(waves, self.factor) + x.astype(jnp.float32), taps
 
 
 class Discriminator(nn.Module):

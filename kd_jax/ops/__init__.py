@@ -1,10 +1,10 @@
-"""Array operations that the networks share, written so that every platform runs them fast."""
+"""Array operations shared by the networks, written to be fast on every platform."""
 
 from kd_jax.ops.activation import ACTIVATIONS, Activation, bias_act, filtered_lrelu, leaky_relu
 from kd_jax.ops.batch import minibatch_stddev
 from kd_jax.ops.convolution import conv, conv_transpose
 from kd_jax.ops.depthwise import depthwise_conv
-from kd_jax.ops.filling import smooth
+from kd_jax.ops.filling import harmonic_inpaint
 from kd_jax.ops.modulated import conv_resample, modulated_conv
 from kd_jax.ops.resample import (
     downsample2d,
@@ -14,7 +14,7 @@ from kd_jax.ops.resample import (
     upsample2d,
 )
 from kd_jax.ops.resizing import pil_bicubic, resize, tf1_bilinear, torch_bilinear
-from kd_jax.ops.sampling import decimated, interpolated
+from kd_jax.ops.sampling import decimate, interpolate
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,19 +23,19 @@ __all__ = [
     "conv",
     "conv_resample",
     "conv_transpose",
-    "decimated",
+    "decimate",
     "depthwise_conv",
     "downsample2d",
     "filter2d",
     "filtered_lrelu",
-    "interpolated",
+    "harmonic_inpaint",
+    "interpolate",
     "leaky_relu",
     "minibatch_stddev",
     "modulated_conv",
     "pil_bicubic",
     "resampling_filter",
     "resize",
-    "smooth",
     "tf1_bilinear",
     "torch_bilinear",
     "upfirdn2d",

@@ -1,4 +1,4 @@
-"""Biases and activations with the gains that keep their outputs' variance, and clamps."""
+"""Biases, activations with variance-preserving gains, and clamps."""
 
 import math
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from kd_jax.types import Array
 
 
 class Activation(NamedTuple):
-    """A nonlinearity and what its output is multiplied by, to keep a normal input's variance."""
+    """A nonlinearity and the gain of its output that preserves a normal input's mean square."""
 
     fn: Callable[[Array], Array]
     gain: float = 1.0
@@ -50,12 +50,12 @@ def bias_act(
     Args:
       x: `[..., C]`.
       bias: `[C]`, or None.
-      activation: one of `ACTIVATIONS`, or your own.
-      gain: instead of the activation's.
+      activation: one of `ACTIVATIONS`, or a custom one.
+      gain: replaces the activation's gain.
       clamp: not negative; None for no limit.
 
     Returns:
-      Of x's shape and dtype.
+      An array of x's shape and dtype.
 
     Raises:
       ValueError: the bias is not `[C]`.
@@ -87,28 +87,28 @@ def filtered_lrelu(
     clamp: float | None = None,
     flip: bool = False,
 ) -> Array:
-    """A leaky ReLU at a higher sampling rate: of `x + bias`, up, activated and clamped, and down.
+    """A leaky ReLU at a higher sampling rate: bias, upsampling, activation, clamp, downsampling.
 
     Karras et al. 2021 (StyleGAN3), section 3.2.
 
     Args:
       x: `[B, H, W, C]`.
-      up_filter: of the upsampling, which has a gain of `up` in each axis.
-      down_filter: of the downsampling.
+      up_filter: filter of the upsampling, which has a gain of `up` in each axis.
+      down_filter: filter of the downsampling.
       bias: `[C]`, or None.
       up: the factor of upsampling.
       down: the factor of downsampling.
       padding: as in `upfirdn2d`, of the upsampled image.
-      gain: what the activated image is multiplied by.
-      slope: of the negative side.
+      gain: gain of the activation.
+      slope: slope of the negative side.
       clamp: the largest magnitude, after the gain.
-      flip: whether to correlate with the filters instead of to convolve.
+      flip: whether to correlate with the filters instead of convolving.
 
     Returns:
       `[B, H', W', C]` of x's dtype.
 
     Raises:
-      ValueError: shapes do not fit, or the image is smaller than a filter.
+      ValueError: the shapes do not fit, or the image is smaller than a filter.
     """
     ups = two(up)
     x = bias_act(x, bias)

@@ -1,4 +1,4 @@
-"""Operations that relate the examples of a batch."""
+"""Operations across the examples of a batch."""
 
 import jax.numpy as jnp
 
@@ -6,7 +6,7 @@ from kd_jax.types import Array
 
 
 def minibatch_stddev(x: Array, group: int = 4, channels: int = 1) -> Array:
-    """How much the examples of a group differ (Karras et al. 2018, section 3).
+    """The minibatch standard deviation (Karras et al. 2018, section 3).
 
     The standard deviation of each feature over a group, averaged over the positions and over each
     of `channels` sets of features, and repeated for every position and every example of the group.
@@ -15,13 +15,13 @@ def minibatch_stddev(x: Array, group: int = 4, channels: int = 1) -> Array:
       x: features `[B, H, W, C]`.
       group: examples in a group (at most; the whole batch where that is smaller). The groups are
         strided: example i is in group i mod (B / group), as in StyleGAN2.
-      channels: how many values each example gets; divides C.
+      channels: number of output channels; divides C.
 
     Returns:
       `[B, H, W, channels]`, of `x`'s dtype, not negative.
 
     Raises:
-      ValueError: when the group does not divide the batch, or `channels` the features.
+      ValueError: the group does not divide the batch, or `channels` the features.
     """
     batch, height, width, features = x.shape
     group = min(group, batch)
@@ -34,6 +34,6 @@ def minibatch_stddev(x: Array, group: int = 4, channels: int = 1) -> Array:
         group, batch // group, height, width, channels, features // channels
     )
     deviation = jnp.sqrt(grouped.var(axis=0) + 1e-8).mean(axis=(1, 2, 4))
-    # Example i stands at row i // (B / group), column i % (B / group) of the grouping.
+    # Example i is at row i // (B / group), column i % (B / group) of the grouping.
     tiled = jnp.tile(deviation, (group, 1))[:, None, None, :]
     return jnp.broadcast_to(tiled, (batch, height, width, channels)).astype(x.dtype)

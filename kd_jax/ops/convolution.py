@@ -1,19 +1,19 @@
-"""Convolutions on `[B, H, W, C]` images and their transposes, with gradients of every order fast.
+"""Convolutions on `[B, H, W, C]` images and their transposes, with fast gradients of every order.
 
-The values are those of `jax.lax`. What differs is how the derivatives are computed. A convolution
-is bilinear, and three bilinear maps are closed under differentiation: the convolution, its input
+The values are those of `jax.lax`; only the derivatives are computed differently. A convolution is
+bilinear, and three bilinear maps are closed under differentiation: the convolution, its input
 gradient (a transposed convolution) and its kernel gradient; the derivatives of each are the two
-others. JAX does not know of the three: it transposes whatever dilated convolution it wrote before,
-and of what comes out some has no fast code on CPU. CPU time on an AMD EPYC, jax 0.10.2, kernel 4x4,
-stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by `lax.conv_transpose` and
-13 ms here; R1's through 64x16x16x64 -> 64x8x8x128 takes 349 ms by `lax.conv_general_dilated` and
-61 ms here.
+others. JAX does not use this structure: it transposes the dilated convolution of the previous
+order, and some of the results have no fast implementation on CPU. CPU time on an AMD EPYC, jax
+0.10.2, kernel 4x4, stride 2: the kernel gradient of 64x8x8x128 -> 64x16x16x64 takes 304 ms by
+`lax.conv_transpose` and 13 ms here; R1's through 64x16x16x64 -> 64x8x8x128 takes 349 ms by
+`lax.conv_general_dilated` and 61 ms here.
 
-Each of the three is left to the compiler, but for what these networks are made of: on CPU the 4x4
+The compiler implements the three maps, except for common layers of these networks: on CPU the 4x4
 kernels of stride 2 of a DCGAN are computed with 9/16 of the multiplications (`winograd4`), large
 3x3 layers with 1/4 to 0.7 of them (`winograd3`) and large 1x7 and 7x1 layers with 10/28
-(`winograd7`). A 1x1 convolution is a matrix product everywhere. The price of the three is forward
-mode (`jax.jvp`, `jax.hessian`), which `jax.custom_vjp` excludes; reverse mode nests at will.
+(`winograd7`). A 1x1 convolution is a matrix product everywhere. Forward mode (`jax.jvp`,
+`jax.hessian`) is not supported, because of `jax.custom_vjp`; reverse mode nests arbitrarily.
 """
 
 import math
@@ -30,22 +30,22 @@ from kd_jax.types import Array
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 
 CPU_ALGORITHMS = True
-"""Whether programs for CPUs use the algorithms that are faster to run and slower to compile."""
+"""Whether programs for CPUs use the algorithms that run faster and compile slower."""
 
-_WORTH_IT = 2**28  # pixels times channels times features
-_AT_MOST_MORE = 1.35  # outputs that are computed and cut off
+_MIN_WORK = 2**28  # pixels x channels x features from which faster forms pay for their compilation
+_MAX_OUTPUT_RATIO = 1.35  # of outputs computed, with those cropped, to outputs needed
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class _Geometry(NamedTuple):
-    """What two of image, kernel and output do not tell about the third."""
+    """Parameters of a convolution that two of image, kernel and output do not determine."""
 
     stride: int
     padding: tuple[tuple[int, int], ...]
     sides: tuple[int, ...]  # the image's height and width: the larger ones
     window: tuple[int, ...]  # the kernel's
-    times: int = 1  # that it is computed
+    times: int = 1  # how often it is computed
 
 
 def conv(
@@ -58,35 +58,35 @@ def conv(
       kernel: `[kh, kw, Cin, Cout]`, of x's dtype.
       stride: of both axes, at least 1.
       padding: "SAME", "VALID", or zeros to add `((top, bottom), (left, right))`.
-      times: how often it is computed, in a loop around it. What is fast takes longer to compile,
-        and is chosen where there is enough work.
+      times: number of evaluations in a surrounding loop. Faster forms take longer to compile and
+        are chosen if the total work is large enough.
 
     Returns:
       `[B, H', W', Cout]`; with "SAME", H' is H / stride rounded up.
 
     Raises:
-      ValueError: when the ranks, the channels or the stride do not fit.
-      TypeError: when the dtypes differ.
+      ValueError: the ranks, the channels or the stride do not fit.
+      TypeError: the dtypes differ.
     """
     _check(x, kernel, stride)
     sides, window = x.shape[1:3], kernel.shape[:2]
-    given = (
+    explicit = (
         jax.lax.padtype_to_pads(sides, window, (stride, stride), padding)
         if isinstance(padding, str)
         else padding
     )
-    pads = tuple((int(low), int(high)) for low, high in given)
+    pads = tuple((int(low), int(high)) for low, high in explicit)
     if window == (1, 1) and stride == 1 and pads == ((0, 0), (0, 0)):
-        # As one matrix: the kernel's gradient is then no copy of its transpose.
+        # A matrix product, whose kernel gradient does not copy its transpose.
         y = x.reshape(-1, x.shape[3]) @ kernel[0, 0]
         return y.reshape(*x.shape[:3], kernel.shape[3])
     return _conv(_Geometry(stride, pads, sides, window, times), x, kernel)
 
 
 def conv_transpose(x: Array, kernel: Array, stride: int = 2, padding: str = "SAME") -> Array:
-    """Images upsampled by a kernel, as in `jax.lax.conv_transpose`.
+    """The transposed convolution of images with a kernel, as in `jax.lax.conv_transpose`.
 
-    The kernel is not turned: between zeros, `stride - 1` of them after each pixel, this is `conv`.
+    The kernel is not flipped: this is `conv` of images with `stride - 1` zeros after each pixel.
 
     Args:
       x: `[B, H, W, Cin]`.
@@ -99,28 +99,28 @@ def conv_transpose(x: Array, kernel: Array, stride: int = 2, padding: str = "SAM
       kernel's height, or `stride * H` if that is more, and so on.
 
     Raises:
-      ValueError: when the ranks, the channels, the stride or the padding do not fit.
-      TypeError: when the dtypes differ.
+      ValueError: the ranks, the channels, the stride or the padding do not fit.
+      TypeError: the dtypes differ.
     """
     _check(x, kernel, stride)
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"padding={padding!r} is neither 'SAME' nor 'VALID'")
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if padding == "VALID":
         sides = tuple(
             stride * (n - 1) + max(k, stride)
             for n, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
         )
-        return _input_grad(_Geometry(stride, ((0, 0),) * 2, sides, kernel.shape[:2]), x, turned)
-    # The input gradient of the convolution with the turned kernel. Of the k - stride rows by which
-    # the windows overlap, the first half, rounded down, is cut off before the image.
+        return _input_grad(_Geometry(stride, ((0, 0),) * 2, sides, kernel.shape[:2]), x, flipped)
+    # The input gradient of the convolution with the flipped kernel. The windows overlap by
+    # k - stride rows, half of which, rounded down, are cropped before the image.
     pads = []
     for size in kernel.shape[:2]:
         before = max(size - stride, 0) // 2
         pads.append((before, size - stride - before))
     sides = (stride * x.shape[1], stride * x.shape[2])
     geometry = _Geometry(stride, tuple(pads), sides, kernel.shape[:2])
-    return _input_grad(geometry, x, turned)
+    return _input_grad(geometry, x, flipped)
 
 
 def _check(x: Array, kernel: Array, stride: int) -> None:
@@ -148,19 +148,19 @@ def _lax_conv(geometry: _Geometry, image: Array, kernel: Array) -> Array:
 
 
 class _Maps(NamedTuple):
-    """The three maps, each of two of image, kernel and output; None where XLA's is as fast."""
+    """The three maps, each from two of image, kernel and output; None if XLA's is as fast."""
 
     conv: Callable[..., Array] | None
     input_grad: Callable[..., Array] | None
     kernel_grad: Callable[..., Array] | None
 
 
-def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps:
-    """What is faster than XLA's convolutions on CPU.
+def _cpu_maps(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps:
+    """The maps that are faster than XLA's convolutions on CPU.
 
     Measured on two cores: with fewer multiplications the maps take 0.5 to 0.8 of the time in a
-    DCGAN's layers (64 and 128 channels), 0.3 to 0.9 in StyleGAN2's and 0.5 in Inception's; the
-    first layer of the last one takes 0.4 of it as a matrix.
+    DCGAN's layers (64 and 128 channels), 0.3 to 0.9 in StyleGAN2's and 0.5 in Inception's;
+    Inception's first layer takes 0.4 of it as a matrix product.
     """
     channels, features = widths
     work = args[0].shape[0] * math.prod(geometry.sides) * channels * features * geometry.times
@@ -168,24 +168,24 @@ def _on_cpu(geometry: _Geometry, widths: tuple[int, ...], *args: Array) -> _Maps
     if not CPU_ALGORITHMS:
         return _Maps(None, None, None)
     if not all(x.dtype in (jnp.float32, jnp.float64) for x in args):
-        return _Maps(None, None, None)  # differences lose bits
-    # Each takes a second to compile, and saves milliseconds of a convolution that takes longer.
-    if geometry.window == (3, 3) and work >= _WORTH_IT and min(channels, features) >= 32:
-        return _threes(geometry, args[0].shape[0])
-    if geometry.window == (3, 3) and stride == 2 and channels <= 4 and work >= _WORTH_IT // 64:
+        return _Maps(None, None, None)  # the differences lose precision
+    # Each takes a second to compile and saves milliseconds, so only large convolutions use them.
+    if geometry.window == (3, 3) and work >= _MIN_WORK and min(channels, features) >= 32:
+        return _winograd3_maps(geometry, args[0].shape[0])
+    if geometry.window == (3, 3) and stride == 2 and channels <= 4 and work >= _MIN_WORK // 64:
         return _Maps(partial(_as_matrix, geometry), None, None)
     # Below 16 channels the sums cost more than the products they save.
     fours = geometry.window == (4, 4) and stride == 2 and pads == ((1, 1), (1, 1))
     if fours and not any(n % 4 for n in geometry.sides) and channels >= 16:
         return _Maps(winograd4.conv, winograd4.input_grad, winograd4.kernel_grad)
     sevens = ((1, 7), ((0, 0), (3, 3))), ((7, 1), ((3, 3), (0, 0)))
-    if (geometry.window, pads) in sevens and stride == 1 and work >= _WORTH_IT // 4:
+    if (geometry.window, pads) in sevens and stride == 1 and work >= _MIN_WORK // 4:
         return _Maps(winograd7.conv, None, None)
     return _Maps(None, None, None)
 
 
-def _threes(geometry: _Geometry, batch: int) -> _Maps:
-    """`winograd3`'s maps, of images that are padded until their sides are such as it takes."""
+def _winograd3_maps(geometry: _Geometry, batch: int) -> _Maps:
+    """`winograd3`'s maps, of images padded to sides that it supports."""
     stride, sides, pads = geometry.stride, geometry.sides, geometry.padding
     outputs = [
         (n + low + high - 3) // stride + 1 for n, (low, high) in zip(sides, pads, strict=True)
@@ -212,28 +212,28 @@ def _threes(geometry: _Geometry, batch: int) -> _Maps:
         )
     else:
         return _Maps(None, None, None)
-    if math.prod(whole) > _AT_MOST_MORE * math.prod(outputs):
+    if math.prod(whole) > _MAX_OUTPUT_RATIO * math.prod(outputs):
         return _Maps(None, None, None)
     output = [(before, n - m - before) for n, m in zip(whole, outputs, strict=True)]
     return _Maps(
-        lambda x, k: _cropped(convolve(_padded(x, image), k), output),
-        lambda y, k: _cropped(input_grad(_padded(y, output), k), image),
-        lambda x, y: kernel_grad(_padded(x, image), _padded(y, output)),
+        lambda x, k: _crop(convolve(_pad(x, image), k), output),
+        lambda y, k: _crop(input_grad(_pad(y, output), k), image),
+        lambda x, y: kernel_grad(_pad(x, image), _pad(y, output)),
     )
 
 
-def _padded(x: Array, by: Sequence[tuple[int, int]]) -> Array:
+def _pad(x: Array, by: Sequence[tuple[int, int]]) -> Array:
     return jnp.pad(x, ((0, 0), *by, (0, 0))) if any(map(any, by)) else x
 
 
-def _cropped(x: Array, by: Sequence[tuple[int, int]]) -> Array:
+def _crop(x: Array, by: Sequence[tuple[int, int]]) -> Array:
     (top, bottom), (left, right) = by
     return x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
 
 
 def _as_matrix(geometry: _Geometry, image: Array, kernel: Array) -> Array:
-    """The product of the image's windows, as rows, with the kernel."""
-    x, stride = _padded(image, geometry.padding), geometry.stride
+    """The convolution as a matrix product, with the image's windows as rows."""
+    x, stride = _pad(image, geometry.padding), geometry.stride
     reach = [n - (n - k) % stride - k + 1 for n, k in zip(x.shape[1:3], kernel.shape, strict=False)]
     parts = [
         x[:, i : i + reach[0] : stride, j : j + reach[1] : stride]
@@ -253,12 +253,13 @@ def _by_platform(
     return jax.lax.platform_dependent(*args, cpu=cpu_map, default=lax_map)
 
 
-# Below: image [B, *sides, Ci], kernel [kh, kw, Ci, Co], output [B, h, w, Co]; each from the others.
+# The three maps, each of two of image [B, *sides, Ci], kernel [kh, kw, Ci, Co] and output
+# [B, h, w, Co].
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _conv(geometry: _Geometry, image: Array, kernel: Array) -> Array:
-    faster = _on_cpu(geometry, kernel.shape[2:], image, kernel).conv
+    faster = _cpu_maps(geometry, kernel.shape[2:], image, kernel).conv
     return _by_platform(faster, partial(_lax_conv, geometry), image, kernel)
 
 
@@ -270,7 +271,7 @@ def _input_grad(geometry: _Geometry, output: Array, kernel: Array) -> Array:
     def lax_map(output: Array, kernel: Array) -> Array:
         return jax.linear_transpose(lambda x: _lax_conv(geometry, x, kernel), image)(output)[0]
 
-    faster = _on_cpu(geometry, kernel.shape[2:], output, kernel).input_grad
+    faster = _cpu_maps(geometry, kernel.shape[2:], output, kernel).input_grad
     return _by_platform(faster, lax_map, output, kernel)
 
 
@@ -282,28 +283,28 @@ def _kernel_grad(geometry: _Geometry, image: Array, output: Array) -> Array:
     def lax_map(image: Array, output: Array) -> Array:
         return jax.linear_transpose(lambda k: _lax_conv(geometry, image, k), kernel)(output)[0]
 
-    faster = _on_cpu(geometry, (image.shape[3], output.shape[3]), image, output).kernel_grad
+    faster = _cpu_maps(geometry, (image.shape[3], output.shape[3]), image, output).kernel_grad
     return _by_platform(faster, lax_map, image, output)
 
 
 _conv.defvjp(
     lambda geometry, image, kernel: (_conv(geometry, image, kernel), (image, kernel)),
-    lambda geometry, kept, g: (
-        _input_grad(geometry, g, kept[1]),
-        _kernel_grad(geometry, kept[0], g),
+    lambda geometry, residuals, g: (
+        _input_grad(geometry, g, residuals[1]),
+        _kernel_grad(geometry, residuals[0], g),
     ),
 )
 _input_grad.defvjp(
     lambda geometry, output, kernel: (_input_grad(geometry, output, kernel), (output, kernel)),
-    lambda geometry, kept, g: (
-        _conv(geometry, g, kept[1]),
-        _kernel_grad(geometry, g, kept[0]),
+    lambda geometry, residuals, g: (
+        _conv(geometry, g, residuals[1]),
+        _kernel_grad(geometry, g, residuals[0]),
     ),
 )
 _kernel_grad.defvjp(
     lambda geometry, image, output: (_kernel_grad(geometry, image, output), (image, output)),
-    lambda geometry, kept, g: (
-        _input_grad(geometry, kept[1], g),
-        _conv(geometry, kept[0], g),
+    lambda geometry, residuals, g: (
+        _input_grad(geometry, residuals[1], g),
+        _conv(geometry, residuals[0], g),
     ),
 )

@@ -1,4 +1,4 @@
-"""Convolutions that resample, and convolutions whose kernels depend on the example."""
+"""Convolutions that resample, and convolutions with a different kernel for each example."""
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +20,32 @@ def conv_resample(
 ) -> Array:
     """Upsamples with a filter, correlates with a kernel, and downsamples with the filter.
 
-    All three commute. So a kernel that upsamples works on the small image (a transposed
-    convolution, then the filter), and one that downsamples computes what is kept only; a 1x1 kernel
-    works on the small image in both cases. Karras et al. 2020 (StyleGAN2), section 2.
+    The three operations commute. An upsampling convolution therefore works on the small image (a
+    transposed convolution, then the filter), and a downsampling one computes only the outputs that
+    remain; a 1x1 kernel works on the small image in both cases. Karras et al. 2020 (StyleGAN2),
+    section 2.
 
     Args:
       x: `[B, H, W, Cin]`.
-      kernel: `[kh, kw, Cin / groups, Cout]`, correlated with as in `conv`. StyleGAN2's layers that
-        upsample want it turned, `kernel[::-1, ::-1]`.
-      taps: the filter, convolved with; its gain is `up` in each axis.
+      kernel: `[kh, kw, Cin / groups, Cout]`, used for a correlation, as in `conv`. StyleGAN2's
+        upsampling layers need it flipped, `kernel[::-1, ::-1]`.
+      taps: the filter, used for a convolution; its gain is `up` in each axis.
       up: the factor of upsampling.
       down: the factor of downsampling.
-      padding: with zeros, in pixels of the upsampled image, beyond what keeps the filtered image's
-        size: `kh // 2` for `[B, H up / down, W up / down, Cout]`.
-      groups: the kernel's groups of channels.
+      padding: zeros in pixels of the upsampled image, in addition to those that keep the filtered
+        image's size: `kh // 2` for `[B, H up / down, W up / down, Cout]`.
+      groups: number of channel groups.
 
     Returns:
       `[B, H', W', Cout]`, of x's dtype.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: the shapes do not fit.
     """
     if x.ndim != 4 or kernel.ndim != 4 or x.shape[-1] != kernel.shape[2] * groups:
         raise ValueError(
             f"conv_resample: images {x.shape}, a kernel {kernel.shape} and {groups} groups do not "
-            "fit; [B, H, W, Cin] and [kh, kw, Cin / groups, Cout] do"
+            "fit; expected [B, H, W, Cin] and [kh, kw, Cin / groups, Cout]"
         )
     if groups > 1:
         if kernel.shape[3] % groups:
@@ -52,10 +53,10 @@ def conv_resample(
         split = x.reshape(*x.shape[:3], groups, kernel.shape[2])
         kernels = kernel.reshape(*kernel.shape[:3], groups, kernel.shape[3] // groups)
 
-        def of_group(x: Array, kernel: Array) -> Array:
+        def convolve_group(x: Array, kernel: Array) -> Array:
             return conv_resample(x, kernel, taps, up=up, down=down, padding=padding)
 
-        y = jax.vmap(of_group, in_axes=(3, 3), out_axes=3)(split, kernels)
+        y = jax.vmap(convolve_group, in_axes=(3, 3), out_axes=3)(split, kernels)
         return y.reshape(*y.shape[:3], kernel.shape[3])
 
     pads = []
@@ -78,7 +79,7 @@ def conv_resample(
             x = conv(x, kernel)
             return upfirdn2d(x, taps, up=up, padding=(pads[0], pads[1]), gain=up**2)
         x = conv_transpose(x, kernel, stride=up, padding="VALID")
-        # It has zeros enough: kernel - 1 on either side, without those after the last pixel.
+        # It already has kernel - 1 zeros on either side, without those after the last pixel.
         extra = [max(k, up) - k for k in sides]
         inner = [
             (before - (k - 1), after - (k - 1) + up - 1 - more)
@@ -103,11 +104,11 @@ def modulated_conv(
     padding: Pads = 0,
     fused: bool = False,
 ) -> Array:
-    """A convolution whose kernel's input channels are scaled for each example.
+    """A convolution with the kernel's input channels scaled for each example.
 
     Karras et al. 2020 (StyleGAN2), eqs. 1 and 3: demodulation divides each output channel by the
-    norm of its scaled kernel. Scaling the images instead of the kernels is the same and lets one
-    convolution serve the batch; it is the faster form on every platform where a batch has room.
+    norm of its scaled kernel. Scaling the images instead of the kernels is equivalent and needs a
+    single convolution for the batch; it is faster on every platform if there is memory for it.
 
     Args:
       x: `[B, H, W, Cin]`.
@@ -115,25 +116,25 @@ def modulated_conv(
       styles: `[B, Cin]`.
       taps: the filter, if it resamples (`conv_resample`).
       demodulate: whether to divide by the norm.
-      normalize: whether to bring kernels and styles to a mean square of 1 before, each kernel by
-        itself and all styles together: Karras et al. 2021 (StyleGAN3), which changes nothing but
-        the range of what is computed. Only where demodulated.
-      input_gain: what x is to be multiplied by, after the norm was taken. A scalar or `[Cin]`.
+      normalize: whether to scale each kernel, and all styles together, to a mean square of 1 first
+        (Karras et al. 2021, StyleGAN3), which changes only the range of intermediate values.
+        Ignored without `demodulate`.
+      input_gain: factor of x that the norm does not include. A scalar or `[Cin]`.
       up: as in `conv_resample`.
-      down: likewise.
-      padding: likewise.
-      fused: whether to scale kernels, one convolution for each example.
+      down: as in `conv_resample`.
+      padding: as in `conv_resample`.
+      fused: whether to scale the kernels, with one convolution per example.
 
     Returns:
       `[B, H', W', Cout]`, of x's dtype.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: the shapes do not fit.
     """
     if x.ndim != 4 or kernel.ndim != 4 or styles.shape != (x.shape[0], kernel.shape[2]):
         raise ValueError(
             f"modulated_conv: images {x.shape}, a kernel {kernel.shape} and styles {styles.shape} "
-            "do not fit; [B, H, W, Cin], [kh, kw, Cin, Cout] and [B, Cin] do"
+            "do not fit; expected [B, H, W, Cin], [kh, kw, Cin, Cout] and [B, Cin]"
         )
     kernel, styles = kernel.astype(jnp.float32), styles.astype(jnp.float32)
     if normalize and demodulate:
@@ -152,11 +153,11 @@ def modulated_conv(
         if norms is not None:
             kernels = kernels * norms[:, None, None, None]
 
-        def of_example(x: Array, kernel: Array) -> Array:
+        def convolve_example(x: Array, kernel: Array) -> Array:
             y = conv_resample(x[None], kernel, taps, up=up, down=down, padding=padding)
             return y[0]
 
-        return jax.vmap(of_example)(x, kernels.astype(x.dtype))
+        return jax.vmap(convolve_example)(x, kernels.astype(x.dtype))
     x = x * styles.astype(x.dtype)[:, None, None]
     x = conv_resample(x, kernel.astype(x.dtype), taps, up=up, down=down, padding=padding)
     return x if norms is None else x * norms.astype(x.dtype)[:, None, None]

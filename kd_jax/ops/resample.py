@@ -1,10 +1,10 @@
 """Upsampling, filtering and downsampling of `[B, H, W, C]` images by small fixed filters.
 
-A filter is a NumPy array, known when a function is traced: its zeros and its separability are then
-free to use. Only outputs that are kept are computed, and no inserted zero is multiplied: each phase
-of the output is a sum of shifted slices, which compilers fuse on every platform. The transpose of
-such an operation is another one, with `up` and `down` exchanged, so that derivatives of every order
-in reverse mode cost what the operation does.
+A filter is a NumPy array, constant at trace time, so that its zeros and its separability can be
+exploited. Only outputs that remain are computed, and inserted zeros are never multiplied: each
+phase of the output is a sum of shifted slices, which compilers fuse on every platform. The
+transpose of such an operation is another one, with `up` and `down` exchanged, so that derivatives
+of every order in reverse mode cost as much as the operation.
 """
 
 import math
@@ -22,10 +22,10 @@ Filter: TypeAlias = np.ndarray | Sequence[float] | Sequence[Sequence[float]] | N
 """1-D: the same taps along both axes; 2-D: `[rows, columns]`; None: one tap of 1."""
 
 Two: TypeAlias = int | tuple[int, int]
-"""A number for the height and one for the width, or one for both."""
+"""A number for both axes, or one each for height and width."""
 
 Pads: TypeAlias = int | tuple[tuple[int, int], tuple[int, int]]
-"""Zeros to add `((top, bottom), (left, right))`, or on every side; negative ones crop."""
+"""Zeros to add `((top, bottom), (left, right))`, or on every side; negative numbers crop."""
 
 
 def resampling_filter(
@@ -36,15 +36,15 @@ def resampling_filter(
     gain: float = 1.0,
     separable: bool | None = None,
 ) -> np.ndarray:
-    """A filter from a list of taps, as StyleGAN's configurations give them.
+    """A filter from a list of taps, as in StyleGAN's configurations.
 
     Args:
       taps: 1-D or 2-D; None is one tap of 1.
       normalize: whether to divide by the sum.
-      flip: whether to turn it around.
-      gain: of an image filtered along both axes.
+      flip: whether to reverse it along every axis.
+      gain: gain for an image filtered along both axes.
       separable: whether a 1-D list stays 1-D rather than becoming its outer product; by default
-        where it has 8 taps or more.
+        if it has 8 taps or more.
 
     Returns:
       `[taps]` or `[rows, columns]`, float32.
@@ -77,7 +77,7 @@ def upfirdn2d(
     flip: bool = False,
     gain: float = 1.0,
 ) -> Array:
-    """Inserts zeros, pads, convolves with a filter and keeps some of the pixels.
+    """Inserts zeros, pads, convolves with a filter and subsamples.
 
     Karras et al. 2019 (StyleGAN2) name it after the signal processing toolboxes' `upfirdn`.
 
@@ -86,20 +86,20 @@ def upfirdn2d(
       taps: the filter.
       up: `up - 1` zeros follow each pixel, in each axis.
       down: each `down`-th pixel of the result is kept, the first one included.
-      padding: zeros added after those between pixels.
-      flip: whether to correlate instead of to convolve, which turns the filter around.
-      gain: what the result is multiplied by.
+      padding: padding after the insertion of zeros.
+      flip: whether to correlate instead of convolving, which reverses the filter.
+      gain: factor of the result.
 
     Returns:
       `[B, H', W', C]` of x's dtype; `H' = (up H + top + bottom - rows) // down + 1`.
 
     Raises:
-      ValueError: x is no image, a factor is not positive, or the padded image is smaller than the
-        filter.
+      ValueError: x is not `[B, H, W, C]`, a factor is not positive, or the padded image is smaller
+        than the filter.
     """
     if x.ndim != 4:
         raise ValueError(f"images [B, H, W, C] are needed, not shape {x.shape}")
-    rows, columns = _separated(taps)
+    rows, columns = _separate(taps)
     ups, downs, pads = two(up), two(down), pads_of(padding)
     for axis, name in enumerate(("height", "width")):
         length = x.shape[axis + 1] * ups[axis] + sum(pads[axis])
@@ -112,7 +112,7 @@ def upfirdn2d(
     sign = np.sign(gain) if columns is not None else 1.0
 
     def static(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
-        values = values if flip else values[::-1, ::-1]  # below they are correlated
+        values = values if flip else values[::-1, ::-1]  # `_apply` correlates
         return tuple(tuple(float(v) for v in row) for row in values)
 
     if columns is None:
@@ -124,19 +124,21 @@ def upfirdn2d(
         ),
         _Geometry(static(scale * columns), (1, ups[1]), (1, downs[1]), ((0, 0), pads[1]), (0, 0)),
     ]
-    for one in passes:
-        x = _apply(one._replace(sides=(x.shape[1], x.shape[2])), x)
+    for geometry in passes:
+        x = _apply(geometry._replace(sides=(x.shape[1], x.shape[2])), x)
     return x
 
 
 def filter2d(
     x: Array, taps: Filter, *, padding: Pads = 0, flip: bool = False, gain: float = 1.0
 ) -> Array:
-    """Images filtered, of the size that they had, and of `padding` more.
+    """Filters images, which keep their size plus `padding`.
 
     Args and errors are those of `upfirdn2d`.
     """
-    return upfirdn2d(x, taps, padding=_around(taps, padding, (1, 1), (1, 1)), flip=flip, gain=gain)
+    return upfirdn2d(
+        x, taps, padding=_same_padding(taps, padding, (1, 1), (1, 1)), flip=flip, gain=gain
+    )
 
 
 def upsample2d(
@@ -148,12 +150,12 @@ def upsample2d(
     flip: bool = False,
     gain: float = 1.0,
 ) -> Array:
-    """Images `up` times as large, whose mean is that of x if the filter's sum is 1.
+    """Upsamples images by `up`; a filter whose sum is 1 preserves their mean.
 
     Args and errors are those of `upfirdn2d`; padding is counted in pixels of the result.
     """
     ups = two(up)
-    pads = _around(taps, padding, ups, (1, 1))
+    pads = _same_padding(taps, padding, ups, (1, 1))
     return upfirdn2d(x, taps, up=ups, padding=pads, flip=flip, gain=gain * math.prod(ups))
 
 
@@ -166,25 +168,25 @@ def downsample2d(
     flip: bool = False,
     gain: float = 1.0,
 ) -> Array:
-    """Images `1 / down` times as large.
+    """Downsamples images by `down`.
 
     Args and errors are those of `upfirdn2d`; padding is counted in pixels of x.
     """
     downs = two(down)
-    pads = _around(taps, padding, (1, 1), downs)
+    pads = _same_padding(taps, padding, (1, 1), downs)
     return upfirdn2d(x, taps, down=downs, padding=pads, flip=flip, gain=gain)
 
 
 def filter_shape(taps: Filter) -> tuple[int, int]:
     """Rows and columns of a filter."""
-    rows, columns = _separated(taps)
+    rows, columns = _separate(taps)
     return _length(rows, columns, 0), _length(rows, columns, 1)
 
 
-def _around(
+def _same_padding(
     taps: Filter, padding: Pads, ups: tuple[int, int], downs: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The padding with which the size changes by the factors alone."""
+    """The padding with which the size changes only by the factors."""
     pads, result = pads_of(padding), []
     for axis, size in enumerate(filter_shape(taps)):
         up, down = ups[axis], downs[axis]
@@ -198,7 +200,7 @@ def two(value: Two) -> tuple[int, int]:
     """A factor for the height and one for the width.
 
     Raises:
-      ValueError: one is not positive.
+      ValueError: a factor is not positive.
     """
     first, second = (value, value) if isinstance(value, int) else value
     if first < 1 or second < 1:
@@ -214,8 +216,8 @@ def pads_of(padding: Pads) -> tuple[tuple[int, int], tuple[int, int]]:
     return (int(top), int(bottom)), (int(left), int(right))
 
 
-def _separated(taps: Filter) -> tuple[np.ndarray, np.ndarray | None]:
-    """A column `[rows, 1]` and a row `[1, columns]` whose product the filter is; or it and None."""
+def _separate(taps: Filter) -> tuple[np.ndarray, np.ndarray | None]:
+    """A filter's factors, a column `[rows, 1]` and a row `[1, columns]`; or the filter and None."""
     array = np.asarray(1.0 if taps is None else taps, np.float64)
     if array.ndim > 2 or not array.size:
         raise ValueError(f"a filter has one or two axes and a tap, not shape {array.shape}")
@@ -249,15 +251,15 @@ class _Phases(NamedTuple):
 
     outputs: int
     step: int
-    offsets: list[list[tuple[int, int]]]  # of each r: (k, offset)
+    offsets: list[list[tuple[int, int]]]  # for each r: (k, offset)
 
 
 def _phases(size: int, taps: int, up: int, down: int, pads: tuple[int, int]) -> _Phases:
     common = math.gcd(up, down)
     offsets = []
     for r in range(up // common):
-        reached = [(k, r * down + k - pads[0]) for k in range(taps)]
-        offsets.append([(k, at // up) for k, at in reached if at % up == 0])
+        positions = [(k, r * down + k - pads[0]) for k in range(taps)]
+        offsets.append([(k, position // up) for k, position in positions if position % up == 0])
     return _Phases((size * up + sum(pads) - taps) // down + 1, down // common, offsets)
 
 
@@ -268,10 +270,10 @@ def _apply(geometry: _Geometry, x: Array) -> Array:
         _phases(x.shape[1], len(taps), geometry.up[0], geometry.down[0], geometry.pads[0]),
         _phases(x.shape[2], len(taps[0]), geometry.up[1], geometry.down[1], geometry.pads[1]),
     ]
-    most = [-(-one.outputs // len(one.offsets)) for one in along]  # outputs of a phase
+    lengths = [-(-axis.outputs // len(axis.offsets)) for axis in along]  # outputs of a phase
     pads = [
         (0, 0),
-        *(_reach(one, n, s) for one, n, s in zip(along, most, x.shape[1:3], strict=True)),
+        *(_reach(axis, n, s) for axis, n, s in zip(along, lengths, x.shape[1:3], strict=True)),
     ]
     x = jnp.pad(x, [*pads, (0, 0)])
 
@@ -287,44 +289,44 @@ def _apply(geometry: _Geometry, x: Array) -> Array:
                     x.shape[0],
                     *(
                         s + d * (n - 1) + 1
-                        for s, d, n in zip(starts[1:3], steps[1:3], most, strict=True)
+                        for s, d, n in zip(starts[1:3], steps[1:3], lengths, strict=True)
                     ),
                     x.shape[3],
                 ]
                 value = jax.lax.slice(x, starts, ends, steps)
                 value = value * jnp.asarray(taps[k][j], x.dtype)
                 total = value if total is None else total + value
-        return jnp.zeros((x.shape[0], *most, x.shape[3]), x.dtype) if total is None else total
+        return jnp.zeros((x.shape[0], *lengths, x.shape[3]), x.dtype) if total is None else total
 
-    counts = [len(one.offsets) for one in along]
+    counts = [len(axis.offsets) for axis in along]
     lines = []
     for r in range(counts[0]):
         columns = [phase(r, c) for c in range(counts[1])]
-        # Joined along the channels, where whole pixels are copied.
-        joined = columns[0] if counts[1] == 1 else jnp.concatenate(columns, axis=-1)
-        lines.append(joined.reshape(x.shape[0], most[0], most[1] * counts[1], x.shape[3]))
+        # Concatenated along the channels, which copies whole pixels.
+        line = columns[0] if counts[1] == 1 else jnp.concatenate(columns, axis=-1)
+        lines.append(line.reshape(x.shape[0], lengths[0], lengths[1] * counts[1], x.shape[3]))
     y = lines[0]
     if counts[0] > 1:
         y = jnp.stack(lines, axis=2).reshape(x.shape[0], -1, *y.shape[2:])
     return y[:, : along[0].outputs, : along[1].outputs]
 
 
-def _reach(one: _Phases, most: int, size: int) -> tuple[int, int]:
-    """How far beyond an axis the phases read, before it and after it."""
-    reached = [offset for phase in one.offsets for _, offset in phase]
-    if not reached:
+def _reach(phases: _Phases, length: int, size: int) -> tuple[int, int]:
+    """How far the phases read beyond an axis, before its start and after its end."""
+    offsets = [offset for phase in phases.offsets for _, offset in phase]
+    if not offsets:
         return 0, 0
-    return max(0, -min(reached)), max(0, max(reached) + one.step * (most - 1) + 1 - size)
+    return max(0, -min(offsets)), max(0, max(offsets) + phases.step * (length - 1) + 1 - size)
 
 
-def _transposed(geometry: _Geometry) -> _Geometry:
+def _transpose(geometry: _Geometry) -> _Geometry:
     taps = geometry.taps
     pads, outputs = [], []
     for axis, count in enumerate((len(taps), len(taps[0]))):
         size, up, down = geometry.sides[axis], geometry.up[axis], geometry.down[axis]
-        given = geometry.pads[axis]
-        output = (size * up + sum(given) - count) // down + 1
-        before = count - 1 - given[0]
+        padding = geometry.pads[axis]
+        output = (size * up + sum(padding) - count) // down + 1
+        before = count - 1 - padding[0]
         outputs.append(output)
         pads.append((before, size * up - output * down + count - before - up))
     return _Geometry(
@@ -338,5 +340,5 @@ def _transposed(geometry: _Geometry) -> _Geometry:
 
 _apply.defvjp(
     lambda geometry, x: (_apply(geometry, x), None),
-    lambda geometry, _, g: (_apply(_transposed(geometry), g),),
+    lambda geometry, _, g: (_apply(_transpose(geometry), g),),
 )

@@ -1,6 +1,6 @@
-"""Images resized as TensorFlow 1, PyTorch and Pillow do: two small matrix products, one an axis.
+"""Image resizing as in TensorFlow 1, PyTorch and Pillow: two small matrix products, one per axis.
 
-What tells the conventions apart are the weights, `(inputs, outputs) -> [outputs, inputs]`.
+The conventions differ in their weights, `(inputs, outputs) -> [outputs, inputs]`.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from kd_jax.types import Array
 
 Weights: TypeAlias = Callable[[int, int], NDArray[np.float64]]
-"""`(inputs, outputs) -> [outputs, inputs]`: each output's share of each input; rows sum up to 1."""
+"""`(inputs, outputs) -> [outputs, inputs]`: the weights of the inputs in each output, of sum 1."""
 
 
 def tf1_bilinear(inputs: int, outputs: int, *, align_corners: bool = False) -> NDArray[np.float64]:
-    """TensorFlow 1's weights `[outputs, inputs]`: neither halves of pixels nor an antialias filter.
+    """TensorFlow 1's weights `[outputs, inputs]`, without half-pixel centers or antialiasing.
 
     Args:
-      inputs: pixels.
-      outputs: pixels.
-      align_corners: whether the first and the last pixels of both lie on each other.
+      inputs: number of input pixels.
+      outputs: number of output pixels.
+      align_corners: whether the first and the last pixels of input and output coincide.
     """
     if align_corners and outputs > 1:
         return _linear(np.arange(outputs) * (inputs - 1) / (outputs - 1), inputs)
@@ -31,12 +31,12 @@ def tf1_bilinear(inputs: int, outputs: int, *, align_corners: bool = False) -> N
 
 
 def torch_bilinear(inputs: int, outputs: int) -> NDArray[np.float64]:
-    """PyTorch's weights `[outputs, inputs]`, with halves of pixels, without an antialias filter."""
+    """PyTorch's weights `[outputs, inputs]`, with half-pixel centers, without antialiasing."""
     return _linear((np.arange(outputs) + 0.5) * inputs / outputs - 0.5, inputs)
 
 
 def pil_bicubic(inputs: int, outputs: int) -> NDArray[np.float64]:
-    """Pillow's weights `[outputs, inputs]`: Keys 1981, eq. 4, a = -1/2; wider where it shrinks."""
+    """Pillow's weights `[outputs, inputs]`: Keys 1981, eq. 4, a = -1/2; wider to downsample."""
     step = inputs / outputs
     widening = max(step, 1.0)
     centres = (np.arange(outputs) + 0.5) * step
@@ -48,16 +48,16 @@ def pil_bicubic(inputs: int, outputs: int) -> NDArray[np.float64]:
 
 
 def _linear(positions: NDArray[np.float64], inputs: int) -> NDArray[np.float64]:
-    """The weights of the two pixels around each position, the first or last one outside."""
+    """Linear interpolation weights of the positions, which are clipped to the image."""
     distance = np.abs(np.clip(positions, 0, inputs - 1)[:, None] - np.arange(inputs))
     return np.maximum(1 - distance, 0.0)
 
 
 def resize(images: Array, size: tuple[int, int], weights: Weights) -> Array:
-    """Images `[B, H, W, C]` as `[B, *size, C]`, of any range; float32.
+    """Resizes images `[B, H, W, C]`, of any range, to `[B, *size, C]`, float32.
 
     Raises:
-      ValueError: they are no images, or a side is not positive.
+      ValueError: the images are not 4-D, or a side is not positive.
     """
     if images.ndim != 4 or min(images.shape[1:3]) < 1 or min(size) < 1:
         raise ValueError(f"images of shape {images.shape} cannot be resized to {size}")
@@ -65,6 +65,6 @@ def resize(images: Array, size: tuple[int, int], weights: Weights) -> Array:
         jnp.asarray(weights(n, m), jnp.float32)
         for n, m in zip(images.shape[1:3], size, strict=True)
     )
-    highest = jax.lax.Precision.HIGHEST  # a GPU's shortcut would round to ten bits
+    highest = jax.lax.Precision.HIGHEST  # GPUs round to ten bits by default
     x = jnp.einsum("bhwc,vw->bhvc", images.astype(jnp.float32), columns, precision=highest)
     return jnp.einsum("bhvc,uh->buvc", x, rows, precision=highest)

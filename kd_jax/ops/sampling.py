@@ -1,7 +1,7 @@
-"""Waveforms at lower and higher rates, by a windowed sinc.
+"""Decimation and interpolation of waveforms by a windowed sinc.
 
-The filter is that of `scipy.signal.resample_poly`: 20 times the factor long and one tap more, in a
-Kaiser window of beta 5. Beyond its ends a waveform is 0.
+The filter is that of `scipy.signal.resample_poly`: 20 times the factor plus one tap long, with a
+Kaiser window of beta 5. A waveform is 0 beyond its ends.
 """
 
 import jax
@@ -10,12 +10,12 @@ import numpy as np
 
 from kd_jax.types import Array
 
-_HALF = 10  # of the filter's length, in samples at the low rate
+_HALF = 10  # half of the filter's length, in samples at the low rate
 _BETA = 5.0
 
 
-def decimated(waves: Array, factor: int) -> Array:
-    """Every `factor`-th sample, after what the lower rate cannot hold was filtered out.
+def decimate(waves: Array, factor: int) -> Array:
+    """Low-pass filters waveforms and keeps every `factor`-th sample.
 
     Args:
       waves: `[B, L, C]`.
@@ -25,19 +25,19 @@ def decimated(waves: Array, factor: int) -> Array:
       `[B, L / factor, C]`.
 
     Raises:
-      ValueError: they are no waveforms, or the factor does not divide their length.
+      ValueError: the waveforms are not 3-D, or the factor does not divide their length.
     """
     _check(waves, factor)
     if waves.shape[1] % factor:
-        raise ValueError(f"waves of {waves.shape[1]} samples are no multiple of factor={factor}")
+        raise ValueError(f"waves of {waves.shape[1]} samples are not a multiple of factor={factor}")
     half = _HALF * factor
-    return _filtered(waves, _window(factor), stride=factor, padding=(half, half))
+    return _filter(waves, _window(factor), stride=factor, padding=(half, half))
 
 
-def interpolated(waves: Array, factor: int) -> Array:
-    """`factor` samples for each, of a signal that holds nothing above the low rate's half.
+def interpolate(waves: Array, factor: int) -> Array:
+    """Band-limited interpolation to `factor` times the rate.
 
-    What bandwidth extension has to beat.
+    The result has no content above half the low rate: the baseline of bandwidth extension.
 
     Args:
       waves: `[B, l, C]`.
@@ -47,12 +47,12 @@ def interpolated(waves: Array, factor: int) -> Array:
       `[B, factor l, C]`.
 
     Raises:
-      ValueError: they are no waveforms, or the factor is less than 1.
+      ValueError: the waveforms are not 3-D, or the factor is less than 1.
     """
     _check(waves, factor)
     half = _HALF * factor
     padding = (half, half + factor - 1)
-    return _filtered(waves, factor * _window(factor), dilation=factor, padding=padding)
+    return _filter(waves, factor * _window(factor), dilation=factor, padding=padding)
 
 
 def _check(waves: Array, factor: int) -> None:
@@ -61,18 +61,18 @@ def _check(waves: Array, factor: int) -> None:
 
 
 def _window(factor: int) -> np.ndarray:
-    """`[taps]`, of sum 1."""
-    places = np.arange(-_HALF * factor, _HALF * factor + 1)
-    taps = np.sinc(places / factor) * np.kaiser(len(places), _BETA)
+    """The low-pass filter `[taps]`, with sum 1."""
+    positions = np.arange(-_HALF * factor, _HALF * factor + 1)
+    taps = np.sinc(positions / factor) * np.kaiser(len(positions), _BETA)
     return taps / taps.sum()
 
 
-def _filtered(
+def _filter(
     waves: Array, taps: np.ndarray, *, padding: tuple[int, int], stride: int = 1, dilation: int = 1
 ) -> Array:
     batch, length, channels = waves.shape
     columns = waves.swapaxes(1, 2).reshape(batch * channels, length, 1)
-    made = jax.lax.conv_general_dilated(
+    outputs = jax.lax.conv_general_dilated(
         columns,
         jnp.asarray(taps, waves.dtype)[:, None, None],
         (stride,),
@@ -81,4 +81,4 @@ def _filtered(
         dimension_numbers=("NWC", "WIO", "NWC"),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return made.reshape(batch, channels, -1).swapaxes(1, 2)
+    return outputs.reshape(batch, channels, -1).swapaxes(1, 2)

@@ -1,11 +1,11 @@
 """Convolutions with seven taps along one axis in 10/28 of the multiplications.
 
-Four outputs are computed at once, F(4, 7) of Winograd 1980: both are polynomials of which the
-product is known by its values at ten points (Toom 1963; Cook 1966), and the convolution is the
+Four outputs are computed at once, F(4, 7) of Winograd 1980: outputs and taps are polynomials whose
+product is determined by its values at ten points (Toom 1963; Cook 1966), and the convolution is the
 transpose of that product. With pixels d and taps g it is `S ((P g) * (Q d))`, as in `winograd3`.
 
-Rounding is about 6e-6 of the largest output, and 7e-7 on average. On two cores of an AMD EPYC,
-16x17x17x192 to 192, it takes half of the CPU time of XLA's convolution.
+The rounding error is about 6e-6 of the largest output, and 7e-7 on average. On two cores of an
+AMD EPYC, 16x17x17x192 to 192, it takes half of the CPU time of XLA's convolution.
 """
 
 import functools
@@ -19,11 +19,11 @@ import numpy as np
 from kd_jax.types import Array
 
 TAPS, _OUTPUTS = 7, 4
-_POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, 3 / 4, -4 / 3)  # and infinity; small ones round least
+_POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, 3 / 4, -4 / 3)  # and infinity; small points round least
 
 
 def conv(image: Array, kernel: Array) -> Array:
-    """The output `[B, H, W, Co]` with stride 1, of the image's sides.
+    """The output `[B, H, W, Co]` with stride 1 and the image's sides.
 
     Args:
       image: `[B, H, W, Ci]`.
@@ -45,17 +45,17 @@ def conv(image: Array, kernel: Array) -> Array:
         precision=jax.lax.Precision.HIGHEST,
     ).reshape(len(_KERNEL), *kernel.shape[2:])
     products = []
-    for index, sums in enumerate(_combined(_PIXELS, pixels)):
+    for index, sums in enumerate(_combine(_PIXELS, pixels)):
         y = sums.reshape(-1, sums.shape[3]) @ taps[index]
         products.append(y.reshape(*sums.shape[:3], y.shape[1]))
-    outputs = jnp.stack(_combined(_SUMS, products), axis=axis + 1)
+    outputs = jnp.stack(_combine(_SUMS, products), axis=axis + 1)
     shape = [*image.shape[:3], kernel.shape[3]]
     shape[axis] = tiles * _OUTPUTS
     return jax.lax.slice_in_dim(outputs.reshape(shape), 0, side, axis=axis)
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What pixels, taps and products are multiplied with."""
+    """The matrices that pixels, taps and products are multiplied by."""
     count = len(_POINTS) + 1
 
     def values(coefficients: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 _PIXELS, _KERNEL, _SUMS = _matrices()
 
 
-def _combined(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
+def _combine(matrix: np.ndarray, arrays: Sequence[Array]) -> list[Array]:
     """The product of a matrix of numbers with a column of arrays."""
     scaled = ([w * v for w, v in zip(row, arrays, strict=True) if w] for row in matrix.tolist())
     return [functools.reduce(operator.add, terms) for terms in scaled]

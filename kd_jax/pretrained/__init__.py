@@ -1,14 +1,14 @@
-"""Published weights as networks: read as plain data, nothing executed, no PyTorch needed.
+"""Networks from published weight files, read as plain data: no code is executed, no PyTorch needed.
 
-`load` gives a network and its variables, `parts` what there is in a file. From the command line,
+`load` returns a network and its variables; `parts` lists the networks in a file. The command
 
     python -m kd_jax.pretrained ffhq.pkl --out DIR
 
-says what a file is, and writes samples and a checkpoint.
+describes a file, and writes samples and a checkpoint.
 """
 
 from kd_jax.pretrained.convert import Converted
-from kd_jax.pretrained.published import Loaded, Part, load, parts
+from kd_jax.pretrained.registry import Loaded, Part, load, parts
 from kd_jax.pretrained.unpickle import UnsafeFileError
 
 __all__ = ["Converted", "Loaded", "Part", "UnsafeFileError", "load", "parts"]

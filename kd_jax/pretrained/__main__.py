@@ -1,10 +1,10 @@
-"""What a published weight file is, eight of its images, and a checkpoint of its network.
+"""Describes a published weight file, and writes eight samples and a checkpoint of a network.
 
     python -m kd_jax.pretrained FILE --out DIR
 
-Prints the networks in the file, and of the chosen one the configuration and the parameters' count.
+Prints the networks in the file, and the configuration and number of parameters of the selected one.
 Writes `DIR/samples.png` (of a generator) and `DIR/checkpoint`, an Orbax checkpoint of the variables
-that `kd_jax.checkpoint.load_network` reads. Exits with 2 where the file is refused.
+for `kd_jax.checkpoint.load_network`. Exits with status 2 if the file is refused.
 """
 
 import argparse
@@ -19,37 +19,37 @@ import numpy as np
 from kd_jax import architecture, checkpoint
 from kd_jax.evaluate import cost, pictures
 from kd_jax.pretrained.convert import Converted
-from kd_jax.pretrained.published import choose, convert, parts
+from kd_jax.pretrained.registry import choose, convert, parts
 
 SAMPLES = 8
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Reads, prints and writes."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m kd_jax.pretrained", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument("file", help="a .pkl, .pt, .pth or .safetensors file")
     parser.add_argument("--out", help="a new folder for samples and a checkpoint")
+    parser.add_argument("--part", help="the network in the file; default: the averaged generator")
     parser.add_argument(
-        "--part", help="which network of the file; the averaged generator if absent"
+        "--truncation", type=float, help="truncation psi, for networks that support it"
     )
-    parser.add_argument("--truncation", type=float, help="psi, of networks that truncate")
-    parser.add_argument("--seed", type=int, default=0, help="of the latents")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
     args = parser.parse_args(arguments)
     try:
         out = None if args.out is None else _new_folder(Path(args.out))
-        found = parts(args.file)
-        name = choose(args.file, found, args.part)
-        converted = convert(args.file, found[name])
+        available = parts(args.file)
+        name = choose(args.file, available, args.part)
+        converted = convert(args.file, available[name])
         images = None
         takes_images = any(len(like.shape) == 4 for like in converted.inputs)
-        if found[name].generates and out is not None and not takes_images:
+        if available[name].generates and out is not None and not takes_images:
             images = _samples(converted, args.seed, args.truncation)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    for other, part in found.items():
+    for other, part in available.items():
         purpose = f", for {part.purpose}" if part.purpose else ""
         print(f"{'*' if other == name else ' '} {other}: {part.kind}{purpose}")
     for key, value in converted.config.items():
@@ -69,12 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _new_folder(out: Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is not a new or an empty folder")
+        raise ValueError(f"--out {out} is not a new or empty folder")
     return out
 
 
 def _samples(converted: Converted, seed: int, truncation: float | None) -> np.ndarray:
-    """`[SAMPLES, H, W, C]`, one at a time: the networks may be large."""
+    """Images `[SAMPLES, H, W, C]`, generated one at a time, since networks may be large."""
     options: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
     apply = jax.jit(
         lambda variables, *inputs: converted.network.apply(variables, *inputs, **options)[0]
@@ -84,18 +84,18 @@ def _samples(converted: Converted, seed: int, truncation: float | None) -> np.nd
         key = jax.random.fold_in(jax.random.key(seed), index)
         inputs = []
         for number, like in enumerate(converted.inputs):
-            one = jax.random.fold_in(key, number)
+            input_key = jax.random.fold_in(key, number)
             if jnp.issubdtype(like.dtype, jnp.integer):
                 classes = int(converted.config["classes"])
-                inputs.append(jax.random.randint(one, like.shape, 0, classes, like.dtype))
+                inputs.append(jax.random.randint(input_key, like.shape, 0, classes, like.dtype))
             else:
-                inputs.append(jax.random.normal(one, like.shape, like.dtype))
+                inputs.append(jax.random.normal(input_key, like.shape, like.dtype))
         images.append(np.asarray(apply(converted.variables, *inputs)))
     return np.concatenate(images)
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
+    """The value as JSON types."""
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What every reader shares: taking tensors out of a state dict by name, until none is left."""
+"""Shared by the converters: a state dict reader that records which tensors have been read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,10 +18,10 @@ class Converted(NamedTuple):
     """A published network, ready for `network.apply(variables, ...)`.
 
     Attributes:
-      network: made for the configuration.
+      network: the network of this configuration.
       variables: float32 arrays.
-      config: what was read from the file: the keyword arguments of the network's factory.
-      inputs: the shapes of the network's inputs for one example.
+      config: the keyword arguments of the network's factory, as read from the file.
+      inputs: shapes and dtypes of the network's inputs for one example.
     """
 
     network: Network
@@ -30,107 +30,115 @@ class Converted(NamedTuple):
     inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
 
 
-class Tensors:
-    """A state dict that knows which of its tensors have been taken.
+class StateDictReader:
+    """Reads tensors from a state dict by name and records which have been read.
 
     Args:
-      found: the tensors by name.
-      what: what they should make, for errors: "a StyleGAN2 generator".
+      tensors: the tensors by name.
+      what: the expected network, for error messages: "a StyleGAN2 generator".
     """
 
-    def __init__(self, found: StateDict, what: str):
-        self.found = dict(found)
+    def __init__(self, tensors: StateDict, what: str):
+        self.tensors = dict(tensors)
         self.what = what
-        self.left = dict.fromkeys(self.found)
+        self.unread = dict.fromkeys(self.tensors)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.found
+        return name in self.tensors
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.found)
+        return iter(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, which is not taken by this.
+        """The shape of a tensor, without marking it as read.
 
         Raises:
-          ValueError: there is none of that name.
+          ValueError: there is no tensor of that name.
         """
-        if name not in self.found:
+        if name not in self.tensors:
             raise ValueError(f"not {self.what}: {name} is missing")
-        return tuple(self.found[name].shape)
+        return tuple(self.tensors[name].shape)
 
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """A tensor as it is, in float32 where it is of floating point.
+        """A tensor in its own layout, as float32 if it is floating-point.
 
         Raises:
-          ValueError: there is none of that name, or it has another shape.
+          ValueError: there is no tensor of that name, or it has another shape.
         """
-        found = self.shape(name)
-        if shape is not None and found != tuple(shape):
-            raise ValueError(f"{self.what}: {name} has shape {found} instead of {tuple(shape)}")
-        self.left.pop(name, None)
-        value = self.found[name]
+        stored = self.shape(name)
+        if shape is not None and stored != tuple(shape):
+            raise ValueError(f"{self.what}: {name} has shape {stored} instead of {tuple(shape)}")
+        self.unread.pop(name, None)
+        value = self.tensors[name]
         return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
 
     def vector(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
-        """A bias, a scale, a buffer: in the layout it has."""
+        """A bias, scale or buffer in its own layout."""
         return jnp.asarray(self.take(name, shape))
 
     def dense(self, name: str) -> Array:
         """A linear layer's weight `[out, in]`, as `[in, out]`."""
-        return jnp.asarray(self._of_rank(name, 2).T)
+        return jnp.asarray(self._take_of_rank(name, 2).T)
 
     def kernel(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
         """A convolution's weight `[out, in, h, w]`, as `[h, w, in, out]`; `shape` is the latter."""
         theirs = None if shape is None else (shape[3], shape[2], shape[0], shape[1])
-        return jnp.asarray(self._of_rank(name, 4, theirs).transpose(2, 3, 1, 0))
+        return jnp.asarray(self._take_of_rank(name, 4, theirs).transpose(2, 3, 1, 0))
 
     def image(self, name: str) -> Array:
         """Features `[..., channels, height, width]`, as `[..., height, width, channels]`."""
         return jnp.asarray(np.moveaxis(self.take(name), -3, -1))
 
     def drop(self, *names: str) -> None:
-        """Takes tensors that have no meaning here (counters, what is computed anyway)."""
+        """Marks tensors as read that are not needed (counters, values that are recomputed)."""
         for name in names:
-            self.left.pop(name, None)
+            self.unread.pop(name, None)
 
-    def done(self) -> None:
-        """Raises a ValueError that names what has not been taken, if anything."""
-        if self.left:
-            names = list(self.left)
+    def check_all_read(self) -> None:
+        """Checks that every tensor has been read.
+
+        Raises:
+          ValueError: tensors are left; the first three are named.
+        """
+        if self.unread:
+            names = list(self.unread)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ValueError(f"not {self.what}: unknown tensors {', '.join(names[:3])}{more}")
 
-    def _of_rank(self, name: str, rank: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    def _take_of_rank(
+        self, name: str, rank: int, shape: tuple[int, ...] | None = None
+    ) -> np.ndarray:
         value = self.take(name, shape)
         if value.ndim != rank:
             raise ValueError(f"{self.what}: {name} has shape {value.shape}, not {rank} axes")
         return value
 
 
-def checked(what: str, converted: Converted, *inputs: jax.ShapeDtypeStruct) -> Converted:
-    """A conversion, once its variables are known to be those that the network makes for itself.
+def check_variables(what: str, converted: Converted, *inputs: jax.ShapeDtypeStruct) -> Converted:
+    """Checks that converted variables have the paths and shapes that the network's `init` gives.
+
+    Nothing is computed.
 
     Args:
-      what: what it should be, for errors.
-      converted: the conversion.
-      *inputs: of the network for one example. Nothing is computed.
+      what: the expected network, for error messages.
+      converted: the network and its variables.
+      *inputs: the network's inputs for one example.
 
     Returns:
-      The conversion with its inputs.
+      `converted` with `inputs`.
 
     Raises:
-      ValueError: a variable is missing, is one too many or has another shape; it is named.
+      ValueError: a variable is missing, unexpected or of another shape; it is named.
     """
-    wanted = _shapes(jax.eval_shape(converted.network.init, jax.random.key(0), *inputs))
-    found = _shapes(converted.variables)
-    for path in wanted | found:
-        if path not in found or path not in wanted:
-            state = "missing" if path not in found else "one too many"
+    expected = _shapes(jax.eval_shape(converted.network.init, jax.random.key(0), *inputs))
+    actual = _shapes(converted.variables)
+    for path in expected | actual:
+        if path not in actual or path not in expected:
+            state = "missing" if path not in actual else "unexpected"
             raise ValueError(f"not {what}: {path} is {state}")
-        if wanted[path] != found[path]:
+        if expected[path] != actual[path]:
             raise ValueError(
-                f"not {what}: {path} has shape {found[path]}; the others ask for {wanted[path]}"
+                f"not {what}: {path} has shape {actual[path]}; the others imply {expected[path]}"
             )
     return converted._replace(inputs=inputs)
 

@@ -1,4 +1,4 @@
-"""DCGAN, from the program of PyTorch's examples, whose layers are called `main.N`."""
+"""DCGAN from PyTorch's example program, whose layers are named `main.N`."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import dcgan
-from kd_jax.pretrained.convert import Converted, StateDict, Tensors, checked
+from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 from kd_jax.types import Array
 
 
@@ -17,7 +17,7 @@ def is_generator(names: Iterable[str]) -> bool:
 
 
 def is_discriminator(names: Iterable[str]) -> bool:
-    """Whether the tensors are those of `discriminator`, whose first layer has none."""
+    """Whether the tensors are those of `discriminator`, whose first layer has no norm."""
     return {"main.0.weight", "main.3.running_mean"} <= set(names)
 
 
@@ -25,107 +25,111 @@ def generator(tensors: StateDict) -> Converted:
     """The generator; its latents are `[B, latent]`, without the two axes of length 1.
 
     Args:
-      tensors: of its state dict.
+      tensors: its state dict.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a shape that does not fit; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
     """
-    t = Tensors(tensors, "a DCGAN generator")
+    reader = StateDictReader(tensors, "a DCGAN generator")
     # A transposed convolution's weight is [in, out, h, w].
-    layers = _layers(t, first_norm=1)
-    widths = [_kernel(t, f"main.{3 * i}.weight")[1] for i in range(layers)]
+    layers = _layers(reader, first_norm=1)
+    widths = [_kernel(reader, f"main.{3 * i}.weight")[1] for i in range(layers)]
     channels = widths.pop()
-    latent = _kernel(t, "main.0.weight")[0]
+    latent = _kernel(reader, "main.0.weight")[0]
     params: dict[str, dict[str, Array]] = {}
     stats: dict[str, dict[str, Array]] = {}
-    first = t.take("main.0.weight", (latent, widths[0], 4, 4))
+    first = reader.take("main.0.weight", (latent, widths[0], 4, 4))
     params["Dense_0"] = {"kernel": jnp.asarray(first.transpose(0, 2, 3, 1).reshape(latent, -1))}
     for index, before in enumerate(widths):
         name, source = f"BatchNorm_{index}", f"main.{3 * index + 1}"
-        params[name], stats[name] = _norm(t, source, before)
+        params[name], stats[name] = _norm(reader, source, before)
         after = (*widths, channels)[index + 1]
-        weight = t.take(f"main.{3 * index + 3}.weight", (before, after, 4, 4))
-        # PyTorch spreads each pixel over the kernel; ours looks at it from the other side.
+        weight = reader.take(f"main.{3 * index + 3}.weight", (before, after, 4, 4))
+        # PyTorch scatters each pixel over the kernel; ours gathers, with the kernel flipped.
         kernel = weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
         params[f"Conv_{index}"] = {"kernel": jnp.asarray(kernel)}
-    params[f"Conv_{len(widths) - 1}"]["bias"] = jnp.zeros(channels)  # theirs has none
-    t.done()
+    params[f"Conv_{len(widths) - 1}"]["bias"] = jnp.zeros(channels)  # the original has no bias
+    reader.check_all_read()
     config: dict[str, Any] = {
-        "size": _size(t, widths),
+        "size": _size(reader, widths),
         "width": widths,
         "channels": channels,
     }
     network = dcgan.generator(**config)
-    return checked(
-        t.what,
+    return check_variables(
+        reader.what,
         Converted(network, {"params": params, "batch_stats": stats}, config),
         jax.ShapeDtypeStruct((1, latent), jnp.float32),
     )
 
 
 def discriminator(tensors: StateDict) -> Converted:
-    """The discriminator; its scores are logits, without the sigmoid at the end of the original.
+    """The discriminator; its scores are logits, without the final sigmoid of the original.
 
     Args:
-      tensors: of its state dict.
+      tensors: its state dict.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a shape that does not fit; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
     """
-    t = Tensors(tensors, "a DCGAN discriminator")
-    layers = _layers(t, first_norm=3)
-    # After the first convolution come two layers, after each other one three.
+    reader = StateDictReader(tensors, "a DCGAN discriminator")
+    layers = _layers(reader, first_norm=3)
+    # The second convolution is layer 2; the others follow at intervals of three.
     sources = ["main.0", *(f"main.{3 * i - 1}" for i in range(1, layers))]
-    widths = [_kernel(t, f"{source}.weight")[0] for source in sources[:-1]]
+    widths = [_kernel(reader, f"{source}.weight")[0] for source in sources[:-1]]
     params: dict[str, dict[str, Array]] = {}
     stats: dict[str, dict[str, Array]] = {}
-    before = channels = _kernel(t, "main.0.weight")[1]
+    before = channels = _kernel(reader, "main.0.weight")[1]
     for index, (source, after) in enumerate(zip(sources, (*widths, 1), strict=True)):
-        t.take(f"{source}.weight", (after, before, 4, 4))
+        reader.take(f"{source}.weight", (after, before, 4, 4))
         name = "score" if source == sources[-1] else f"conv_{index}"
-        params[name] = {"kernel": t.kernel(f"{source}.weight")}
+        params[name] = {"kernel": reader.kernel(f"{source}.weight")}
         if 0 < index < len(widths):
             name = f"norm_{index}"
-            params[name], stats[name] = _norm(t, f"main.{3 * index}", after)
+            params[name], stats[name] = _norm(reader, f"main.{3 * index}", after)
         before = after
-    t.done()
-    config: dict[str, Any] = {"size": _size(t, widths), "width": widths[::-1]}
+    reader.check_all_read()
+    config: dict[str, Any] = {"size": _size(reader, widths), "width": widths[::-1]}
     network = dcgan.original_discriminator(**config)
-    return checked(
-        t.what,
+    return check_variables(
+        reader.what,
         Converted(network, {"params": params, "batch_stats": stats}, config),
         jax.ShapeDtypeStruct((1, config["size"], config["size"], channels), jnp.float32),
     )
 
 
-def _layers(t: Tensors, first_norm: int) -> int:
-    """How many convolutions there are: all but two ends have a norm, counted in steps of three."""
+def _layers(reader: StateDictReader, first_norm: int) -> int:
+    """The number of convolutions, counted by their norms, which are three layers apart."""
     norms = 0
-    while f"main.{first_norm + 3 * norms}.running_mean" in t:
+    while f"main.{first_norm + 3 * norms}.running_mean" in reader:
         norms += 1
     if norms < 2:
-        raise ValueError(f"not {t.what}: main.{first_norm + 3 * norms}.running_mean is missing")
+        raise ValueError(
+            f"not {reader.what}: main.{first_norm + 3 * norms}.running_mean is missing"
+        )
     return norms + first_norm // 3 + 1
 
 
-def _kernel(t: Tensors, name: str) -> tuple[int, ...]:
-    shape = t.shape(name)
+def _kernel(reader: StateDictReader, name: str) -> tuple[int, ...]:
+    shape = reader.shape(name)
     if len(shape) != 4:
-        raise ValueError(f"{t.what}: {name} has shape {shape}, not 4 axes")
+        raise ValueError(f"{reader.what}: {name} has shape {shape}, not 4 axes")
     return shape
 
 
-def _size(t: Tensors, widths: list[int]) -> int:
+def _size(reader: StateDictReader, widths: list[int]) -> int:
     size = dcgan.SMALLEST * 2 ** len(widths)
     if size not in dcgan.SIZES:
-        raise ValueError(f"{t.what} has one of {dcgan.SIZES} pixels a side, not {size}")
+        raise ValueError(f"{reader.what} has an image size of {dcgan.SIZES}, not {size}")
     return size
 
 
-def _norm(t: Tensors, source: str, width: int) -> tuple[dict[str, Array], dict[str, Array]]:
-    t.drop(f"{source}.num_batches_tracked")
+def _norm(
+    reader: StateDictReader, source: str, width: int
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    reader.drop(f"{source}.num_batches_tracked")
     scale, bias, mean, var = (
-        t.vector(f"{source}.{name}", (width,))
+        reader.vector(f"{source}.{name}", (width,))
         for name in ("weight", "bias", "running_mean", "running_var")
     )
     return {"scale": scale, "bias": bias}, {"mean": mean, "var": var}

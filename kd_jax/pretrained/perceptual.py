@@ -1,9 +1,9 @@
 """The networks of perceptual distances: torchvision's trunks, and LPIPS's weights for them.
 
-LPIPS (Zhang et al. 2018) is published in two halves: torchvision's classifier (`features.N...`),
-of which the layers above the last convolution are left out here, and a small file of the weights of
-its channels, `lin0.model.1.weight` and so on. The state dict of the authors' whole module has both,
-under names of its own.
+LPIPS (Zhang et al. 2018) is published in two files: torchvision's classifier (`features.N...`),
+whose layers above the last convolution are left out here, and a small file of channel weights,
+`lin0.model.1.weight` and so on. The state dict of the authors' whole module has both under other
+names.
 """
 
 import os
@@ -17,15 +17,15 @@ import numpy as np
 from kd_jax.models import perceptual
 from kd_jax.network import Network
 from kd_jax.pretrained.containers import read
-from kd_jax.pretrained.convert import Converted, StateDict, Tensors, checked
+from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 from kd_jax.types import Array
 
 _SCALING = ("scaling_layer.shift", "scaling_layer.scale")
-_SIDE = 64  # of the images by whose shapes a conversion is checked
+_SIDE = 64  # size of the image whose shape a conversion is checked with
 
 
 class _Layer(NamedTuple):
-    """A convolution: its path here, its name in torchvision, and the part of LPIPS it is in."""
+    """A convolution: its path here, its name in torchvision, and its slice in LPIPS."""
 
     path: str
     name: str
@@ -33,14 +33,14 @@ class _Layer(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """One of the three trunks."""
+    """A trunk architecture."""
 
     what: str
     make: Callable[..., Network]
     layers: tuple[_Layer, ...]
     widths: tuple[str, ...]  # the layers whose features are the factory's widths
     taps: tuple[str, ...]
-    classifier: tuple[str, ...]  # what is above
+    classifier: tuple[str, ...]  # the layers above the trunk
 
 
 def _vgg16() -> Iterator[_Layer]:
@@ -54,7 +54,7 @@ def _vgg16() -> Iterator[_Layer]:
 
 def _squeezenet() -> Iterator[_Layer]:
     yield _Layer("conv1", "features.0", 1)
-    # Pools lie between, and LPIPS divides so that each of its parts ends with a tap.
+    # Pooling layers lie between. LPIPS slices the network so that each slice ends with a tap.
     indices, parts = (3, 4, 6, 7, 9, 10, 11, 12), (2, 2, 3, 3, 4, 5, 6, 7)
     for number, (index, part) in enumerate(zip(indices, parts, strict=True), 2):
         for inner in ("squeeze", "expand1x1", "expand3x3"):
@@ -89,44 +89,44 @@ _SQUEEZENET = _Kind(
     ("classifier.1",),
 )
 _KINDS = {"features.2": _VGG16, "features.6": _ALEXNET, "features.3.squeeze": _SQUEEZENET}
-"""The trunks, by a layer that no other one has."""
+"""The trunks, by a layer that only they have."""
 
 
 def is_trunk(names: Iterable[str]) -> bool:
     """Whether the tensors are those of a trunk, in torchvision's names."""
-    found = set(names)
-    return any({"features.0.weight", f"{name}.weight"} <= found for name in _KINDS)
+    names = set(names)
+    return any({"features.0.weight", f"{name}.weight"} <= names for name in _KINDS)
 
 
 def is_lpips(names: Iterable[str]) -> bool:
     """Whether the tensors are those of LPIPS's whole module."""
-    found = set(names)
-    return "net.slice1.0.weight" in found and any(name.startswith("lin0.model.") for name in found)
+    names = set(names)
+    return "net.slice1.0.weight" in names and any(name.startswith("lin0.model.") for name in names)
 
 
 def load(
     path: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None, **overrides: Any
 ) -> Converted:
-    """LPIPS from its file or its two files; or a trunk alone, from torchvision's.
+    """Loads LPIPS from one or two files, or a trunk from torchvision's file.
 
         network, variables, *_ = perceptual.load("vgg16-397923af.pth", "vgg.pth")
-        between = losses.perceptual.distance(network.apply, variables, variables["heads"])
+        distances = losses.perceptual.distance(network.apply, variables, variables["heads"])
 
     Args:
-      path: torchvision's file, or one of LPIPS's whole module.
-      heads: LPIPS's file of weights, for the former.
-      **overrides: of `lpips` or `trunk`.
+      path: torchvision's file, or a file of LPIPS's whole module.
+      heads: LPIPS's file of channel weights, if `path` is torchvision's.
+      **overrides: arguments of `lpips` or `trunk`.
 
     Raises:
-      ValueError: a file cannot be read, or is not what it should be.
+      ValueError: a file cannot be read, or does not have the expected tensors.
     """
     files = [path] if heads is None else [path, heads]
     tensors: list[StateDict] = []
     for file in files:
-        found = read(file)
-        if not isinstance(found, Mapping):
-            raise ValueError(f"{file}: not a state dict, but a {type(found).__name__}")
-        tensors.append({str(k): v for k, v in found.items() if isinstance(v, np.ndarray)})
+        tree = read(file)
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{file}: not a state dict, but a {type(tree).__name__}")
+        tensors.append({str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)})
     try:
         if heads is None and not is_lpips(tensors[0]):
             return trunk(tensors[0], **overrides)
@@ -144,33 +144,33 @@ def trunk(
     """A trunk of `kd_jax.models.perceptual`, without LPIPS's weights.
 
     Args:
-      tensors: of torchvision's classifier, whose upper layers may be missing.
+      tensors: the state dict of torchvision's classifier, whose upper layers may be missing.
       shift: see `kd_jax.models.perceptual`.
-      scale: see there.
+      scale: see `kd_jax.models.perceptual`.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a shape that does not fit; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
     """
     kind = _kind(tensors)
-    t = Tensors(tensors, kind.what)
-    params, widths = _trunk(t, kind, lambda layer: layer.name)
-    t.drop(*(f"{name}.{part}" for name in kind.classifier for part in ("weight", "bias")))
-    t.done()
+    reader = StateDictReader(tensors, kind.what)
+    params, widths = _trunk(reader, kind, lambda layer: layer.name)
+    reader.drop(*(f"{name}.{part}" for name in kind.classifier for part in ("weight", "bias")))
+    reader.check_all_read()
     config = {"widths": widths, "shift": tuple(shift), "scale": tuple(scale)}
-    return _checked(t, kind, {"params": params}, config)
+    return _convert(reader, kind, {"params": params}, config)
 
 
 def lpips(tensors: StateDict, heads: StateDict | None = None, *, scaled: bool = True) -> Converted:
     """A trunk with LPIPS's weights, in the collection `heads` of its variables: `{tap: [C]}`.
 
     Args:
-      tensors: of LPIPS's whole module, or of torchvision's classifier.
-      heads: LPIPS's weights, `lin0.model.1.weight` and so on, for the latter.
-      scaled: whether the trunk sees images with ImageNet's deviations, as LPIPS does since its
-        version 0.1; for weights of version 0.0 it does not.
+      tensors: the state dict of LPIPS's whole module, or of torchvision's classifier.
+      heads: LPIPS's channel weights, `lin0.model.1.weight` and so on, for the latter.
+      scaled: whether images are normalised by ImageNet's mean and deviation before the trunk, as
+        in LPIPS since version 0.1; False for weights of version 0.0.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a shape that does not fit; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
     """
     whole = heads is None
     if heads is not None:
@@ -182,35 +182,35 @@ def lpips(tensors: StateDict, heads: StateDict | None = None, *, scaled: bool = 
         kind = _kind(plain)
     else:
         kind = _kind(tensors)
-    t = Tensors(tensors, f"LPIPS of {kind.what}")
-    name_of = _in_lpips if whole else (lambda layer: layer.name)
-    params, widths = _trunk(t, kind, name_of)
+    reader = StateDictReader(tensors, f"LPIPS of {kind.what}")
+    name_of = _lpips_name if whole else (lambda layer: layer.name)
+    params, widths = _trunk(reader, kind, name_of)
     shift, scale = perceptual.SHIFT, perceptual.SCALE
-    if whole and all(name in t for name in _SCALING):
-        stored = (t.take(name, (1, 3, 1, 1)).reshape(3).tolist() for name in _SCALING)
+    if whole and all(name in reader for name in _SCALING):
+        stored = (reader.take(name, (1, 3, 1, 1)).reshape(3).tolist() for name in _SCALING)
         shift, scale = (tuple(values) for values in stored)
     if not whole:
-        t.drop(*(f"{name}.{part}" for name in kind.classifier for part in ("weight", "bias")))
+        reader.drop(*(f"{name}.{part}" for name in kind.classifier for part in ("weight", "bias")))
     if not scaled:
         shift, scale = (0.0,) * 3, (1.0,) * 3
-    weights = {tap: _head(t, index) for index, tap in enumerate(kind.taps)}
-    t.done()
+    weights = {tap: _head(reader, index) for index, tap in enumerate(kind.taps)}
+    reader.check_all_read()
     config = {"widths": widths, "shift": shift, "scale": scale, "heads": True}
-    return _checked(t, kind, {"params": params, perceptual.HEADS: weights}, config)
+    return _convert(reader, kind, {"params": params, perceptual.HEADS: weights}, config)
 
 
 def _kind(names: Iterable[str]) -> _Kind:
-    found = set(names)
+    names = set(names)
     for name, kind in _KINDS.items():
-        if f"{name}.weight" in found:
+        if f"{name}.weight" in names:
             return kind
     raise ValueError(
         "not a VGG16, AlexNet or SqueezeNet 1.1: none of "
-        f"{', '.join(f'{name}.weight' for name in _KINDS)} is there"
+        f"{', '.join(f'{name}.weight' for name in _KINDS)} is present"
     )
 
 
-def _in_lpips(layer: _Layer) -> str:
+def _lpips_name(layer: _Layer) -> str:
     return layer.name.replace("features.", f"net.slice{layer.part}.")
 
 
@@ -221,14 +221,14 @@ def _without_slice(name: str) -> str:
 
 
 def _trunk(
-    t: Tensors, kind: _Kind, name_of: Callable[[_Layer], str]
+    reader: StateDictReader, kind: _Kind, name_of: Callable[[_Layer], str]
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """The trunk's parameters, and its factory's widths."""
+    """The trunk's parameters, and the widths for its factory."""
     params: dict[str, Any] = {}
     counts = {}
     for layer in kind.layers:
         name = name_of(layer)
-        values = {"kernel": t.kernel(f"{name}.weight"), "bias": t.vector(f"{name}.bias")}
+        values = {"kernel": reader.kernel(f"{name}.weight"), "bias": reader.vector(f"{name}.bias")}
         counts[layer.path] = values["kernel"].shape[3]
         outer, _, inner = layer.path.partition("/")
         if inner:
@@ -238,19 +238,19 @@ def _trunk(
     return params, tuple(counts[path] for path in kind.widths)
 
 
-def _head(t: Tensors, index: int) -> Array:
-    """A layer's weights `[C]`, which a whole module has twice; dropout may come before them."""
+def _head(reader: StateDictReader, index: int) -> Array:
+    """A layer's channel weights `[C]`. The whole module has them twice, perhaps after dropout."""
     names = [f"lin{index}.model.{position}.weight" for position in (1, 0)]
-    name = next((name for name in names if name in t), names[0])
-    weights = t.take(name)
+    name = next((name for name in names if name in reader), names[0])
+    weights = reader.take(name)
     if weights.ndim != 4 or weights.shape != (1, weights.size, 1, 1):
-        raise ValueError(f"{t.what}: {name} has shape {weights.shape} instead of (1, C, 1, 1)")
-    t.drop(name.replace(f"lin{index}.", f"lins.{index}."))
+        raise ValueError(f"{reader.what}: {name} has shape {weights.shape} instead of (1, C, 1, 1)")
+    reader.drop(name.replace(f"lin{index}.", f"lins.{index}."))
     return jnp.asarray(weights.reshape(-1))
 
 
-def _checked(
-    t: Tensors, kind: _Kind, variables: Mapping[str, Any], config: Mapping[str, Any]
+def _convert(
+    reader: StateDictReader, kind: _Kind, variables: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Converted:
     image = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32)
-    return checked(t.what, Converted(kind.make(**config), variables, config), image)
+    return check_variables(reader.what, Converted(kind.make(**config), variables, config), image)

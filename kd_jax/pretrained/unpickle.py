@@ -1,15 +1,15 @@
-"""Pickles read as data, by a machine that can run nothing.
+"""A restricted unpickler that reads pickles as data and cannot execute code.
 
-A pickle is a program: Python's unpickler imports whatever the file names and calls it. This
-machine is not that unpickler, nor does it use it. It knows the opcodes that put numbers, text and
-bytes into lists, tuples, dicts and sets; it looks the names that a file refers to up in a table,
-and calls nothing but the functions of that table, which are this package's. It imports nothing and
-reads no attribute by name: what the table lacks is refused by its name.
+A pickle is a program: Python's unpickler imports any name in the file and calls it. This
+implementation neither is that unpickler nor uses it. It supports the opcodes that put numbers, text
+and bytes into lists, tuples, dicts and sets. Names that a file refers to are looked up in a table
+of this package's own functions, and nothing else is called. It imports nothing and reads no
+attribute by name: a name that is not in the table is refused, and the error names it.
 
-What a file can cost is bounded too. Every opcode takes constant time and memory, or as much as the
-bytes that it consumes; a function that makes more than it was given charges it to the file's
-`Budget`; and a tree that is too deep, that holds itself, or that would be huge if written out (a
-list of the same list twice, thirty times over) is not handed on.
+The cost of a file is bounded, too. Every opcode takes constant time and memory, or time and memory
+proportional to the bytes that it consumes. A function whose result is larger than its arguments
+charges the size to the file's `Budget`. A tree that is too deep, that contains itself, or that
+would be huge if written out (a list of the same list twice, nested thirty times) is refused.
 """
 
 import pickletools
@@ -22,34 +22,34 @@ from typing import Any, TypeAlias
 import numpy as np
 
 MAX_OPERATIONS = 1_000_000
-"""Opcodes of one file, those of the pickles inside it included. A snapshot has some 50 000."""
+"""Maximum opcodes of a file, including the pickles inside it. A snapshot has some 50 000."""
 MAX_ITEMS = 1_000_000
-"""Items of one file's tree, each counted as often as it appears."""
+"""Maximum items of a file's tree, each counted as often as it appears."""
 MAX_DEPTH = 128
-"""Containers within each other."""
+"""Maximum nesting of containers."""
 MAX_TEXT = 16 << 20
-"""Bytes of one string."""
+"""Maximum bytes of a string."""
 MAX_NAME = 512
-"""Bytes of a module's name, or of a name in it."""
+"""Maximum bytes of a module's name, or of a name in it."""
 MAX_KEY = 4096
-"""Characters of a dict's key."""
+"""Maximum characters of a dict's key."""
 MAX_INTEGER = 16
-"""Bytes of one integer."""
+"""Maximum bytes of an integer."""
 MAX_ARGUMENTS = 16
-"""Arguments of one call."""
+"""Maximum arguments of a call."""
 ITEM = 128
-"""Bytes that an item of a dict or a set takes, about."""
+"""Approximate bytes that an item of a dict or a set takes."""
 
 
 class UnsafeFileError(ValueError):
-    """A file that asks for what is not plain data, or for more than its size allows."""
+    """A file has something other than plain data, or needs more memory than its size allows."""
 
 
 class Budget:
-    """What one file may still cost.
+    """The operations and bytes that reading one file may still take.
 
     Args:
-      size: the file's, in bytes. What is made of it may be four times that, and 16 MiB.
+      size: the file's size in bytes. The values read from it may take four times that, plus 16 MiB.
     """
 
     def __init__(self, size: int):
@@ -60,27 +60,27 @@ class Budget:
         """Takes bytes off the budget.
 
         Raises:
-          UnsafeFileError: that many are not left.
+          UnsafeFileError: fewer bytes are left.
         """
         self.bytes -= size
         if self.bytes < 0:
-            raise UnsafeFileError("claims several times the data that it holds")
+            raise UnsafeFileError("needs more memory than four times its size plus 16 MiB")
 
 
 Function: TypeAlias = Callable[[tuple, Budget], Any]
-"""`(arguments, budget) -> value`, or NotImplemented for arguments that it does not take."""
+"""`(arguments, budget) -> value`, or NotImplemented for arguments that it does not accept."""
 Constructors: TypeAlias = Mapping[tuple[str, str], Any]
-"""What a file may refer to, by module and name: a `Constructor`, or a plain value."""
+"""The names that a file may refer to, by module and name: a `Constructor` or a plain value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Constructor:
-    """A name that a file may refer to, and what is made in its place.
+    """A name that a file may refer to, and the functions that stand in for it.
 
     Attributes:
-      name: module and name, for errors.
-      call: what calling it makes, if it may be called.
-      new: what an instance of it is, if it may have instances.
+      name: module and name, for error messages.
+      call: the function that replaces calling it, or None if it may not be called.
+      new: the function that replaces creating an instance, or None if it may have no instances.
     """
 
     name: str
@@ -89,13 +89,13 @@ class Constructor:
 
 
 @dataclass(eq=False)
-class Hollow:
-    """What has been announced but is made only when its state is known.
+class PendingObject:
+    """An object that is created only when its state is known.
 
     Attributes:
-      name: module and name, for errors.
+      name: module and name, for error messages.
       finish: `(state, budget) -> value`, or NotImplemented.
-      places: where in the memo it is, so that the value takes its place there.
+      places: its indices in the memo, where the value replaces it.
     """
 
     name: str
@@ -104,12 +104,12 @@ class Hollow:
 
 
 class Attributes(dict):
-    """An object of which only the attributes are kept."""
+    """An object reduced to its attributes."""
 
 
 @dataclass(frozen=True, eq=False)
-class StandIn:
-    """An object of which only the state is kept.
+class OpaqueObject:
+    """An object reduced to its state.
 
     Attributes:
       state: its attributes.
@@ -125,63 +125,65 @@ def load(
     budget: Budget,
     persistent: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, int]:
-    """The value of the pickle that begins at `start`, and where it ends.
+    """The value of the pickle that starts at `start`, and the offset of its end.
 
-    Strings of bytes are views of `data`, without a copy. What is returned may still hold what is
-    half made: `checked` tells.
+    Bytes are views of `data`, not copies. The value may still contain unfinished objects, which
+    `check_plain` refuses.
 
     Args:
-      data: bytes.
-      start: the pickle's first byte.
-      constructors: what it may refer to.
-      budget: of the file.
-      persistent: what its persistent ids stand for; by default it may have none.
+      data: the bytes of the file.
+      start: the offset of the pickle's first byte.
+      constructors: the names that it may refer to.
+      budget: the file's budget.
+      persistent: maps a persistent id to its value; by default no persistent ids are allowed.
 
     Raises:
-      UnsafeFileError: it refers to what is not in `constructors`, or wants too much.
-      ValueError: it is damaged, or ends too early.
+      UnsafeFileError: it refers to a name that is not in `constructors`, or exceeds a limit.
+      ValueError: it is damaged or truncated.
     """
     machine = _Machine(data, start, constructors, budget, persistent)
     return machine.run(), machine.position
 
 
-def checked(root: Any) -> Any:
-    """`root`, after a look at everything in it.
+def check_plain(root: Any) -> Any:
+    """Checks that a tree is plain data of limited size, and returns it.
 
     Raises:
-      UnsafeFileError: something in it is not plain data; it is deeper than `MAX_DEPTH`, holds
-        itself, or has more than `MAX_ITEMS` items when each is counted as often as it appears.
+      UnsafeFileError: something in it is not plain data; it is deeper than `MAX_DEPTH`, contains
+        itself, or has more than `MAX_ITEMS` items, each counted as often as it appears.
     """
-    measures: dict[int, tuple[int, int]] = {}  # items and depth, of the containers that are done
-    held: dict[int, list[Any]] = {}  # the containers in those that have been begun
+    measures: dict[int, tuple[int, int]] = {}  # items and depth, of finished containers
+    children: dict[int, list[Any]] = {}  # inner containers of each visited container
     left = [root] if _is_container(root) else []
     while left:
         value = left[-1]
         if id(value) in measures:
             left.pop()
-        elif id(value) not in held:
-            held[id(value)] = [item for item in _items(value) if _is_container(item)]
-            for item in held[id(value)]:
-                if id(item) in held and id(item) not in measures:
-                    raise UnsafeFileError("holds a container that holds itself")
-            left.extend(held[id(value)])
+        elif id(value) not in children:
+            children[id(value)] = [item for item in _items(value) if _is_container(item)]
+            for item in children[id(value)]:
+                if id(item) in children and id(item) not in measures:
+                    raise UnsafeFileError("contains a container that contains itself")
+            left.extend(children[id(value)])
         else:
-            below = [measures[id(item)] for item in held[id(value)]]
+            below = [measures[id(item)] for item in children[id(value)]]
             items = len(_items(value)) + sum(items for items, _ in below)
             depth = 1 + max((depth for _, depth in below), default=0)
             if items > MAX_ITEMS:
-                raise UnsafeFileError(f"holds more than {MAX_ITEMS} items, written out")
+                raise UnsafeFileError(f"contains more than {MAX_ITEMS} items, repetitions included")
             if depth > MAX_DEPTH:
-                raise UnsafeFileError(f"holds more than {MAX_DEPTH} containers within each other")
+                raise UnsafeFileError(f"nests containers more than {MAX_DEPTH} deep")
             measures[id(value)] = items, depth
     return root
 
 
-def checked_key(value: Any) -> Any:
-    """`value`, if it may be a dict's key or a set's item: what is hashed in constant time.
+def check_key(value: Any) -> Any:
+    """Checks that a value may be a dict's key or a set's item, and returns it.
+
+    Such values are hashed in constant time.
 
     Raises:
-      UnsafeFileError: it is not a short string, a number of 64 bits or None.
+      UnsafeFileError: it is not a short string, a number of at most 64 bits or None.
     """
     kind = type(value)
     if (
@@ -190,11 +192,11 @@ def checked_key(value: Any) -> Any:
         or kind in (bool, float, type(None))
     ):
         return value
-    raise UnsafeFileError(f"has {_described(value)} for a key, not a short text or a number")
+    raise UnsafeFileError(f"has {_describe(value)} as a key, not a short string or a number")
 
 
-def shown(text: str) -> str:
-    """Text of a file, for an error: short, of one line."""
+def printable(text: str) -> str:
+    """Text from a file, shortened and escaped to one printable line, for error messages."""
     short = text if len(text) <= 100 else f"{text[:100]}..."
     return short if short.isascii() and short.isprintable() else ascii(short)
 
@@ -205,32 +207,32 @@ _DICTS = (dict, OrderedDict, Attributes)
 
 
 def _is_container(value: Any) -> bool:
-    """Whether a value holds others; a ValueError if it is neither a container nor plain data."""
+    """Whether a value is a container; an UnsafeFileError if it is neither that nor plain data."""
     if type(value) in _LEAVES or isinstance(value, (np.ndarray, np.generic, np.dtype)):
         return False
-    if type(value) in _LISTS or type(value) in _DICTS or isinstance(value, StandIn):
+    if type(value) in _LISTS or type(value) in _DICTS or isinstance(value, OpaqueObject):
         return True
-    raise UnsafeFileError(f"holds {_described(value)}, which is not plain data")
+    raise UnsafeFileError(f"contains {_describe(value)}, which is not plain data")
 
 
 def _items(container: Any) -> Collection[Any]:
-    """What a container holds, but for keys, which are plain."""
-    if isinstance(container, StandIn):
+    """The items of a container, without keys, which are plain."""
+    if isinstance(container, OpaqueObject):
         return (container.state,)
     return container.values() if type(container) in _DICTS else container
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, Constructor):
         return f"the name {value.name}"
-    if isinstance(value, Hollow):
+    if isinstance(value, PendingObject):
         return f"an unfinished {value.name}"
     name = type(value).__name__
     return f"{'an' if name[0] in 'aeiouAEIO' else 'a'} {name}"
 
 
 class _Machine:
-    """The state of one pickle's reading: what is on the stack, above each mark, and remembered."""
+    """The state of reading one pickle: the stack, the stacks below each mark, and the memo."""
 
     def __init__(
         self,
@@ -253,13 +255,15 @@ class _Machine:
         while True:
             self.budget.operations -= 1
             if self.budget.operations < 0:
-                raise UnsafeFileError(f"has more than {MAX_OPERATIONS} pickle operations")
+                raise UnsafeFileError(f"has more than {MAX_OPERATIONS} pickle opcodes")
             code = self.take(1)[0]
             if code == _STOP:
                 break
             handler = _HANDLERS.get(code)
             if handler is None:
-                raise UnsafeFileError(f"has the pickle operation {_name(code)}, which is not read")
+                raise UnsafeFileError(
+                    f"has the pickle opcode {_name(code)}, which is not supported"
+                )
             handler(self)
         value = self.pop()
         if self.stack or self.marks:
@@ -270,7 +274,7 @@ class _Machine:
         """The next bytes."""
         left = len(self.data) - self.position
         if size > left:
-            raise ValueError(f"ends too early: {size} bytes are wanted where {left} are left")
+            raise ValueError(f"is truncated: {size} bytes are needed, {left} are left")
         self.position += size
         return self.data[self.position - size : self.position]
 
@@ -279,14 +283,14 @@ class _Machine:
 
     def text(self, size: int) -> str:
         if size > MAX_TEXT:
-            raise UnsafeFileError(f"has a text of {size} bytes; {MAX_TEXT} are read")
+            raise UnsafeFileError(f"has a string of {size} bytes; the limit is {MAX_TEXT}")
         try:
             return str(self.take(size), "utf-8")
         except UnicodeDecodeError:
-            raise ValueError("is damaged: a text is not UTF-8") from None
+            raise ValueError("is damaged: a string is not UTF-8") from None
 
     def line(self) -> str:
-        """The text up to the next end of line: a name."""
+        """The text up to the next newline: a name."""
         beginning = bytes(self.data[self.position : self.position + MAX_NAME + 1])
         size = beginning.find(b"\n")
         if size < 0 and len(beginning) > MAX_NAME:
@@ -300,62 +304,64 @@ class _Machine:
 
     def pop(self) -> Any:
         if not self.stack:
-            raise ValueError("is damaged: a pickle takes what is not there")
+            raise ValueError("is damaged: a pickle pops from an empty stack")
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
-            raise ValueError("is damaged: a pickle has no mark where one is wanted")
+            raise ValueError("is damaged: a pickle has no mark to pop to")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
     def top(self, kinds: tuple[type, ...]) -> Any:
-        """The container that is being filled."""
+        """The container on top of the stack."""
         if not self.stack or type(self.stack[-1]) not in kinds:
-            found = _described(self.stack[-1]) if self.stack else "nothing"
-            raise UnsafeFileError(f"fills {found} as if it were a {kinds[0].__name__}")
+            top = _describe(self.stack[-1]) if self.stack else "nothing"
+            raise UnsafeFileError(f"fills {top} as if it were a {kinds[0].__name__}")
         return self.stack[-1]
 
     def remember(self, place: int) -> None:
         value = self.pop()
         self.push(value)
         self.memo[place] = value
-        if type(value) is Hollow:
+        if type(value) is PendingObject:
             value.places.append(place)
 
     def recall(self, place: int) -> None:
         if place not in self.memo:
-            raise ValueError(f"is damaged: a pickle has nothing at place {place} of its memo")
+            raise ValueError(f"is damaged: a pickle has no entry {place} in its memo")
         self.push(self.memo[place])
 
     def refer(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
-            raise UnsafeFileError("refers to a name that is not text")
-        found = self.constructors.get((module, name))
-        if found is None:
-            raise UnsafeFileError(f"refers to {shown(f'{module}.{name}')}, which is not plain data")
-        self.push(found)
+            raise UnsafeFileError("refers to a name that is not a string")
+        constructor = self.constructors.get((module, name))
+        if constructor is None:
+            raise UnsafeFileError(
+                f"refers to {printable(f'{module}.{name}')}, which is not plain data"
+            )
+        self.push(constructor)
 
     def make(self, what: Any, function: Function | None, arguments: Any) -> None:
-        """Pushes what a function of the table makes: nothing else calls what a file refers to."""
+        """Pushes the result of a function of the table. No other code calls such functions."""
         if function is None:
-            raise UnsafeFileError(f"calls {_described(what)}")
+            raise UnsafeFileError(f"calls {_describe(what)}")
         if type(arguments) is not tuple or len(arguments) > MAX_ARGUMENTS:
-            raise UnsafeFileError(f"calls {what.name} with {_described(arguments)}")
+            raise UnsafeFileError(f"calls {what.name} with {_describe(arguments)}")
         value = function(arguments, self.budget)
         if value is NotImplemented:
-            raise UnsafeFileError(f"calls {what.name} with arguments that it does not take")
+            raise UnsafeFileError(f"calls {what.name} with arguments that it does not accept")
         self.push(value)
 
 
 _Handler: TypeAlias = Callable[[_Machine], None]
 
 
-def _constant(value: Any) -> _Handler:
+def _push(value: Any) -> _Handler:
     return lambda machine: machine.push(value)
 
 
-def _fresh(kind: type) -> _Handler:
+def _push_new(kind: type) -> _Handler:
     return lambda machine: machine.push(kind())
 
 
@@ -364,12 +370,12 @@ def _integer(size: int, signed: bool = False) -> _Handler:
 
 
 def _text(size: int) -> _Handler:
-    """A string after its length, which has `size` bytes."""
+    """Pushes a string that follows its length, an integer of `size` bytes."""
     return lambda machine: machine.push(machine.text(machine.integer(size)))
 
 
 def _bytes(size: int) -> _Handler:
-    """Bytes after their length, which has `size` bytes."""
+    """Pushes bytes that follow their length, an integer of `size` bytes."""
     return lambda machine: machine.push(machine.take(machine.integer(size)))
 
 
@@ -392,13 +398,13 @@ def _remember(size: int) -> _Handler:
 def _protocol(machine: _Machine) -> None:
     version = machine.integer(1)
     if version > 5:
-        raise ValueError(f"is a pickle of protocol {version}; 2 to 5 are read")
+        raise ValueError(f"is a pickle of protocol {version}; 2 to 5 are supported")
 
 
 def _frame(machine: _Machine) -> None:
     size, left = machine.integer(8), len(machine.data) - machine.position
     if size > left:
-        raise ValueError(f"ends too early: {size} bytes are wanted where {left} are left")
+        raise ValueError(f"is truncated: {size} bytes are needed, {left} are left")
 
 
 def _mark(machine: _Machine) -> None:
@@ -409,7 +415,7 @@ def _mark(machine: _Machine) -> None:
 def _long(machine: _Machine) -> None:
     size = machine.integer(1)
     if size > MAX_INTEGER:
-        raise UnsafeFileError(f"has an integer of {size} bytes; {MAX_INTEGER} are read")
+        raise UnsafeFileError(f"has an integer of {size} bytes; the limit is {MAX_INTEGER}")
     machine.push(machine.integer(size, signed=True))
 
 
@@ -434,24 +440,24 @@ def _append_to_mark(machine: _Machine) -> None:
 
 def _add_to_mark(machine: _Machine) -> None:
     items = machine.pop_to_mark()
-    machine.top((set,)).update(map(checked_key, items))
+    machine.top((set,)).update(map(check_key, items))
 
 
-def _frozen_to_mark(machine: _Machine) -> None:
+def _frozenset_to_mark(machine: _Machine) -> None:
     items = machine.pop_to_mark()
-    machine.push(frozenset(map(checked_key, items)))
+    machine.push(frozenset(map(check_key, items)))
 
 
 def _set_item(machine: _Machine) -> None:
     value, key = machine.pop(), machine.pop()
-    machine.top(_DICTS)[checked_key(key)] = value
+    machine.top(_DICTS)[check_key(key)] = value
 
 
 def _set_to_mark(machine: _Machine) -> None:
     items = machine.pop_to_mark()
     if len(items) % 2:
         raise ValueError("is damaged: a dict has a key without a value")
-    machine.top(_DICTS).update(zip(map(checked_key, items[::2]), items[1::2], strict=True))
+    machine.top(_DICTS).update(zip(map(check_key, items[::2]), items[1::2], strict=True))
 
 
 def _memoize(machine: _Machine) -> None:
@@ -480,10 +486,10 @@ def _new(machine: _Machine) -> None:
 
 def _build(machine: _Machine) -> None:
     state, value = machine.pop(), machine.pop()
-    if type(value) is Hollow:
+    if type(value) is PendingObject:
         built = value.finish(state, machine.budget)
         if built is NotImplemented:
-            raise UnsafeFileError(f"gives {_described(value)} a state that it does not take")
+            raise UnsafeFileError(f"sets a state of {_describe(value)} that it does not accept")
         for place in value.places:
             machine.memo[place] = built
         value.places.clear()
@@ -493,30 +499,30 @@ def _build(machine: _Machine) -> None:
         value.update(state)
         machine.push(value)
     elif type(value) is OrderedDict and type(state) is dict:
-        machine.push(value)  # PyTorch hangs the versions of a state dict's modules on it
+        machine.push(value)  # PyTorch sets the module versions of a state dict as its attribute
     else:
-        raise UnsafeFileError(f"gives {_described(value)} a state")
+        raise UnsafeFileError(f"sets the state of {_describe(value)}")
 
 
 def _persistent(machine: _Machine) -> None:
     if machine.persistent is None:
-        raise UnsafeFileError("has a persistent id where there can be none")
+        raise UnsafeFileError("has a persistent id where none is allowed")
     machine.push(machine.persistent(machine.pop()))
 
 
 _CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
 _STOP = _CODES["STOP"]
-# What weight files are made of. Protocols 0 and 1's numbers in decimal text, extension codes,
-# buffers from elsewhere and the older ways to make objects are left out.
+# The opcodes of weight files. Left out are the decimal numbers of protocols 0 and 1, extension
+# codes, out-of-band buffers and the older opcodes that create objects.
 _HANDLERS: dict[int, _Handler] = {
     _CODES[name]: handler
     for name, handler in {
         "PROTO": _protocol,
         "FRAME": _frame,
         "MARK": _mark,
-        "NONE": _constant(None),
-        "NEWTRUE": _constant(True),
-        "NEWFALSE": _constant(False),
+        "NONE": _push(None),
+        "NEWTRUE": _push(True),
+        "NEWFALSE": _push(False),
         "BININT": _integer(4, signed=True),
         "BININT1": _integer(1),
         "BININT2": _integer(2),
@@ -530,18 +536,18 @@ _HANDLERS: dict[int, _Handler] = {
         "BINBYTES": _bytes(4),
         "BINBYTES8": _bytes(8),
         "BYTEARRAY8": _bytes(8),
-        "EMPTY_TUPLE": _constant(()),
+        "EMPTY_TUPLE": _push(()),
         "TUPLE1": _tuple(1),
         "TUPLE2": _tuple(2),
         "TUPLE3": _tuple(3),
         "TUPLE": _tuple_to_mark,
-        "EMPTY_LIST": _fresh(list),
+        "EMPTY_LIST": _push_new(list),
         "APPEND": _append,
         "APPENDS": _append_to_mark,
-        "EMPTY_SET": _fresh(set),
+        "EMPTY_SET": _push_new(set),
         "ADDITEMS": _add_to_mark,
-        "FROZENSET": _frozen_to_mark,
-        "EMPTY_DICT": _fresh(dict),
+        "FROZENSET": _frozenset_to_mark,
+        "EMPTY_DICT": _push_new(dict),
         "SETITEM": _set_item,
         "SETITEMS": _set_to_mark,
         "MEMOIZE": _memoize,
@@ -560,6 +566,6 @@ _HANDLERS: dict[int, _Handler] = {
 
 
 def _name(code: int) -> str:
-    """An opcode's name, for errors."""
+    """An opcode's name, for error messages."""
     names = [name for name, known in _CODES.items() if known == code]
     return names[0] if names else f"0x{code:02x}"

@@ -40,7 +40,7 @@ def test_images_without_ink():
 
 
 def test_of_real_digits_each_word_tells_a_third(tmp_path):
-    digits = data.arrays(data.open_source("digits", "train", 16, 1, Path(tmp_path)))
+    digits = data.load_all(data.open_source("digits", "train", 16, 1, Path(tmp_path)))
     made = captions.captioner(digits["image"])
     tokens = np.asarray(jax.jit(made.tokens)(digits["image"], digits["label"]))
     assert tokens.shape == (1797, 3)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kd_jax.data import NoBatches, Source, batches, together
+from kd_jax.data import EmptyBatches, Source, batches, zipped_batches
 
 pytest.importorskip("grain")
 
@@ -232,7 +232,7 @@ def test_a_damaged_image_is_named_and_the_position_stays(in_memory):
 
 
 def test_no_data_without_end():
-    none = NoBatches()
+    none = EmptyBatches()
     assert [next(none) for _ in range(3)] == [{}, {}, {}]
     position = json.loads(json.dumps(none.get_state()))
     none.set_state(position)
@@ -252,7 +252,7 @@ def _labels(images):
 
 def test_sets_together_are_shuffled_apart_and_begin_anew_on_their_own():
     sets = {"first": made(12), "second": made(5)}
-    dealt = [both(batch) for batch in itertools.islice(together(sets, 4, 0), 15)]
+    dealt = [both(batch) for batch in itertools.islice(zipped_batches(sets, 4, 0), 15)]
     for index, count in enumerate((12, 5)):
         flat = flatten(batch[index] for batch in dealt)
         for start in range(0, 60, count):
@@ -261,31 +261,31 @@ def test_sets_together_are_shuffled_apart_and_begin_anew_on_their_own():
     equal = {"first": made(12), "second": made(12)}
     meetings = Counter()
     for seed in range(20):
-        first, second = both(next(together(equal, 12, seed)))
+        first, second = both(next(zipped_batches(equal, 12, seed)))
         meetings.update(a == b for a, b in zip(first, second, strict=True))
     assert meetings[True] < 40  # 20 are chance
-    orders = [both(next(together(equal, 12, seed))) for seed in range(3)]
+    orders = [both(next(zipped_batches(equal, 12, seed))) for seed in range(3)]
     assert len({tuple(order) for pair in orders for order in pair}) == 6
 
 
 def test_the_position_of_sets_together():
     sets = {"first": made(12), "second": made(5)}
-    iterator = together(sets, 4, 1)
+    iterator = zipped_batches(sets, 4, 1)
     for _ in range(7):
         next(iterator)
     position = json.loads(json.dumps(iterator.get_state()))
     expected = [both(next(iterator)) for _ in range(5)]
-    again = together(sets, 4, 1)
+    again = zipped_batches(sets, 4, 1)
     again.set_state(position)
     assert [both(next(again)) for _ in range(5)] == expected
 
 
 def test_positions_of_other_sets_are_refused_and_nothing_moves():
     sets = {"first": made(12), "second": made(5)}
-    iterator = together(sets, 4, 1)
+    iterator = zipped_batches(sets, 4, 1)
     next(iterator)
     here = iterator.get_state()
-    other = together({"first": made(12), "second": replace(made(5), fingerprint="g")}, 4, 1)
+    other = zipped_batches({"first": made(12), "second": replace(made(5), fingerprint="g")}, 4, 1)
     for _ in range(3):
         next(other)
     with pytest.raises(ValueError, match="fingerprint is 'g' there, 'f' here"):
@@ -303,7 +303,7 @@ def test_a_damaged_image_leaves_sets_together_where_they_were():
             raise ValueError("image 3 is damaged")
         return np.full((2, 3, 1), i, np.uint8), i % 7
 
-    iterator = together({"first": made(12), "second": replace(made(5), read=read)}, 4, 1)
+    iterator = zipped_batches({"first": made(12), "second": replace(made(5), read=read)}, 4, 1)
     here = iterator.get_state()
     expected = both(next(iterator))
     iterator.set_state(here)
@@ -330,4 +330,4 @@ def test_a_damaged_image_leaves_sets_together_where_they_were():
 )
 def test_sets_that_do_not_go_together(sets, seed, match):
     with pytest.raises(ValueError, match=match):
-        together(sets, 2, seed)
+        zipped_batches(sets, 2, seed)

@@ -18,12 +18,12 @@ import pytest
 
 from kd_jax.data import (
     Source,
-    arrays,
     check_same_classes,
-    every,
+    load_all,
     open_source,
     overlap,
     source,
+    strided,
     subset,
 )
 
@@ -76,7 +76,7 @@ def test_importing_it_imports_nothing_heavy():
 
 def test_digits_are_scikit_learns(cache):
     known = datasets.load_digits()
-    digits = arrays(open_source("digits", "train", 8, 1, cache))
+    digits = load_all(open_source("digits", "train", 8, 1, cache))
     assert digits["image"].dtype == np.float32
     assert digits["label"].dtype == np.int32
     assert digits["image"].shape == (1797, 8, 8, 1)
@@ -94,7 +94,7 @@ def test_digits_are_described(cache):
 
 def test_digits_are_enlarged_upright_and_fill_the_range(cache):
     known = datasets.load_digits().images
-    large = arrays(open_source("digits", "train", 32, 1, cache))["image"][..., 0]
+    large = load_all(open_source("digits", "train", 32, 1, cache))["image"][..., 0]
     assert large.min() == -1
     assert large.max() == 1
     blocks = large.reshape(1797, 8, 4, 8, 4).mean(axis=(2, 4))
@@ -113,7 +113,7 @@ def test_grey_digits_become_colour(cache):
 def test_splits_are_tfdss(cache):
     labels = datasets.load_digits().target
     part = open_source("digits", "train[100:110]", 8, 1, cache)
-    np.testing.assert_array_equal(arrays(part)["label"], labels[100:110])
+    np.testing.assert_array_equal(load_all(part)["label"], labels[100:110])
     np.testing.assert_array_equal(part.read_labels(), labels[100:110])
     with pytest.raises(ValueError, match=r"digits/1\.0\.0: Unknown split 'test'.*train") as error:
         open_source("digits", "test", 8, 1, cache)
@@ -152,10 +152,10 @@ def test_two_processes_may_write_the_cache_at_once_and_without_tensorflow(tmp_pa
     code = f"""
         import sys
         from pathlib import Path
-        from kd_jax.data import arrays, batches, open_source
+        from kd_jax.data import load_all, batches, open_source
         digits = open_source("digits", "train", 8, 1, Path({str(tmp_path)!r}))
         next(batches(digits, 4, 0))
-        print(((arrays(digits)["image"] + 1) * 8).round().sum(dtype="float64"), digits.fingerprint)
+        print(((load_all(digits)["image"] + 1) * 8).round().sum(dtype="float64"), digits.fingerprint)
         print("tensorflow" in sys.modules)
     """
     processes = [run(code), run(code)]
@@ -338,7 +338,7 @@ def test_a_damaged_record_is_noticed(cache, tmp_path):
     damaged[middle : middle + 64] = bytes(64)
     records.write_bytes(damaged)
     with pytest.raises(ValueError, match=r"digits/1\.0\.0 train.* cannot be ") as error:
-        arrays(open_source("digits", "train", 8, 1, tmp_path / "cache"))
+        load_all(open_source("digits", "train", 8, 1, tmp_path / "cache"))
     one_line(error)
 
 
@@ -660,16 +660,16 @@ def test_a_source_is_a_sequence():
 
 def test_small_sources_are_read_once_and_large_ones_each_time(monkeypatch):
     images, reads = made([0] * 4)
-    kept = source.remember(images)
+    kept = source.cache_in_memory(images)
     assert [numbers(kept), numbers(kept)] == [[0, 1, 2, 3]] * 2
     assert kept.in_memory
     assert reads == [0, 1, 2, 3]
     monkeypatch.setattr(source, "IN_MEMORY_BYTES", 15)  # Four images are 16.
-    large = source.remember(images)
+    large = source.cache_in_memory(images)
     assert [numbers(large), numbers(large)] == [[0, 1, 2, 3]] * 2
     assert not large.in_memory
     assert reads == [0, 1, 2, 3] * 3
-    assert source.remember(subset(images, count=3, seed=0)).in_memory
+    assert source.cache_in_memory(subset(images, count=3, seed=0)).in_memory
 
 
 def test_a_subset_of_the_digits_is_balanced(cache):
@@ -677,7 +677,7 @@ def test_a_subset_of_the_digits_is_balanced(cache):
     few = subset(digits, fraction=0.05, seed=0)
     assert len(few) == 90
     assert Counter(few.read_labels().tolist()) == dict.fromkeys(range(10), 9)
-    assert few.read_labels().tolist() == arrays(few)["label"].tolist()
+    assert few.read_labels().tolist() == load_all(few)["label"].tolist()
     assert (few.image_shape, few.num_classes) == (digits.image_shape, 10)
 
 
@@ -712,17 +712,17 @@ def test_a_subset_is_a_function_of_its_seed_and_grows(stratified):
 
 def test_every_second_image_and_the_others_are_the_whole():
     images, _ = made([5, 6, 7, 8, 9])
-    even, odd = every(images, 2), every(images, 2, 1)
+    even, odd = strided(images, 2), strided(images, 2, 1)
     assert [numbers(even), numbers(odd)] == [[0, 2, 4], [1, 3]]
     assert [x["label"] for x in even] == [5, 7, 9]
     assert odd.read_labels().tolist() == [6, 8]
     assert (odd.name, odd.image_shape) == (f"{images.name}[1::2]", images.image_shape)
     assert len({x.fingerprint for x in (images, even, odd)}) == 3
-    assert every(images, 2).fingerprint == even.fingerprint
-    assert numbers(every(even, 2)) == [0, 4]
+    assert strided(images, 2).fingerprint == even.fingerprint
+    assert numbers(strided(even, 2)) == [0, 4]
     for step, start in ((0, 0), (2, 5), (2, -1)):
         with pytest.raises(ValueError, match=rf"^\[{start}::{step}\] of .*, which has 5 images"):
-            every(images, step, start)
+            strided(images, step, start)
 
 
 def test_every_image_is_as_likely_to_be_in_a_subset():
@@ -755,7 +755,7 @@ def test_subsets_that_are_refused(amount, message):
 
 def test_arrays_are_everything_in_order():
     images, _ = made([2, 0, 1], shape=(2, 3, 3))
-    everything = arrays(images)
+    everything = load_all(images)
     assert everything["image"].shape == (3, 2, 3, 3)
     np.testing.assert_allclose(everything["image"][2], np.full((2, 3, 3), 2 / 127.5 - 1), atol=1e-7)
     assert everything["label"].tolist() == [2, 0, 1]

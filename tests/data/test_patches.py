@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kd_jax.data import arrays, open_source
+from kd_jax.data import load_all, open_source
 
 RNG = np.random.default_rng(0)
 
@@ -30,7 +30,7 @@ def as_bytes(images):
 def test_patches_lie_side_by_side_and_the_last_end_with_the_image(tmp_path):
     first = saved(tmp_path / "set/a/1.png", 20, 8)
     second = saved(tmp_path / "set/b/2.png", 16, 9)
-    found = arrays(patches_of(tmp_path / "set"))
+    found = load_all(patches_of(tmp_path / "set"))
     expected = [first[:, :8], first[:, 8:16], first[:, 12:]]
     expected += [second[top : top + 8, left : left + 8] for top in (0, 1) for left in (0, 8)]
     np.testing.assert_array_equal(as_bytes(found["image"]), expected)
@@ -40,7 +40,7 @@ def test_patches_lie_side_by_side_and_the_last_end_with_the_image(tmp_path):
 def test_an_image_of_one_patch_and_one_that_lies_on_its_side(tmp_path):
     whole = saved(tmp_path / "set/1.png", 8, 8)
     lying = saved(tmp_path / "set/2.png", 12, 8, orientation=6)  # is 8 wide and 12 high
-    found = as_bytes(arrays(patches_of(tmp_path / "set"))["image"])
+    found = as_bytes(load_all(patches_of(tmp_path / "set"))["image"])
     np.testing.assert_array_equal(found[0], whole)
     upright = np.rot90(lying, -1)
     np.testing.assert_array_equal(found[1:], [upright[:8], upright[4:]])

@@ -5,7 +5,7 @@ import pytest
 from skimage import data
 from sklearn.datasets import load_sample_image
 
-from kd_jax.data import arrays, open_source
+from kd_jax.data import load_all, open_source
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def as_bytes(images):
 
 
 def test_patches_are_the_photographs(cache):
-    photos = arrays(open_source("photos", "train", 64, 3, cache))
+    photos = load_all(open_source("photos", "train", 64, 3, cache))
     images = as_bytes(photos["image"])
     # 15 x 15 patches of 512x512; the second begins 32 pixels further right.
     np.testing.assert_array_equal(images[1], data.astronaut()[:64, 32:96])

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from kd_jax.data import drawn, tones
+from kd_jax.data import generated_batches, tones
 
 RATE = 8000
 
@@ -53,7 +53,7 @@ def test_a_rate_too_low_and_no_samples():
 
 
 def take(count, **options):
-    iterator = drawn(partial(tones.plucked, length=16), 4, 3, name="tones", **options)
+    iterator = generated_batches(partial(tones.plucked, length=16), 4, 3, name="tones", **options)
     return [batch["wave"] for batch in itertools.islice(iterator, count)]
 
 
@@ -61,11 +61,11 @@ def test_what_is_drawn_never_comes_again_and_its_position_does():
     whole = take(6)
     flat = np.concatenate(whole).reshape(24, 16)
     assert len(np.unique(flat, axis=0)) == 24
-    iterator = drawn(partial(tones.plucked, length=16), 4, 3, name="tones")
+    iterator = generated_batches(partial(tones.plucked, length=16), 4, 3, name="tones")
     for _ in range(2):
         next(iterator)
     position = iterator.get_state()
-    fresh = drawn(partial(tones.plucked, length=16), 4, 3, name="tones")
+    fresh = generated_batches(partial(tones.plucked, length=16), 4, 3, name="tones")
     fresh.set_state(position)
     for expected in whole[2:]:
         np.testing.assert_array_equal(next(fresh)["wave"], expected)
@@ -78,9 +78,9 @@ def test_processes_share_what_is_drawn():
 
 
 def test_positions_of_other_data_do_not_fit():
-    iterator = drawn(partial(tones.plucked, length=16), 4, 3, name="tones")
+    iterator = generated_batches(partial(tones.plucked, length=16), 4, 3, name="tones")
     for name, seed in (("others", 3), ("tones", 4)):
-        other = drawn(partial(tones.plucked, length=16), 4, seed, name=name)
+        other = generated_batches(partial(tones.plucked, length=16), 4, seed, name=name)
         with pytest.raises(ValueError, match="does not fit tones"):
             iterator.set_state(other.get_state())
     with pytest.raises(ValueError, match="no position in the data"):
@@ -89,11 +89,11 @@ def test_positions_of_other_data_do_not_fit():
 
 def test_what_draws_another_number_is_named():
     with pytest.raises(ValueError, match=r"odd: x has shape \(3,\), not 4 examples"):
-        next(drawn(lambda random, count: {"x": np.zeros(3)}, 4, 0, name="odd"))
+        next(generated_batches(lambda random, count: {"x": np.zeros(3)}, 4, 0, name="odd"))
     for options, message in (
         ({"batch_size": 0}, "batch_size is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"process_count": 3}, "does not divide"),
     ):
         with pytest.raises(ValueError, match=message):
-            drawn(plucked, **{"batch_size": 4, "seed": 0, "name": "x", **options})
+            generated_batches(plucked, **{"batch_size": 4, "seed": 0, "name": "x", **options})

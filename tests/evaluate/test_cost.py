@@ -30,16 +30,16 @@ def test_mlp_by_hand():
     v = variables(network, z)
     products = 100 * 128 + 128 * 128 + 128 * 784
     assert cost.parameter_count(v) == products + 128 + 128 + 784
-    found = cost.multiply_accumulates(network, v, z)
-    assert products <= found <= 1.05 * products
+    count = cost.multiply_accumulates(network, v, z)
+    assert products <= count <= 1.05 * products
 
 
 def test_dcgan_by_hand():
     network, z = dcgan.generator(16, 64, channels=3), np.zeros((1, 64), np.float32)
     v = variables(network, z)
 
-    # Dense, then two transposed convolutions from side n to 2n: of the 4n rows that the n windows
-    # of 4 write, one at each end falls outside.
+    # Dense, then two transposed convolutions from side n to 2n: n windows of 4 write 4n rows, with
+    # one row at each end outside the output.
     def taps(n):
         return (4 * n - 2) ** 2
 
@@ -52,21 +52,21 @@ def test_latency_is_the_median(monkeypatch):
     clock = iter([0, 1, 10, 15, 20, 22])
     monkeypatch.setattr(cost.time, "perf_counter", lambda: float(next(clock)))
     calls = []
-    found = cost.latency(lambda: calls.append(1), runs=3, warmup=2)
-    assert found.median == 2.0
-    assert (found.lower, found.upper) == (1.5, 3.5)
+    latency = cost.latency(lambda: calls.append(1), runs=3, warmup=2)
+    assert latency.median == 2.0
+    assert (latency.lower, latency.upper) == (1.5, 3.5)
     assert len(calls) == 5
 
 
 def test_a_generators_latency_is_positive():
     network, z = mlp.generator(4, 8), np.zeros((2, 3), np.float32)
-    found = cost.generator_latency(network, variables(network, z), z, runs=5)
-    assert 0 < found.lower <= found.median <= found.upper
-    assert found.runs == 5
+    latency = cost.generator_latency(network, variables(network, z), z, runs=5)
+    assert 0 < latency.lower <= latency.median <= latency.upper
+    assert latency.runs == 5
 
 
 @pytest.mark.parametrize("factor", [2, 3])
-def test_the_count_grows_with_the_batch(factor):
+def test_the_count_is_proportional_to_the_batch_size(factor):
     network, z = mlp.generator(28, 128), np.zeros((1, 100), np.float32)
     v = variables(network, z)
     one = cost.multiply_accumulates(network, v, z)
@@ -84,14 +84,14 @@ def test_deeper_and_larger_dcgans_by_hand(size, width, depth, channels):
     widths = {16: [2 * width, width], 32: [4 * width, 2 * width, width]}[size]
     products, side = 10 * 16 * widths[0], 4
     for inputs, outputs in zip(widths, [*widths[1:], channels], strict=True):
-        products += depth * (3 * side - 2) ** 2 * inputs**2  # 3x3, its corners outside
+        products += depth * (3 * side - 2) ** 2 * inputs**2  # 3x3, without the padding
         products += (4 * side - 2) ** 2 * inputs * outputs
         side *= 2
-    found = cost.multiply_accumulates(network, v, z.astype(np.float32))
-    assert 0.99 * products <= found <= 1.1 * products
+    count = cost.multiply_accumulates(network, v, z.astype(np.float32))
+    assert 0.99 * products <= count <= 1.1 * products
 
 
-def test_parameters_are_counted_without_statistics():
+def test_batch_statistics_are_not_parameters():
     network = dcgan.generator(16, 8, depth=1, classes=3)
     v = jax.eval_shape(
         lambda: variables(network, np.zeros((1, 5), np.float32), np.zeros(1, np.int32))
@@ -111,7 +111,7 @@ def test_a_conditional_mlp_by_hand():
     assert cost.parameter_count(v) == (5 + 3 + 1) * 8 + (8 + 1) * 16
 
 
-def test_calls_that_warm_up_are_not_timed(monkeypatch):
+def test_warm_up_calls_are_not_timed(monkeypatch):
     clock, calls = [0.0], []
     monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
 
@@ -120,36 +120,36 @@ def test_calls_that_warm_up_are_not_timed(monkeypatch):
         clock[0] += 100.0 if len(calls) <= 4 else 0.25
         return np.zeros(2)
 
-    found = cost.latency(call, runs=6, warmup=4)
-    assert found == cost.Latency(0.25, 0.25, 0.25, 6)
+    latency = cost.latency(call, runs=6, warmup=4)
+    assert latency == cost.Latency(0.25, 0.25, 0.25, 6)
     assert len(calls) == 10
 
 
-def test_the_result_is_waited_for(monkeypatch):
-    waited = []
-    monkeypatch.setattr(cost.jax, "block_until_ready", waited.append)
+def test_latency_waits_for_the_result(monkeypatch):
+    events = []
+    monkeypatch.setattr(cost.jax, "block_until_ready", events.append)
     clock = iter([0.0, 1.0, 1.0, 3.0])
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: [next(clock), waited.append("clock")][0])
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: [next(clock), events.append("clock")][0])
     assert cost.latency(lambda: "result", runs=2, warmup=1).median == 1.5
-    assert waited == ["result", *["clock", "result", "clock"] * 2]
+    assert events == ["result", *["clock", "result", "clock"] * 2]
 
 
 def line(side, window):
-    """Products of a window along one axis of a convolution that keeps the side."""
-    return window * side - (window**2 - 1) // 4  # none with the padding
+    """Products of a window along one axis of a convolution that preserves the side."""
+    return window * side - (window**2 - 1) // 4  # products with the padding are not counted
 
 
 def same(side, window=3):
-    """Those of both axes, of one channel."""
+    """Products along both axes, for one channel."""
     return line(side, window) ** 2
 
 
 def stylegan3_products(channels, window, filters):
-    """Of four layers, with 10 samples around 16, twice, and around 32, then 32; and the image.
+    """Products of four layers (sides 16, 16, 32 with margins of 10, then 32) and the image.
 
-    Every pixel is read by the whole window. Features are activated at twice the rate, of as many
-    samples as the filter back needs; on the way there 6 taps meet samples and the others zeros,
-    along one axis, then along the other. `filters` are those of the way back, by layer.
+    The whole window reads every pixel. Features are activated at twice the sampling rate, for as
+    many samples as the downsampling filter needs; in upsampling 6 taps meet samples and the others
+    zeros, along one axis, then along the other. `filters` are the downsampling filters by layer.
     """
     products = 2 * 64**2 + 64 * 4 + 36**2 * channels**2  # the mapping, the waves' pose and mixture
     before = 36
@@ -173,7 +173,7 @@ def radial(side, high):
 
 
 def inception_products(classes):
-    """The paper's table 1, of 299x299; the pools' means are taken after their products."""
+    """The paper's table 1, for 299x299; the pools' means are taken after their products."""
     products = 149**2 * 9 * 3 * 32 + 147**2 * 9 * 32 * 32 + same(147) * 32 * 64
     products += 73**2 * 64 * 80 + 71**2 * 9 * 80 * 192
     for channels, pooled in ((192, 32), (256, 64), (288, 64)):
@@ -201,19 +201,19 @@ BIG = {"classes": 10, "shared": 16}
 FIRES = ((15, 64, 16, 64), (15, 128, 16, 64), (7, 128, 32, 128), (7, 256, 32, 128),
          (3, 256, 48, 192), (3, 384, 48, 192), (3, 384, 64, 256), (3, 512, 64, 256))  # fmt: skip
 BLOCKS = sum(map(same, (8, 16, 32)))  # of a 32x32 BigGAN, each layer once
-C = 64  # channels of the style networks; of the others 128 = 2 C
+C = 64  # channels of the style networks; the others have 128 = 2 C
 DENSE = (8 + 8) * C * C  # the mapping, and the styles of eight layers
 TO_RGB = (4**2 + 8**2 + 16**2) * C * 3
 IMAGE = same(32) * 128 * 3
 SHORTCUTS = (4**2 + 8**2 + 16**2) * 128**2  # before they are upsampled
 BY_HAND = {
-    # Upsampling layers take nine products for each pixel of the small image. Five demodulations.
+    # Upsampling layers need nine products per pixel of the smaller image. Five demodulations.
     "stylegan2": (
         stylegan2.generator(16, **STYLE),
         (Z,),
         (same(4) + same(8) + same(16) + 9 * (4**2 + 8**2) + 5) * C * C + DENSE + TO_RGB,
     ),
-    # Nearest neighbours and a 3x3 kernel are a transposed convolution of 4x4.
+    # Nearest-neighbour upsampling and a 3x3 kernel equal a transposed 4x4 convolution.
     "stylegan1": (
         stylegan1.generator(16, **STYLE),
         (Z,),
@@ -230,7 +230,7 @@ BY_HAND = {
         (Z,),
         2 * BLOCKS * 32**2 + (4**2 + 8**2 + 16**2) * 32**2 + same(32) * 32 * 3 + 64 * 512,
     ),
-    # Two blocks a side, of which the second upsamples between its first two layers.
+    # Two blocks per side; the second upsamples between its first two layers.
     "biggan_deep": (
         biggan_deep.generator(32, 64, **BIG),
         (Z, LABEL),
@@ -239,14 +239,14 @@ BY_HAND = {
         + (4**2 + 2 * 8**2 + 2 * 16**2 + 32**2) * 64 * 256
         + same(32) * 256 * 3 + 80 * 4096 + 6 * 2 * 80 * (256 + 3 * 64),
     ),
-    # Separable; each part of the latent goes with the class to one block's norms.
+    # Separable; each part of the latent is an input of one block's norms, with the class.
     "tinygan": (
         tinygan.generator(32, 32, **BIG),
         (Z, LABEL),
         2 * (8**2 + 16**2 + 32**2) * 128**2 + 2 * BLOCKS * 128 + SHORTCUTS + IMAGE
         + 16 * 2048 + 12 * 32 * 128,
     ),
-    # Filters are counted: 6% of T's products, and half of R's.
+    # Filters are included: 6% of the products of T, and half of those of R.
     "stylegan3 T": (
         stylegan3.generator(32, **STYLE3),
         (Z,),
@@ -257,7 +257,7 @@ BY_HAND = {
         (Z,),
         stylegan3_products(128, 1, [radial] * 3 + [separable]),
     ),
-    # The last windows of 3 with stride 2 reach one pixel too far.
+    # The last windows of 3 with stride 2 include one pixel of padding.
     "classifier": (
         classifier.classifier(10, 32),
         images(16, 1),
@@ -272,7 +272,7 @@ BY_HAND = {
         same(32) * (3 + 64) * 64 + same(16) * (64 + 128) * 128 + same(8) * (128 + 512) * 256
         + same(4) * (256 + 1024) * 512 + same(2) * 3 * 512**2,
     ),
-    # Of the first windows of 11 pixels, two are padding, of the last ones one.
+    # The first windows of 11 pixels include two pixels of padding, the last ones one.
     "alexnet": (
         perceptual.alexnet(),
         images(64),
@@ -290,27 +290,27 @@ BY_HAND = {
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_products_of_the_architectures_by_hand(name):
-    """Element-wise operations are what is counted beyond them."""
+    """The count is larger only by element-wise operations."""
     network, inputs, products = BY_HAND[name]
     abstract = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-    found = cost.multiply_accumulates(network, abstract, *inputs)
-    assert products <= found <= 1.05 * products
+    count = cost.multiply_accumulates(network, abstract, *inputs)
+    assert products <= count <= 1.05 * products
 
 
 def test_memory_holds_at_least_variables_and_images():
     network, z = mlp.generator(28, 128), np.zeros((16, 100), np.float32)
     v = variables(network, z)
-    least = 4 * (cost.parameter_count(v) + z.size + 16 * 28 * 28)
-    assert least <= cost.running(network, v, z, runs=1).memory <= 1.5 * least
+    minimum = 4 * (cost.parameter_count(v) + z.size + 16 * 28 * 28)
+    assert minimum <= cost.running_cost(network, v, z, runs=1).memory <= 1.5 * minimum
 
 
-def test_latency_and_memory_are_of_one_program():
+def test_latency_and_memory_share_a_compilation():
     network, z, traced = mlp.generator(4, 8), np.zeros((2, 3), np.float32), []
 
     def apply(*args, **options):
         traced.append(args)
         return network.apply(*args, **options)
 
-    found = cost.running(network._replace(apply=apply), variables(network, z), z, runs=3)
-    assert found.latency.runs == 3
+    costs = cost.running_cost(network._replace(apply=apply), variables(network, z), z, runs=3)
+    assert costs.latency.runs == 3
     assert len(traced) == 1

@@ -1,4 +1,4 @@
-"""The classifier whose features distances are measured in."""
+"""The classifier that serves as a feature extractor."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def make(data, cache):
     )
 
 
-def test_it_learns_and_is_deterministic_and_named_by_its_weights(data, tmp_path):
+def test_training_is_deterministic_and_names_the_weights(data, tmp_path):
     a, b = make(data, tmp_path / "a"), make(data, tmp_path / "b")
     assert a.name == b.name
     assert a.name.startswith("toy-classifier-")
@@ -30,13 +30,13 @@ def test_it_learns_and_is_deterministic_and_named_by_its_weights(data, tmp_path)
     np.testing.assert_array_equal(a.features(data[0]), b.features(data[0]))
 
 
-def test_it_is_trained_once(data, tmp_path, monkeypatch):
+def test_the_classifier_is_trained_once(data, tmp_path, monkeypatch):
     first = make(data, tmp_path)
 
-    def never(*args):
+    def fail(*args):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(extractor, "_train", never)
+    monkeypatch.setattr(extractor, "_train", fail)
     again = make(data, tmp_path)
     assert again.name == first.name
     np.testing.assert_array_equal(again.features(data[0]), first.features(data[0]))
@@ -45,52 +45,52 @@ def test_it_is_trained_once(data, tmp_path, monkeypatch):
 
 
 def test_any_number_of_images(data, tmp_path):
-    found = make(data, tmp_path)
+    classifier_features = make(data, tmp_path).features
     many = np.concatenate([data[0]] * 7)  # 280, more than one batch
-    features = found.features(many)
+    features = classifier_features(many)
     assert features.shape == (280, 128)
     assert features.dtype == np.float32
-    np.testing.assert_allclose(features[:3], found.features(many[:3]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features[:3], classifier_features(many[:3]), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(features[240:], features[:40], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 11])
-def test_batches_change_nothing(n):
+def test_outputs_do_not_depend_on_batches(n):
     network = classifier(3, width=4)
     images = np.random.default_rng(n).uniform(-1, 1, (n, 8, 6, 2)).astype(np.float32)
     variables = jax.jit(network.init)(jax.random.key(0), images)
     logits, taps, _ = jax.jit(network.apply)(variables, images)
-    found = extractor.from_network("net", network, variables, batch=4)
-    assert found.name == "net"
+    batched = extractor.from_network("net", network, variables, batch=4)
+    assert batched.name == "net"
     for result, expected in (
-        (found.features(images), taps["features"]),
-        (found.logits(images), logits),
+        (batched.features(images), taps["features"]),
+        (batched.logits(images), logits),
     ):
         assert result.shape == expected.shape
         np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
-def test_other_data_and_labels_have_other_names(data, tmp_path):
+def test_names_depend_on_data_and_labels(data, tmp_path):
     images, labels = data
-    found = [
+    extractors = [
         make(d, tmp_path)
         for d in (data, (images[::-1].copy(), labels[::-1].copy()), (images, 1 - labels))
     ]
-    assert len({f.name for f in found}) == 3
+    assert len({e.name for e in extractors}) == 3
     assert len(list((tmp_path / "classifiers").iterdir())) == 3
-    assert (found[2].logits(images).argmax(1) == 1 - labels).all()
+    assert (extractors[2].logits(images).argmax(1) == 1 - labels).all()
 
 
 @pytest.mark.slow
-def test_a_damaged_cache_is_never_the_same_extractor(data, tmp_path):
-    """Cut short it is refused; a flipped bit shows in the name, which is the weights' hash."""
+def test_a_damaged_cache_file_is_detected(data, tmp_path):
+    """A truncated file is an error; a flipped bit changes the name, which has the weights' hash."""
     first = make(data, tmp_path)
     (path,) = (tmp_path / "classifiers").iterdir()
     content = path.read_bytes()
     for percent in (0, 50, 99):
         path.write_bytes(content[: len(content) * percent // 100])
-        with pytest.raises(ValueError, match=f"{path.name} is damaged; delete it"):
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
             make(data, tmp_path)
     middle = len(content) // 2
     path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])

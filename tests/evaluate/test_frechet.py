@@ -1,4 +1,4 @@
-"""The Frechet distance against closed forms, SciPy's root and published tools' numbers."""
+"""The Frechet distance against closed forms, SciPy's matrix root and published tools."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def random_moments(seed, d, n):
     return moments(x)
 
 
-def test_equal_is_zero():
+def test_equal_moments_have_distance_zero():
     a = random_moments(0, 6, 50)
     assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
 
@@ -41,14 +41,14 @@ def test_diagonal_covariances():
     assert frechet_distance(a, b) == pytest.approx(5 + 9 + 1)
 
 
-def test_a_shift_of_the_mean_alone():
+def test_a_shift_of_the_mean():
     a = random_moments(1, 5, 40)
     b = a._replace(mean=a.mean + np.array([3.0, 0, 4.0, 0, 0]))
     assert frechet_distance(a, b) == pytest.approx(25.0)
 
 
 @pytest.mark.parametrize(("d", "n"), [(3, 50), (20, 200), (20, 21)])
-def test_scipys_matrix_root(d, n):
+def test_matches_scipys_matrix_root(d, n):
     a, b = random_moments(2, d, n), random_moments(3, d, n)
     root = scipy.linalg.sqrtm(a.covariance @ b.covariance).real
     expected = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance + b.covariance - 2 * root)
@@ -70,20 +70,20 @@ def test_fewer_samples_than_dimensions_is_symmetric_and_finite():
     assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-6)
 
 
-def test_moments_are_numpys_even_where_one_pass_float32_is_wrong():
+def test_moments_are_accurate_where_one_pass_float32_is_not():
     x = np.random.default_rng(6).normal(3, 0.014, (2000, 4)).astype(np.float32)
-    found = moments(x)
-    assert found.examples == 2000
-    np.testing.assert_allclose(found.mean, x.astype(np.float64).mean(0), rtol=1e-12)
-    np.testing.assert_allclose(found.covariance, np.cov(x.astype(np.float64).T), rtol=1e-10)
+    m = moments(x)
+    assert m.examples == 2000
+    np.testing.assert_allclose(m.mean, x.astype(np.float64).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(m.covariance, np.cov(x.astype(np.float64).T), rtol=1e-10)
 
 
-def test_published_tools(golden):
+def test_matches_published_tools(golden):
     for path in sorted(golden.glob("metrics_*.npz")):
         with np.load(path) as file:
-            found = frechet_distance(moments(file["in/fake"]), moments(file["in/real"]))
+            distance = frechet_distance(moments(file["in/fake"]), moments(file["in/real"]))
             for tool in ("torchfidelity", "cleanfid", "pytorchfid"):
-                assert found == pytest.approx(float(file[f"out/fid_{tool}64"]), rel=1e-6)
+                assert distance == pytest.approx(float(file[f"out/fid_{tool}64"]), rel=1e-6)
 
 
 def test_errors():
@@ -96,56 +96,56 @@ def test_errors():
 
 
 def test_commuting_covariances():
-    """With the same eigenvectors the roots' difference is all."""
+    """With equal eigenvectors only the difference of the root eigenvalues counts."""
     rotation, _ = np.linalg.qr(np.random.default_rng(7).normal(size=(4, 4)))
     a, b = np.array([1.0, 4, 9, 0.25]), np.array([25.0, 4, 16, 1])
     covariances = ((rotation * x) @ rotation.T for x in (a, b))
-    found = frechet_distance(*(gaussian(np.zeros(4), c) for c in covariances))
-    assert found == pytest.approx(16 + 0 + 1 + 0.25, rel=1e-9)
+    distance = frechet_distance(*(gaussian(np.zeros(4), c) for c in covariances))
+    assert distance == pytest.approx(16 + 0 + 1 + 0.25, rel=1e-9)
 
 
-def test_covariances_of_rank_one_and_of_rank_none():
+def test_covariances_of_rank_one_and_zero():
     u, v = np.array([3.0, 0, 4]), np.array([1.0, 2, 2])
-    a, b, point = (gaussian([0, 0, 0], np.outer(x, x)) for x in (u, v, 0 * u))
+    a, b, zero = (gaussian([0, 0, 0], np.outer(x, x)) for x in (u, v, 0 * u))
     # tr (u u' v v')^(1/2) = |u . v| = 11
     assert frechet_distance(a, b) == pytest.approx(25 + 9 - 2 * 11, rel=1e-6)
-    assert frechet_distance(a, point) == pytest.approx(25)
-    assert frechet_distance(point, point) == 0.0
+    assert frechet_distance(a, zero) == pytest.approx(25)
+    assert frechet_distance(zero, zero) == 0.0
 
 
 @pytest.mark.parametrize("n", [2, 5, 200])
-def test_a_distance_is_never_negative(n):
+def test_the_distance_is_not_negative(n):
     x = np.random.default_rng(n).normal(1e3, 1e-3, (n, 6))
     assert 0.0 <= frechet_distance(moments(x), moments(x[::-1])) < 1e-6
 
 
 def test_moments_by_hand():
-    found = moments([[1, 10], [3, 10], [5, 40]])
-    np.testing.assert_allclose(found.mean, [3, 20])
-    np.testing.assert_allclose(found.covariance, [[4, 30], [30, 300]])
-    assert found.mean.dtype == found.covariance.dtype == np.float64
+    m = moments([[1, 10], [3, 10], [5, 40]])
+    np.testing.assert_allclose(m.mean, [3, 20])
+    np.testing.assert_allclose(m.covariance, [[4, 30], [30, 300]])
+    assert m.mean.dtype == m.covariance.dtype == np.float64
 
 
-def test_the_published_moments_and_the_other_normalisation(golden):
+def test_published_moments_and_normalisation_by_n(golden):
     for path in sorted(golden.glob("metrics_*.npz")):
         with np.load(path) as file:
-            found = {name: moments(file[f"in/{name}"]) for name in ("fake", "real")}
-            for name, m in found.items():
+            sets = {name: moments(file[f"in/{name}"]) for name in ("fake", "real")}
+            for name, m in sets.items():
                 np.testing.assert_allclose(m.mean, file[f"in/mu_{name}64"], rtol=1e-9, atol=1e-12)
                 np.testing.assert_allclose(
                     m.covariance, file[f"in/sigma_{name}64"], rtol=1e-9, atol=1e-12
                 )
-            # NVlabs' tools divide by N where everyone else divides by N - 1.
+            # NVlabs' tools divide by N, all others by N - 1.
             biased = [
-                m._replace(covariance=m.covariance * (1 - 1 / m.examples)) for m in found.values()
+                m._replace(covariance=m.covariance * (1 - 1 / m.examples)) for m in sets.values()
             ]
             expected = float(file["out/fid_nvlabs64"])
             assert frechet_distance(*biased) == pytest.approx(expected, rel=1e-4)
-            assert frechet_distance(*found.values()) != pytest.approx(expected, rel=1e-3)
+            assert frechet_distance(*sets.values()) != pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.parametrize("bad", [np.inf, -np.inf])
-def test_infinite_features_and_wrong_shapes_are_refused(bad):
+def test_infinite_features_and_wrong_shapes_are_rejected(bad):
     x = np.ones((4, 2))
     x[2, 1] = bad
     with pytest.raises(ValueError, match="example 2 are not finite"):
@@ -158,7 +158,7 @@ def test_infinite_features_and_wrong_shapes_are_refused(bad):
 FLAT = np.random.default_rng(8).normal(3, 0.014, (2, 700, 6)).astype(np.float32)
 
 
-def in_batches(x, size):
+def update_in_batches(x, size):
     state = EMPTY
     for start in range(0, len(x), size):
         state = update(state, x[start : start + size])
@@ -167,36 +167,36 @@ def in_batches(x, size):
 
 @pytest.mark.parametrize("size", [1, 7, 64, 699, 700])
 def test_batches_do_not_change_the_distance(size):
-    """Where one pass in single precision is wrong by a third: mean 3, deviation 0.014."""
+    """With mean 3 and deviation 0.014 one pass in single precision is wrong by a third."""
     expected = frechet_distance(*map(moments, FLAT))
-    found = frechet_distance(*(finish(in_batches(x, size)) for x in FLAT))
-    assert found == pytest.approx(expected, rel=1e-9)
+    distance = frechet_distance(*(finish(update_in_batches(x, size)) for x in FLAT))
+    assert distance == pytest.approx(expected, rel=1e-9)
     np.testing.assert_allclose(
-        finish(in_batches(FLAT[0], size)).covariance,
+        finish(update_in_batches(FLAT[0], size)).covariance,
         np.cov(FLAT[0].astype(np.float64).T),
         rtol=1e-10,
     )
 
 
-def test_neither_order_nor_who_saw_what_changes_the_distance():
+def test_the_distance_does_not_depend_on_order_or_partition():
     expected = frechet_distance(*map(moments, FLAT))
     shuffled = np.random.default_rng(0).permutation(FLAT[0])
-    machines = [in_batches(part, 50) for part in np.split(shuffled, [1, 300, 333])]
+    machines = [update_in_batches(part, 50) for part in np.split(shuffled, [1, 300, 333])]
     backward = merge(merge(machines[3], machines[2]), merge(machines[1], machines[0]))
     forward = merge(machines[0], merge(machines[1], merge(machines[2], machines[3])))
     for state in (backward, forward, merge(EMPTY, merge(forward, EMPTY))):
         assert state.examples == 700
-        found = frechet_distance(finish(state), moments(FLAT[1]))
-        assert found == pytest.approx(expected, rel=1e-9)
+        distance = frechet_distance(finish(state), moments(FLAT[1]))
+        assert distance == pytest.approx(expected, rel=1e-9)
 
 
-def test_large_arrays_are_read_in_parts(monkeypatch):
+def test_large_arrays_are_processed_in_parts(monkeypatch):
     whole = moments(FLAT[0])
     monkeypatch.setattr(frechet, "_ROWS", 33)
     np.testing.assert_allclose(moments(FLAT[0]).covariance, whole.covariance, rtol=1e-10)
 
 
-def test_an_update_leaves_its_state_as_it_is():
+def test_update_does_not_modify_its_input():
     state = update(EMPTY, FLAT[0])
     before = (state.mean.copy(), state.matrix.copy())
     update(state, FLAT[1])
@@ -205,17 +205,17 @@ def test_an_update_leaves_its_state_as_it_is():
 
 @pytest.mark.parametrize("ddof", [0, 1])
 @pytest.mark.parametrize(("n", "m"), [(40, 60), (10, 12), (10, 60), (20, 21), (2, 2)])
-def test_features_alone_give_scipys_distance(n, m, ddof):
-    """Of 20 features: both covariances of full rank, one, none."""
+def test_distance_of_features_matches_scipy(n, m, ddof):
+    """With 20 features: both, one or neither of the covariances have full rank."""
     x, y = (np.random.default_rng(s).normal(s, 1 + s, (c, 20)) for s, c in ((0, n), (1, m)))
     a, b = (np.cov(z.T, ddof=ddof) for z in (x, y))
     # With few examples the root of the product is that of its nonzero eigenvalues.
     root = np.sqrt(np.maximum(np.linalg.eigvals(a @ b).real, 0)).sum()
     expected = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(a) + np.trace(b) - 2 * root
-    found = frechet_distance_of_features(x, y, ddof)
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert found == pytest.approx(frechet_distance_of_features(y, x, ddof), rel=1e-9)
-    assert found == pytest.approx(frechet_distance(moments(x, ddof), moments(y, ddof)), rel=1e-9)
+    distance = frechet_distance_of_features(x, y, ddof)
+    assert distance == pytest.approx(expected, rel=1e-6)
+    assert distance == pytest.approx(frechet_distance_of_features(y, x, ddof), rel=1e-9)
+    assert distance == pytest.approx(frechet_distance(moments(x, ddof), moments(y, ddof)), rel=1e-9)
 
 
 @pytest.mark.parametrize("n", [30, 200])
@@ -225,22 +225,22 @@ def test_translations_and_scalings_of_a_set(n):
     shift = np.linspace(-1, 1, 50)
     trace = np.trace(np.cov(x.T))
     for scale in (1.0, 0.5, 3.0):
-        found = frechet_distance_of_features(scale * (x - x.mean(0)) + shift, x - x.mean(0))
-        assert found == pytest.approx(shift @ shift + (scale - 1) ** 2 * trace, rel=1e-9)
+        distance = frechet_distance_of_features(scale * (x - x.mean(0)) + shift, x - x.mean(0))
+        assert distance == pytest.approx(shift @ shift + (scale - 1) ** 2 * trace, rel=1e-9)
 
 
-def test_covariances_with_eigenvalues_far_apart():
-    """Roots of eigenvalues of the product would be wrong by 1e-8 each; singular values are not."""
+def test_ill_conditioned_covariances():
+    """Root eigenvalues of the product have errors of 1e-8; singular values are accurate."""
     rotation, _ = np.linalg.qr(np.random.default_rng(9).normal(size=(300, 300)))
     a, b = np.geomspace(1, 1e-12, 300), np.geomspace(1, 1e-12, 300) * 1.01
-    found = frechet_distance(
+    distance = frechet_distance(
         *(gaussian(np.zeros(300), (rotation * x) @ rotation.T) for x in (a, b))
     )
-    assert found == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-8)
+    assert distance == pytest.approx(((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-8)
 
 
 def test_features_that_are_always_zero():
-    """A rectifier's dead outputs, other ones on both sides."""
+    """Dead rectifier outputs, different ones in the two sets."""
     x, y = np.random.default_rng(10).normal(size=(2, 100, 12))
     x[:, :5] = y[:, 3:8] = 0
     root = np.linalg.norm((x - x.mean(0)) @ (y - y.mean(0)).T / 99, "nuc")
@@ -251,7 +251,7 @@ def test_features_that_are_always_zero():
 
 
 def test_the_bias_falls_as_one_over_n():
-    """Of two sets of one distribution the distance halves when they are twice as large."""
+    """The distance between two sets of one distribution halves when N doubles."""
     rng = np.random.default_rng(11)
 
     def mean_distance(n):
@@ -265,7 +265,7 @@ def test_examples_are_counted_from_the_first_batch():
     bad = np.ones((4, 3))
     bad[2, 0] = np.nan
     with pytest.raises(ValueError, match="features of example 12 are not finite"):
-        update(in_batches(np.ones((10, 3)), 5), bad)
+        update(update_in_batches(np.ones((10, 3)), 5), bad)
     with pytest.raises(ValueError, match="lengths 3 and 4"):
         update(update(EMPTY, np.ones((10, 3))), np.ones((2, 4)))
     with pytest.raises(ValueError, match="0 examples have no covariance"):

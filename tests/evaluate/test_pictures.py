@@ -1,4 +1,4 @@
-"""Pictures show what they are given."""
+"""Image grids, curves and bar charts."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from kd_jax.evaluate.pictures import save_bars, save_curves, save_grid, to_uint8
 
 
-def test_bytes():
+def test_to_uint8():
     np.testing.assert_array_equal(
         to_uint8(np.array([-1.0, 1.0, 0.0, -2.0, 3.0, -1 + 2 / 255])), [0, 255, 128, 0, 255, 1]
     )
@@ -33,8 +33,8 @@ def test_a_grid_holds_the_images(tmp_path, channels):
             np.testing.assert_array_equal(tile, np.broadcast_to(expected, (5, 6, 3)))
 
 
-def test_what_is_behind_transparent_images_is_white(tmp_path):
-    """Red of alpha 1, 1/2, 0, and what is out of range."""
+def test_transparent_images_are_composed_on_white(tmp_path):
+    """Red with alpha 1, 1/2, 0, and out of range."""
     image = np.full((1, 1, 4, 4), -1.0)
     image[..., 0] = 1.0
     image[0, 0, :, 3] = [1.0, 0.0, -1.0, 3.0]
@@ -47,7 +47,7 @@ def test_what_is_behind_transparent_images_is_white(tmp_path):
     assert (sheet[5, -6:-2] == 0).all()
 
 
-def test_titles_stand_above_the_columns_and_move_the_rest_down(tmp_path):
+def test_titles_are_drawn_above_the_columns(tmp_path):
     rows = {"a": np.random.default_rng(0).uniform(-1, 1, (3, 20, 20, 1))}
     for name, titles in (("without", ()), ("with", ("bold leaning seven", "thin", ""))):
         save_grid(tmp_path / f"{name}.png", rows, titles=titles)
@@ -58,7 +58,7 @@ def test_titles_stand_above_the_columns_and_move_the_rest_down(tmp_path):
     top = titled.shape[0] - plain.shape[0]
     assert top > 0
     np.testing.assert_array_equal(titled[top:], plain)
-    third = plain.shape[1] - 62  # the last column, which has no title
+    third = plain.shape[1] - 62  # the last column has no title
     assert (titled[:top, third:] == 255).all()
     ink = [
         (titled[top * k // 3 : top * (k + 1) // 3, third - 124 : third] < 128).sum()
@@ -73,18 +73,18 @@ def test_curves(tmp_path):
         assert image.width > 2 * image.height
 
 
-def test_every_byte_comes_back():
-    every = np.arange(256)
-    found = to_uint8((every / 127.5 - 1).astype(np.float32))
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, every)
+def test_all_byte_values_round_trip():
+    values = np.arange(256)
+    images = to_uint8((values / 127.5 - 1).astype(np.float32))
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, values)
 
 
-def test_bytes_are_rounded_not_cut():
+def test_to_uint8_rounds_instead_of_truncating():
     np.testing.assert_array_equal(to_uint8(np.array([9.4, 9.6, 254.6]) / 127.5 - 1), [9, 10, 255])
 
 
-def test_rows_of_different_lengths_leave_white(tmp_path):
+def test_shorter_rows_are_padded_with_white(tmp_path):
     black = -np.ones((3, 4, 4, 1))
     save_grid(tmp_path / "grid.png", {"long": black, "a": black[:1]}, scale=1)
     with Image.open(tmp_path / "grid.png") as image:
@@ -100,15 +100,19 @@ def test_rows_of_different_lengths_leave_white(tmp_path):
     assert sheet[:8, :margin].min() < 128  # the label
 
 
-def test_colours_are_in_order(tmp_path):
+def test_channel_order(tmp_path):
     image = np.full((1, 2, 3, 3), -1.0)
     image[0, 0, 0, 0] = image[0, 0, 2, 1] = image[0, 1, 1, 2] = 1.0
     save_grid(tmp_path / "grid.png", {"x": image}, scale=3)
     with Image.open(tmp_path / "grid.png") as sheet:
         margin = sheet.width - (3 * 3 + 2)
-        for place, colour in (((0, 0), (255, 0, 0)), ((2, 0), (0, 255, 0)), ((1, 1), (0, 0, 255))):
+        for position, colour in (
+            ((0, 0), (255, 0, 0)),
+            ((2, 0), (0, 255, 0)),
+            ((1, 1), (0, 0, 255)),
+        ):
             for inner in (0, 2):
-                x, y = (3 * side + inner for side in place)
+                x, y = (3 * side + inner for side in position)
                 assert sheet.getpixel((margin + x, 2 + y)) == colour
 
 
@@ -124,7 +128,7 @@ def test_curves_of_any_range(tmp_path, values):
     ("values", "logarithmic"),
     [([1.0, 30.0], True), ([1.0, 19.0], False), ([0.0, 30.0], False), ([-1.0, 30.0], False)],
 )
-def test_a_logarithmic_axis_shows_every_value(tmp_path, monkeypatch, values, logarithmic):
+def test_logarithmic_axis(tmp_path, monkeypatch, values, logarithmic):
     scales = []
     monkeypatch.setattr(Axes, "set_yscale", lambda self, scale: scales.append(scale))
     save_curves(tmp_path / "c.png", {"loss": {"a": ([1, 2], values), "b": ([1], [2.0])}})
@@ -152,7 +156,7 @@ def test_bars_errors_and_lines(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("longest", "logarithmic"), [(30.0, True), (19.0, False)])
-def test_bars_of_very_different_lengths(tmp_path, monkeypatch, longest, logarithmic):
+def test_logarithmic_bars(tmp_path, monkeypatch, longest, logarithmic):
     scales = []
     monkeypatch.setattr(Axes, "set_xscale", lambda self, scale: scales.append(scale))
     save_bars(tmp_path / "b.png", {"x": {"a": (1.0, 0.1), "b": (longest, 0.1)}}, {})

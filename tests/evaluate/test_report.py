@@ -1,4 +1,4 @@
-"""The report's figures against numbers made by hand and by SciPy."""
+"""The report's metrics against hand-computed values and SciPy."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from experiments.report import Cost, Regime, Report, markdown, measure_cost, wri
 from kd_jax.evaluate.cost import Latency
 from kd_jax.models import mlp
 
-TEACHER, ALONE, DISTILLED = (1.0, 1.5, 2.0), (9.0, 11.5, 10.0), (5.0, 4.5, 7.0)
+TEACHER, FROM_SCRATCH, DISTILLED = (1.0, 1.5, 2.0), (9.0, 11.5, 10.0), (5.0, 4.5, 7.0)
 SHARES = [(9 - 5) / 8, (11.5 - 4.5) / 10, (10 - 7) / 8]
 
 
@@ -40,7 +40,7 @@ def report(**regimes):
 
 
 def row(page, name):
-    """The cells of the table's row that begins with a name."""
+    """The cells of the table row with the given name."""
     (line,) = (x for x in page.splitlines() if x.startswith(f"| {name} |"))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
@@ -50,27 +50,28 @@ def sentence(page, name):
     return line
 
 
-def test_the_figures_are_right():
-    page = markdown(report(scarce=Regime(90, TEACHER, ALONE, DISTILLED)))
+def test_metrics_of_the_page():
+    page = markdown(report(scarce=Regime(90, TEACHER, FROM_SCRATCH, DISTILLED)))
     spreads = [
-        f"{statistics.mean(x):.2f} ± {statistics.stdev(x):.2f}" for x in (TEACHER, ALONE, DISTILLED)
+        f"{statistics.mean(x):.2f} ± {statistics.stdev(x):.2f}"
+        for x in (TEACHER, FROM_SCRATCH, DISTILLED)
     ]
     mean = statistics.mean(SHARES)
     low, high = stats.t.interval(0.95, 2, loc=mean, scale=stats.sem(SHARES))
     gap = f"{100 * mean:.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
     assert gap == "52% [12, 93]"
     assert row(page, "scarce") == ["scarce", "90", *spreads, gap]
-    told = sentence(page, "scarce")
-    assert "is **better** than" in told
-    assert "distance 5.50 against 10.17" in told
-    assert "teacher's being 1.50" in told
-    assert "closes **52%** of the gap" in told
+    text = sentence(page, "scarce")
+    assert "is **better** than" in text
+    assert "distance 5.50 against 10.17" in text
+    assert "teacher's being 1.50" in text
+    assert "closes **52%** of the gap" in text
     assert "over 3 seeds" in page
     assert "95% confidence interval" in page
 
 
 def test_the_rest_of_the_page():
-    page = markdown(report(scarce=Regime(90, TEACHER, ALONE, DISTILLED)))
+    page = markdown(report(scarce=Regime(90, TEACHER, FROM_SCRATCH, DISTILLED)))
     assert page.startswith("# A title\n")
     assert "**100 times fewer parameters**" in page
     assert "20 times fewer multiply-accumulates" in page
@@ -92,22 +93,22 @@ def test_the_rest_of_the_page():
     assert "jax 0.10.2" in page
 
 
-def test_a_student_that_learned_nothing_is_not_praised():
-    page = markdown(report(all=Regime(1797, TEACHER, DISTILLED, ALONE)))
-    told = sentence(page, "all")
-    assert "**no better**" in told
-    assert "closes" not in told
+def test_a_student_that_does_not_improve():
+    page = markdown(report(all=Regime(1797, TEACHER, DISTILLED, FROM_SCRATCH)))
+    text = sentence(page, "all")
+    assert "**no better**" in text
+    assert "closes" not in text
     shares = [(5 - 9) / 4, (4.5 - 11.5) / 3, (7 - 10) / 5]
     assert row(page, "all")[-1].startswith(f"{100 * statistics.mean(shares):.0f}% [")
     assert row(page, "all")[1] == "1,797"
-    same = markdown(report(all=Regime(1797, TEACHER, ALONE, ALONE)))
+    same = markdown(report(all=Regime(1797, TEACHER, FROM_SCRATCH, FROM_SCRATCH)))
     assert "**no better**" in sentence(same, "all")
 
 
-def test_one_seed_has_no_deviation_and_no_bracket():
+def test_one_seed_has_no_deviation_and_no_interval():
     page = markdown(report(scarce=Regime(90, (1.0,), (9.0,), (5.0,))))
     assert row(page, "scarce") == ["scarce", "90", "1.00", "9.00", "5.00", "50%"]
-    assert "One seed." in page
+    assert "A single seed." in page
     for word in ("±", "confidence", "bracket", "nan"):
         assert word not in page
 
@@ -122,25 +123,25 @@ def test_no_gap():
 
 
 def test_the_files(tmp_path):
-    given = report(
-        scarce=Regime(90, TEACHER, ALONE, DISTILLED),
+    content = report(
+        scarce=Regime(90, TEACHER, FROM_SCRATCH, DISTILLED),
         one=Regime(5, (1.0,), (9.0,), (5.0,)),
         none=Regime(5, (3.0,), (2.0,), (1.0,)),
     )
-    page = write(given, tmp_path)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == page == markdown(given)
+    page = write(content, tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == page == markdown(content)
 
-    def refuse(constant):
+    def reject(constant):
         raise AssertionError(constant)
 
     text = (tmp_path / "report.json").read_text(encoding="utf-8")
-    found = json.loads(text, parse_constant=refuse)
-    assert set(found) == set(Report._fields)
-    assert found["samples"] == 1790
-    assert found["teacher"]["parameters"] == 1_060_000
-    assert found["student"]["single"]["median"] == 0.0005
-    assert found["student"]["batch_size"] == 64
-    scarce, one, none = (found["regimes"][name] for name in ("scarce", "one", "none"))
+    stored = json.loads(text, parse_constant=reject)
+    assert set(stored) == set(Report._fields)
+    assert stored["samples"] == 1790
+    assert stored["teacher"]["parameters"] == 1_060_000
+    assert stored["student"]["single"]["median"] == 0.0005
+    assert stored["student"]["batch_size"] == 64
+    scarce, one, none = (stored["regimes"][name] for name in ("scarce", "one", "none"))
     assert scarce["images"] == 90
     assert tuple(scarce["distilled"]) == DISTILLED
     gap = scarce["gap_closed"]
@@ -153,27 +154,27 @@ def test_the_files(tmp_path):
     assert none["gap_closed"] is None
 
 
-def test_figures_that_are_not_numbers_are_refused(tmp_path):
+def test_nan_metrics_are_rejected(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
-        write(report(scarce=Regime(90, TEACHER, ALONE, (math.nan, 1.0, 1.0))), tmp_path)
+        write(report(scarce=Regime(90, TEACHER, FROM_SCRATCH, (math.nan, 1.0, 1.0))), tmp_path)
 
 
-def test_a_cost_is_of_one_image_and_of_the_batch():
+def test_cost_of_one_image_and_of_the_batch():
     network, z = mlp.generator(4, 8), np.zeros((6, 3), np.float32)
-    found = measure_cost(network, network.init(jax.random.key(0), z), [z])
-    assert found.parameters == (3 + 1) * 8 + (8 + 1) * 8 + (8 + 1) * 16
+    cost = measure_cost(network, network.init(jax.random.key(0), z), [z])
+    assert cost.parameters == (3 + 1) * 8 + (8 + 1) * 8 + (8 + 1) * 16
     products = 3 * 8 + 8 * 8 + 8 * 16
-    assert products <= found.multiply_accumulates < 2 * products  # and not of the six
-    assert found.batch_size == 6
-    assert found.single.runs == found.batch.runs == 50
+    assert products <= cost.multiply_accumulates < 2 * products  # of one image, not six
+    assert cost.batch_size == 6
+    assert cost.single.runs == cost.batch.runs == 50
 
 
-def test_better_and_worse_are_not_said_at_once():
-    told = sentence(markdown(report(all=Regime(9, (1.0, 1.0), (3.0, 10.0), (2.0, 12.0)))), "all")
-    assert "no better" in told
-    assert "closes" not in told
+def test_a_worse_mean_is_not_reported_as_a_closed_gap():
+    text = sentence(markdown(report(all=Regime(9, (1.0, 1.0), (3.0, 10.0), (2.0, 12.0)))), "all")
+    assert "no better" in text
+    assert "closes" not in text
 
 
-def test_seeds_that_do_not_match_are_an_error():
+def test_different_numbers_of_seeds_are_rejected():
     with pytest.raises(ValueError, match="shorter"):
         Regime(9, (1.0, 1.0), (3.0, 10.0), (2.0,)).gap()

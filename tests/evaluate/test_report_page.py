@@ -1,4 +1,4 @@
-"""The evaluation's report: what it says, and the page in a real browser."""
+"""The evaluation report: its content, and the page in a real browser."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def figures(frechet, recall, macs, latency, deviation=None):
     }
 
 
-# "dominated" is worse than "student" in both; the others are on the front.
+# "dominated" is worse than "student" in both metrics; the others are on the Pareto front.
 ENTRIES = (
     Entry("teacher", "runs/teacher", figures(6.5, 0.9, 61.6e6, 2.04e-3)),
     Entry("student </script><b>", "runs/student", figures(9.25, 0.7, 4.2e6, 0.5e-3, 0.31)),
@@ -34,8 +34,8 @@ ENTRIES = (
 PIXELS = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
 
 
-def made(**changes):
-    sheet = report.tiled(PIXELS, 2)
+def make_report(**changes):
+    sheet = report.tile(PIXELS, 2)
     return Report(
         **{
             "title": "A comparison",
@@ -52,8 +52,8 @@ def made(**changes):
     )
 
 
-def test_markdown_and_json_say_the_same(tmp_path):
-    text = report.write(made(), tmp_path)
+def test_markdown_and_json_have_the_same_content(tmp_path):
+    text = report.write(make_report(), tmp_path)
     assert text == (tmp_path / "report.md").read_text()
     assert "| teacher | 6.50 | 0.900 | 61.6 M | 2.04 |" in text
     assert "| 9.25 ± 0.31 | 0.700 | 4.2 M | 0.50 |" in text
@@ -64,14 +64,14 @@ def test_markdown_and_json_say_the_same(tmp_path):
     assert "source" not in json.dumps(stored)  # no picture
 
 
-def test_a_figure_that_is_missing_or_nan_is_a_dash():
+def test_missing_and_nan_values_are_a_dash():
     first = Entry("a", "a", {"frechet": Figure(float("nan"))})
-    text = report.markdown(made(entries=(first, ENTRIES[0]), columns=(QUALITY, SECOND)))
+    text = report.markdown(make_report(entries=(first, ENTRIES[0]), columns=(QUALITY, SECOND)))
     assert "| a | – | – |" in text
 
 
 def test_tiles_by_hand():
-    sheet = report.tiled(np.array([[[[1]]], [[[2]]], [[[3]]]], np.uint8), 2, gap=1, scale=2)
+    sheet = report.tile(np.array([[[[1]]], [[[2]]], [[[3]]]], np.uint8), 2, gap=1, scale=2)
     white = 255
     expected = [
         [1, 1, white, 2, 2],
@@ -83,9 +83,9 @@ def test_tiles_by_hand():
     np.testing.assert_array_equal(sheet[..., 0], expected)
 
 
-def test_nothing_in_the_data_is_markup():
-    """The only script end is the template's, whatever networks are called."""
-    page = report.page(made())
+def test_data_is_not_parsed_as_markup():
+    """The only script end tags are the template's, for any network names."""
+    page = report.page(make_report())
     assert page.count("</script>") == 2
     assert "__DATA__" not in page
     assert not re.search(r"(src|href)=\"?https?:", page)
@@ -93,7 +93,7 @@ def test_nothing_in_the_data_is_markup():
 
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium, where the system has it."""
+    """Headless Chromium, where installed."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no chromium and chromedriver on this machine")
@@ -104,9 +104,9 @@ def browser():
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1280,2400"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options, webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    chrome = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
 def column(browser, index):
@@ -116,7 +116,7 @@ def column(browser, index):
 
 @pytest.mark.slow
 def test_the_page_in_a_browser(browser, tmp_path):
-    report.write(made(), tmp_path)
+    report.write(make_report(), tmp_path)
     browser.get(f"file://{tmp_path / 'report.html'}")
 
     assert browser.title == "A comparison"
@@ -134,7 +134,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
     heads[0].click()
     assert column(browser, 1) == sorted(entry.name for entry in ENTRIES)
 
-    # Of three points two are on the front: its path has one line.
+    # Two of three points are on the front, so its path has one line.
     assert len(browser.find_elements("css selector", "#scatter circle")) == 3
     front = browser.find_element("css selector", "#scatter .front").get_attribute("d")
     assert front.count("L") == 1
@@ -157,9 +157,9 @@ def test_the_page_in_a_browser(browser, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_in_the_dark_without_costs(browser, tmp_path):
-    """One network and no cost: no scatter, nothing marked as best, no error."""
-    report.write(made(entries=ENTRIES[:1], columns=(QUALITY,), classes=None), tmp_path)
+def test_the_page_without_costs(browser, tmp_path):
+    """A single network and no cost: no scatter plot, no best value, no error."""
+    report.write(make_report(entries=ENTRIES[:1], columns=(QUALITY,), classes=None), tmp_path)
     browser.get(f"file://{tmp_path / 'report.html'}")
     assert column(browser, 2) == ["6.50"]
     assert not browser.find_elements("css selector", "#scatter, td.best")

@@ -1,4 +1,4 @@
-"""The digits experiment: from data to report, killed and gone on with, and refusing bad input."""
+"""The digits experiment, from data to a report: resuming after a kill, and refusing bad input."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def run(workdir, *flags, **kwargs):
     )
 
 
-def test_from_data_to_report(tmp_path, capsys):
+def test_data_to_report(tmp_path, capsys):
     config = digits.get_config("tiny")
     execute(config, tmp_path)
     printed = capsys.readouterr().out
@@ -69,15 +69,15 @@ def test_from_data_to_report(tmp_path, capsys):
     assert [row["step"] for row in rows if "g/total" in row] == [2, 4]
     assert [row["step"] for row in rows if "quality/frechet" in row] == [2, 4]
 
-    # The best of what was measured is kept, and says what network it is of.
+    # `best/` holds the best evaluated generator, and its architecture.
     _, best = checkpoint.load_generator(tmp_path / "seed0/teacher/best")
     assert best["value"] == min(r["quality/frechet"] for r in rows if "quality/frechet" in r)
-    made, variables = checkpoint.load_network(tmp_path / "seed0/scarce/distilled/best")
-    assert made.classes == 10
+    loaded, variables = checkpoint.load_network(tmp_path / "seed0/scarce/distilled/best")
+    assert loaded.classes == 10
     z, labels = np.zeros((1, config.latent), np.float32), np.zeros(1, np.int32)
-    assert made.network.apply(variables, z, labels)[0].shape == (1, 16, 16, 1)
+    assert loaded.network.apply(variables, z, labels)[0].shape == (1, 16, 16, 1)
 
-    # Once more: everything is found done, and says the same.
+    # A second run finds all trainings finished and reports the same results.
     before = report["regimes"]
     execute(config, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["regimes"] == before
@@ -85,30 +85,30 @@ def test_from_data_to_report(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_signs_of_trouble_are_told_once_and_logged(tmp_path, capsys):
+def test_diagnostics_warn_once_and_are_logged(tmp_path, capsys):
     config = digits.get_config("tiny")
     del config.regimes.all
-    config.health = True
+    config.diagnostics = True
     config.regimes.scarce.distilled.pixel = 1e6
     execute(config.lock(), tmp_path)
     lines = [line for line in capsys.readouterr().out.splitlines() if "warning:" in line]
-    (told,) = (line for line in lines if "g/pixel" in line)
-    assert "times as hard as g/adversarial" in told
-    assert told.startswith(f"{tmp_path.name}/seed0/scarce/distilled: step 2") or "scarce" in told
+    (line,) = (line for line in lines if "g/pixel" in line)
+    assert "g/pixel outweighs g/adversarial" in line
+    assert line.startswith(f"{tmp_path.name}/seed0/scarce/distilled: step 2") or "scarce" in line
     rows = read_jsonl(tmp_path / "seed0/scarce/distilled/metrics.jsonl")
-    looked = [row for row in rows if "health/image_gradient/pixel" in row]
-    assert [row["step"] for row in looked] == [2, 4]
+    probed = [row for row in rows if "health/image_gradient/pixel" in row]
+    assert [row["step"] for row in probed] == [2, 4]
     ratio = (
-        looked[0]["health/image_gradient/pixel"] / looked[0]["health/image_gradient/adversarial"]
+        probed[0]["health/image_gradient/pixel"] / probed[0]["health/image_gradient/adversarial"]
     )
     assert ratio > 1e4
-    assert looked[0]["health/teacher/fingerprint"] == looked[1]["health/teacher/fingerprint"]
+    assert probed[0]["health/teacher/fingerprint"] == probed[1]["health/teacher/fingerprint"]
 
 
-def test_another_teacher_is_no_teacher_to_go_on_with(tmp_path):
+def test_resuming_with_another_teacher_is_refused(tmp_path):
     config = tiny()
     task = digits.build(config)
-    recipes, _ = digits.plan(config, task)
+    plans, _ = digits.plan(config, task)
     teachers = [
         task.teacher.generator.init(jax.random.key(seed), np.zeros((1, 8)), np.zeros(1, np.int32))
         for seed in (0, 1)
@@ -117,7 +117,7 @@ def test_another_teacher_is_no_teacher_to_go_on_with(tmp_path):
     def train(teacher):
         return harness.train(
             tmp_path / "run",
-            recipes["scarce/distilled"]._replace(teacher=digits.Teacher(teacher)),
+            plans["scarce/distilled"]._replace(teacher=digits.Teacher(teacher)),
             digits.kd_data.batches(task.source, config.batch_size, 0),
             seed=0,
             configuration={},
@@ -137,8 +137,8 @@ def test_another_teacher_is_no_teacher_to_go_on_with(tmp_path):
 
 
 def arrays(folder):
-    """Every leaf of every last checkpoint below a folder, as bytes."""
-    found = {}
+    """The dtype and bytes of every leaf of every last checkpoint below a folder."""
+    leaves = {}
     for path in sorted(folder.glob("seed*/**/checkpoints/4/*")):
         if path.name in ("generator", "training"):
             tree = ocp.StandardCheckpointer().restore(path.absolute())
@@ -146,26 +146,26 @@ def arrays(folder):
                 if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                     leaf = jax.random.key_data(leaf)
                 name = f"{path.relative_to(folder)}{jax.tree_util.keystr(key)}"
-                found[name] = (np.asarray(leaf).dtype, np.asarray(leaf).tobytes())
-    return found
+                leaves[name] = (np.asarray(leaf).dtype, np.asarray(leaf).tobytes())
+    return leaves
 
 
 @pytest.mark.slow
-def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
+def test_a_killed_run_resumes_bit_exactly(tmp_path):
     unbroken, killed = tmp_path / "unbroken", tmp_path / "killed"
     assert run(unbroken).returncode == 0
 
     def saved(folder):
-        where = "checkpoints/*/manifest.json"
-        return [*folder.glob(f"seed0/teacher/{where}"), *folder.glob(f"seed0/*/*/{where}")]
+        pattern = "checkpoints/*/manifest.json"
+        return [*folder.glob(f"seed0/teacher/{pattern}"), *folder.glob(f"seed0/*/*/{pattern}")]
 
     checkpoints = saved(unbroken)
     kills = 0
-    for wanted in sorted(random.sample(range(1, len(checkpoints)), 2)):
+    for count in sorted(random.sample(range(1, len(checkpoints)), 2)):
         args = [sys.executable, "-m", "experiments.digits", "--preset=tiny", f"--workdir={killed}"]
         with subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
             while process.poll() is None:
-                if len(saved(killed)) >= wanted:
+                if len(saved(killed)) >= count:
                     time.sleep(random.uniform(0, 0.5))
                     process.send_signal(signal.SIGKILL)
                     kills += process.wait() == -signal.SIGKILL
@@ -184,41 +184,37 @@ def test_killed_and_started_again_is_as_if_nothing_had_happened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("model", "start", "width", "message"),
+    ("model", "initialization", "width", "message"),
     [
-        ("dcgan", "size", 2, "start='size' is not one of magnitude, norm_scale, or empty"),
-        ("mlp", "norm_scale", 2, "start='norm_scale': group 'hidden0' has no normalisation layer"),
-        (
-            "dcgan",
-            "magnitude",
-            9,
-            "start='magnitude': group '4x4' cannot have 18 of its 16 channels",
-        ),
+        ("dcgan", "size", 2, "'size' is not one of magnitude, norm_scale, or empty"),
+        ("mlp", "norm_scale", 2, "'norm_scale': group 'hidden0' has no normalisation layer"),
+        ("dcgan", "magnitude", 9, "'magnitude': group '4x4' cannot have 18 of its 16 channels"),
     ],
 )
-def test_first_students_that_cannot_be_are_one_line(tmp_path, model, start, width, message):
+def test_impossible_initializations_give_one_line(tmp_path, model, initialization, width, message):
     config = digits.get_config("tiny")
     del config.regimes.all
     config.model, config.student.width = model, width
-    config.regimes.scarce.distilled.start = start
-    with pytest.raises(harness.UsageError, match=f"config.regimes.scarce.distilled.{message}"):
+    config.regimes.scarce.distilled.initialization = initialization
+    setting = "config.regimes.scarce.distilled.initialization"
+    with pytest.raises(harness.UsageError, match=f"{setting}={message}"):
         execute(config.lock(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_the_first_student_has_its_teachers_channels():
+def test_the_distilled_student_inherits_the_teachers_channels():
     config = tiny()
     task = digits.build(config)
     inputs = task.inputs(jax.random.key(0), digits.example_batch(config, task))
     teacher = jax.jit(task.teacher.generator.init)(jax.random.key(1), *inputs.generator)
-    made = digits.student_recipe(config, task, "scarce", "distilled", teacher)
-    state = jax.jit(made.init)(jax.random.key(0), digits.example_batch(config, task))
-    for begun in (state.generator.variables, state.ema):
-        kernel = begun["params"]["Dense_0"]["kernel"]
+    distilled = digits.student_plan(config, task, "scarce", "distilled", teacher)
+    state = jax.jit(distilled.init)(jax.random.key(0), digits.example_batch(config, task))
+    for variables in (state.generator.variables, state.ema):
+        kernel = variables["params"]["Dense_0"]["kernel"]
         assert kernel.shape == (16, 64)
         assert np.isin(kernel, teacher["params"]["Dense_0"]["kernel"]).all()
-    alone = digits.student_recipe(config, task, "scarce", "alone", teacher)
-    state = jax.jit(alone.init)(jax.random.key(0), digits.example_batch(config, task))
+    from_scratch = digits.student_plan(config, task, "scarce", "from_scratch", teacher)
+    state = jax.jit(from_scratch.init)(jax.random.key(0), digits.example_batch(config, task))
     kernel = state.generator.variables["params"]["Dense_0"]["kernel"]
     assert not np.isin(kernel, teacher["params"]["Dense_0"]["kernel"]).any()
 
@@ -237,14 +233,14 @@ def test_the_first_student_has_its_teachers_channels():
         (["leftover"], "leftover"),
     ],
 )
-def test_bad_flags_get_one_line(tmp_path, flags, message):
+def test_bad_flags_give_one_line(tmp_path, flags, message):
     result = run(tmp_path / "new", *flags)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     assert message in line
-    left = list(tmp_path.glob("new/*"))
-    assert not left, left
+    files = list(tmp_path.glob("new/*"))
+    assert not files, files
 
 
 def image(path, size=(16, 16), mode="L"):
@@ -283,7 +279,7 @@ def test_bad_images_are_named(tmp_path, case, parts):
 
 
 @pytest.mark.parametrize("make", [False, True])
-def test_missing_and_empty_folders(tmp_path, make):
+def test_missing_and_empty_folders_are_named(tmp_path, make):
     folder = tmp_path / "photos"
     if make:
         folder.mkdir()
@@ -293,7 +289,7 @@ def test_missing_and_empty_folders(tmp_path, make):
         execute(config, tmp_path / "run")
 
 
-def test_a_batch_that_does_not_divide(tmp_path):
+def test_a_batch_that_is_not_divisible_is_refused(tmp_path):
     config = tiny()
     config.mesh.data, config.batch_size = 8, 12
     with pytest.raises(harness.UsageError, match=r"batch of 12 .* 8 devices; 8 or 16 would"):
@@ -302,18 +298,18 @@ def test_a_batch_that_does_not_divide(tmp_path):
 
 def test_another_configuration_is_refused(tmp_path):
     config = tiny()
-    harness.claim(tmp_path, config, resume=True)
+    harness.check_workdir(tmp_path, config, resume=True)
     with config.unlocked():
         config.student.width = 3
     with pytest.raises(harness.UsageError, match=r"student.width is 2 there, 3 here"):
-        harness.claim(tmp_path, config, resume=True)
+        harness.check_workdir(tmp_path, config, resume=True)
     with pytest.raises(harness.UsageError, match="holds a run"):
-        harness.claim(tmp_path, tiny(), resume=False)
+        harness.check_workdir(tmp_path, tiny(), resume=False)
 
 
-def test_a_claim_that_was_cut_short_is_no_other_file(tmp_path):
+def test_an_interrupted_check_workdir_can_be_repeated(tmp_path):
     (tmp_path / "config.partial").write_text("{")
-    harness.claim(tmp_path, digits.get_config("tiny"), True)
+    harness.check_workdir(tmp_path, digits.get_config("tiny"), True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"]
 
 
@@ -326,19 +322,19 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         pytest.raises(
             harness.UsageError, match=r"\.lock cannot be locked \(Operation not supported\)"
         ),
-        harness.locked(tmp_path),
+        harness.file_lock(tmp_path),
     ):
         pass
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(harness.UsageError, match="holds other files"):
-        harness.claim(tmp_path, tiny(), resume=True)
+        harness.check_workdir(tmp_path, tiny(), resume=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_nan_stops_with_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
+def test_nan_error_names_step_and_term_and_checkpoints_stay_finite(tmp_path):
     config = tiny()
     config.teacher.g_rate = 1e38
     with pytest.raises(NonFiniteError) as error:
@@ -352,7 +348,7 @@ def test_nan_stops_with_step_and_term_and_keeps_the_last_checkpoint(tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
-def test_a_truncated_checkpoint_is_named_and_the_one_before_it_taken(tmp_path, capsys):
+def test_a_truncated_checkpoint_is_named_and_the_previous_one_restored(tmp_path, capsys):
     config = tiny()
     execute(config, tmp_path)
     before = arrays(tmp_path)
@@ -382,7 +378,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_mlp_and_a_mesh_and_bfloat16(tmp_path):
+def test_mlp_with_a_mesh_and_bfloat16(tmp_path):
     config = tiny()
     config.model, config.dtype = "mlp", "bfloat16"
     config.mesh.data, config.mesh.model = 4, 2

@@ -1,4 +1,4 @@
-"""The command line's small parts."""
+"""The command line, and the checks before a training."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments import digits, harness
-from kd_jax import recipes
+from kd_jax import methods
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,11 @@ def test_the_command_hides_this_machines_paths(monkeypatch, flags):
         (["--config.preset=demo"], "full"),
     ],
 )
-def test_the_preset_is_known_before_the_flags(flags, preset):
+def test_the_preset_is_read_before_the_flags_are_parsed(flags, preset):
     assert harness._peek(["digits.py", *flags], "preset", "full") == preset
 
 
-def test_user_errors_become_one_line():
+def test_user_errors_become_usage_errors():
     with pytest.raises(harness.UsageError, match="no such folder"), harness.user_errors():
         raise FileNotFoundError("no such folder")
 
@@ -59,14 +59,14 @@ def test_unknown_settings(flag, message):
             harness.check_settings([flag], config)
 
 
-def test_a_term_that_does_not_fit_is_named_before_anything_is_written(tmp_path):
+def test_a_bad_term_is_named_before_anything_is_written(tmp_path):
     config = digits.get_config("tiny")
     task = digits.build(config)
     batch = digits.example_batch(config, task)
-    terms = recipes.cat(["4x4", "9x9"])
+    terms = methods.cat(["4x4", "9x9"])
     example = task.inputs(jax.random.key(0), batch).generator
     teacher = task.teacher.generator.init(jax.random.key(0), *example)
-    bad = digits.recipe(
+    bad = digits.training_plan(
         config,
         task,
         digits.Networks(*task.student, teacher=task.teacher.generator),

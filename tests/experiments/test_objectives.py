@@ -1,4 +1,4 @@
-"""The table of objectives: rows can be made, trainings are not repeated, data stay unread."""
+"""The method comparison: all methods trace, trainings are not repeated, data_free reads no data."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import harness, objectives, ways
+from experiments import harness, methods, objectives
 from kd_jax.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def tiny(rows, **changes):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run of three rows, from the trainings to the report."""
+    """A run of three methods, from the trainings to the report."""
     workdir = tmp_path_factory.mktemp("objectives")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
@@ -47,17 +47,17 @@ def _outcomes(workdir):
 
 
 @pytest.mark.slow
-def test_the_report_says_what_the_trainings_came_to(finished):
+def test_the_report_has_the_outcomes_of_the_trainings(finished):
     outcomes = _outcomes(finished)
     tried = {
         row: {s: outcomes[f"seed100/scarce/{row}@{s}"]["frechet"] for s in ("1", "10")}
         for row in ("data_free", "pixel")
     }
     report = json.loads((finished / "report.json").read_text())
-    assert set(report["results"]["scarce"]) == {"alone", "data_free", "pixel"}
+    assert set(report["results"]["scarce"]) == {"from_scratch", "data_free", "pixel"}
     page = (finished / "report.md").read_text()
     teacher = outcomes["seed0/teacher"]["frechet"]
-    alone = outcomes["seed0/scarce/alone"]["frechet"]
+    from_scratch = outcomes["seed0/scarce/from_scratch"]["frechet"]
     assert f"the teacher's is {teacher:.2f}" in page
     for row, distances in tried.items():
         strength = min(distances, key=distances.get)
@@ -66,7 +66,11 @@ def test_the_report_says_what_the_trainings_came_to(finished):
         assert result["tried"] == distances
         assert f"{result['strength']:g}" == strength
         assert result["outcomes"][0]["frechet"] == distance
-        closed = round(100 * (alone - distance) / (alone - teacher)) if alone > teacher else None
+        closed = (
+            round(100 * (from_scratch - distance) / (from_scratch - teacher))
+            if from_scratch > teacher
+            else None
+        )
         cell = f"{distance:.2f} ({strength}) | " + ("no gap" if closed is None else f"{closed}%")
         assert cell in page
         cost = report["costs"][row]
@@ -75,7 +79,7 @@ def test_the_report_says_what_the_trainings_came_to(finished):
     assert outcomes.keys() == {
         "seed0/teacher",
         "seed100/teacher",
-        "seed0/scarce/alone",
+        "seed0/scarce/from_scratch",
         *(f"seed100/scarce/{row}@{s}" for row in tried for s in ("1", "10")),
         *(f"seed0/scarce/{row}@{report['results']['scarce'][row]['strength']:g}" for row in tried),
     }
@@ -94,20 +98,20 @@ def test_a_finished_training_is_not_repeated(finished, monkeypatch):
         raise KeyboardInterrupt
 
     before = (finished / "report.json").read_text()
-    lost = finished / "seed0/scarce/alone/outcome.json"
-    kept = lost.read_text()
+    outcome = finished / "seed0/scarce/from_scratch/outcome.json"
+    contents = outcome.read_text()
     monkeypatch.setattr(harness, "train", train)
     config = tiny("data_free,pixel")
     harness.execute(objectives.EXPERIMENT, config, finished)
     assert json.loads((finished / "report.json").read_text()) == json.loads(before)
     assert not trained
 
-    # Stopped before one training was done: that one alone is left to do, and its teacher to read.
-    lost.unlink()
+    # As if stopped before this training was finished: only it must run, after its teacher is read.
+    outcome.unlink()
     with pytest.raises(KeyboardInterrupt):
         harness.execute(objectives.EXPERIMENT, config, finished)
     assert [str(folder.relative_to(finished)) for folder in trained] == ["seed0/teacher"]
-    lost.write_text(kept)
+    outcome.write_text(contents)
 
 
 @pytest.mark.slow
@@ -120,7 +124,7 @@ def test_data_free_training_never_reads_the_data(tmp_path, finished):
     def unreadable(*args):
         raise AssertionError("the data were read")
 
-    # Judged it was before: what follows is the training alone, and the figures of its samples.
+    # The reference moments are computed already: only the training and its evaluation follow.
     sealed = dataclasses.replace(task.source, read=unreadable, read_labels=unreadable)
     runner.task = task._replace(source=sealed)
     outcome = runner.outcome("scarce", "data_free", 0, 1.0)
@@ -128,43 +132,43 @@ def test_data_free_training_never_reads_the_data(tmp_path, finished):
     rows = read_jsonl(tmp_path / "seed0/scarce/data_free@1/metrics.jsonl")
     assert {"g/pixel", "d/real_score"} <= set(rows[0])
     with pytest.raises(AssertionError, match="the data were read"):
-        runner.outcome("scarce", "pixel", 0, 1.0)  # this one does
+        runner.outcome("scarce", "pixel", 0, 1.0)  # this method reads them
 
 
 @pytest.mark.slow
 def test_processes_share_the_trainings(finished):
     config = tiny("pixel")
     runner = objectives.Runner(config, objectives.build(config), finished)
-    done = finished / "seed0/scarce/alone"
-    with harness.locked(done, wait=True):
-        runner.outcome("scarce", "alone", 0, 1.0)  # done: nobody has to wait for it
+    folder = finished / "seed0/scarce/from_scratch"
+    with harness.file_lock(folder, wait=True):
+        runner.outcome("scarce", "from_scratch", 0, 1.0)  # finished: no lock is needed
     with (
-        harness.locked(finished / "seed0/scarce/pixel@7", wait=True),
+        harness.file_lock(finished / "seed0/scarce/pixel@7", wait=True),
         pytest.raises(BlockingIOError),
     ):
         runner.outcome("scarce", "pixel", 0, 7.0)
 
 
-def test_every_row_is_a_training():
-    """Each is traced, in both regimes, with shapes for a teacher; nothing is compiled."""
+def test_every_method_traces():
+    """In both regimes, with shapes in place of a teacher; nothing is compiled."""
     config = objectives.get_config("tiny")
     task = objectives.build(config.lock())
-    made, batch = objectives.plan(config, task)
-    assert len(made) == 2 * len(ways.ROWS)
-    for name, recipe in made.items():
-        given = {} if ways.ROWS[name.partition("/")[2]].dataless else batch
-        state = jax.eval_shape(recipe.init, jax.random.key(0), given)
-        after, metrics = jax.eval_shape(recipe.step, state, recipe.teacher, given)
+    plans, batch = objectives.plan(config, task)
+    assert len(plans) == 2 * len(methods.METHODS)
+    for name, plan in plans.items():
+        inputs = {} if methods.METHODS[name.partition("/")[2]].data_free else batch
+        state = jax.eval_shape(plan.init, jax.random.key(0), inputs)
+        after, metrics = jax.eval_shape(plan.step, state, plan.teacher, inputs)
         assert jax.tree.structure(after) == jax.tree.structure(state), name
         assert "g/total" in metrics, name
 
 
-def test_strength_multiplies_what_the_game_has_not():
+def test_strength_multiplies_all_but_the_adversarial_terms():
     config = objectives.get_config("tiny")
     task = objectives.build(config.lock())
-    pair = ways.recipes.response(3.0, ways.Pair(*ways.digits.adversarial(config)))
-    game = ways.digits.adversarial(config)[0]
-    terms = ways.strengthened(pair.generator, game, 10.0)
+    pair = methods.methods.response(3.0, methods.PerNetwork(*methods.digits.adversarial(config)))
+    adversarial = methods.digits.adversarial(config)[0]
+    terms = methods.scale_weights(pair.generator, adversarial, 10.0)
     assert terms["adversarial"] is pair.generator["adversarial"]
     state = terms["pixel"].weight.init()
     assert float(terms["pixel"].weight.fn(None, None, None, state)[0]) == 30.0
@@ -174,13 +178,13 @@ def test_strength_multiplies_what_the_game_has_not():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": "pixle"}, "no row 'pixle'; there is alone, self, "),
-        ({"model": "mlp"}, "config.model='mlp': these rows name the taps of a dcgan"),
+        ({"rows": "pixle"}, "'pixle'; there is from_scratch, self, "),
+        ({"model": "mlp"}, "config.model='mlp'.* dcgan"),
         ({"seeds": (100,)}, "config.tuning.seed=100 is one of the table's seeds"),
         ({"tuning": {"seed": 1, "strengths": ()}}, "config.tuning.strengths needs at least one"),
     ],
 )
-def test_bad_settings_are_one_line(tmp_path, changes, message):
+def test_bad_settings_give_one_line_and_write_nothing(tmp_path, changes, message):
     config = objectives.get_config("tiny")
     config.update(changes)
     with pytest.raises(harness.UsageError, match=message) as error:

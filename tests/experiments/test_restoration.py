@@ -1,4 +1,4 @@
-"""Super-resolution and inpainting from images to report, and what does not fit."""
+"""Super-resolution, inpainting and translation, from images to a report, and bad settings."""
 
 import json
 import math
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import harness, inpainting, lessons, superres, translation
-from kd_jax import checkpoint, degrade
+from experiments import harness, inpainting, runner, superres, translation
+from kd_jax import checkpoint, degradations
 from kd_jax import data as kd_data
 from kd_jax.evaluate import extractor
 from kd_jax.evaluate.pictures import to_uint8
@@ -54,33 +54,33 @@ def tiny(name, tmp_path, **changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
-def test_from_a_users_images_to_a_report(name, tmp_path, capsys):
+def test_a_users_images_to_report(name, tmp_path, capsys):
     config = tiny(name, tmp_path)
     workdir = tmp_path / "run"
     harness.execute(MODULES[name].EXPERIMENT, config, workdir)
     report = json.loads((workdir / "report.json").read_text())
-    assert list(report["figures"]) == [*BASELINES[name], "teacher", "alone", "distilled"]
-    assert report["asked"] == "5 images that no network has seen"
+    assert list(report["figures"]) == [*BASELINES[name], "teacher", "from_scratch", "distilled"]
+    assert report["evaluation"] == "5 held-out images"
     for figures in report["figures"].values():
-        # One class: nothing to train a classifier with.
+        # Without a Frechet distance: a single class cannot train a classifier.
         assert set(figures[0]) == {"psnr", "ssim"}
         assert all(math.isfinite(value) for value in figures[0].values())
     page = (workdir / "report.md").read_text()
-    assert "5 images that no network has seen, one seed." in page
+    assert "5 held-out images, one seed." in page
     for picture in ("examples.png", "quality.png"):
         assert f"({picture})" in page
         with Image.open(workdir / picture) as opened:
             assert opened.width > 100
     rows = read_jsonl(workdir / "seed0/distilled/metrics.jsonl")
     possible = {f"g/{name}" for name in ("truth", "response", "feature")}
-    wanted = {f"g/{name}" for name, weight in config.distilled.items() if weight}
-    assert possible & set(rows[0]) == wanted
-    assert "g/response" in wanted
+    expected = {f"g/{name}" for name, weight in config.distilled.items() if weight}
+    assert possible & set(rows[0]) == expected
+    assert "g/response" in expected
     assert ("d/adversarial" in rows[0]) == (name == "translation")
-    made, _ = checkpoint.load_network(workdir / "seed0/alone/best")
-    assert made.network.module is not None
+    loaded, _ = checkpoint.load_network(workdir / "seed0/from_scratch/best")
+    assert loaded.network.module is not None
     assert "report.md" in capsys.readouterr().out
-    harness.execute(MODULES[name].EXPERIMENT, config, workdir)  # all is found done
+    harness.execute(MODULES[name].EXPERIMENT, config, workdir)  # all trainings are finished
     again = json.loads((workdir / "report.json").read_text())
     assert again["figures"] == report["figures"]
 
@@ -94,27 +94,28 @@ def test_photographs_have_a_frechet_distance_and_features_are_connected(tmp_path
     assert "`photos-classifier-" in report["notes"][-1]
     assert set(report["figures"]["teacher"][0]) == {"psnr", "ssim", "frechet"}
     assert "g/feature" in read_jsonl(tmp_path / "seed0/distilled/metrics.jsonl")[0]
-    # The projections of the features are for learning alone.
+    # The projections of the features are used in training only.
     assert report["costs"]["student"]["parameters"] < report["costs"]["teacher"]["parameters"]
 
 
-def test_lpips_is_measured_where_its_weights_are(tmp_path, monkeypatch):
+def test_lpips_is_computed_if_there_are_weights(tmp_path, monkeypatch):
     def lpips(*files):
         assert files == ("trunk.pth", "heads.pth")
         return extractor.Perceptual("lpips-1", lambda a, b: jnp.abs(a - b).mean(axis=(1, 2, 3)))
 
     monkeypatch.setattr(extractor, "lpips", lpips)
     config = tiny("superres", tmp_path, **{"evaluate.lpips": "trunk.pth, heads.pth"})
-    exam = superres.build(config).exam()
-    right = np.asarray(exam.inputs.real)
-    assert exam.mark(right)["lpips"] == 0
-    assert exam.mark(-right)["lpips"] == pytest.approx(2 * np.abs(right).mean(), rel=1e-5)
-    assert "LPIPS is `lpips-1`." in exam.notes
-    assert list(exam.figures) == ["psnr", "ssim", "lpips"]
+    evaluation = superres.build(config).evaluation()
+    targets = np.asarray(evaluation.inputs.real)
+    assert evaluation.compute(targets)["lpips"] == 0
+    expected = 2 * np.abs(targets).mean()
+    assert evaluation.compute(-targets)["lpips"] == pytest.approx(expected, rel=1e-5)
+    assert "LPIPS is `lpips-1`." in evaluation.notes
+    assert list(evaluation.metrics) == ["psnr", "ssim", "lpips"]
 
 
-def test_the_classical_methods(tmp_path):
-    """Of a plane, bicubic and biharmonic interpolation find nearly everything that is missing."""
+def test_baselines_reconstruct_a_plane(tmp_path):
+    """Bicubic and biharmonic interpolation recover a plane almost exactly."""
     rows, columns = np.meshgrid(np.linspace(-0.5, 0.5, 16), np.linspace(-0.3, 0.3, 16))
     plane = np.stack([rows, columns, -rows], axis=-1)
     for name, atol in (("superres", 0.03), ("inpainting", 0.01)):
@@ -123,65 +124,69 @@ def test_the_classical_methods(tmp_path):
         for old in (tmp_path / name / "test").iterdir():
             old.unlink()
         Image.fromarray(to_uint8(plane)).save(tmp_path / name / "test" / "plane.png")
-        exam = MODULES[name].build(config).exam()
+        evaluation = MODULES[name].build(config).evaluation()
         inside = np.s_[:, 6:-6, 6:-6]
-        found, right = exam.classical[BASELINES[name][0]], np.asarray(exam.inputs.real)
-        np.testing.assert_allclose(right[0], plane, atol=0.005)
-        np.testing.assert_allclose(found[inside], right[inside], atol=atol)
-        assert np.abs(found - np.asarray(exam.inputs.real)).max() > 0
+        baseline, targets = (
+            evaluation.baselines[BASELINES[name][0]],
+            np.asarray(evaluation.inputs.real),
+        )
+        np.testing.assert_allclose(targets[0], plane, atol=0.005)
+        np.testing.assert_allclose(baseline[inside], targets[inside], atol=atol)
+        assert np.abs(baseline - targets).max() > 0
 
 
 @pytest.mark.parametrize("part", [0.0, 1.0])
-def test_masks_that_hide_nothing_or_everything(part):
+def test_biharmonic_with_empty_and_full_masks(part):
     image = np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3))
     mask = np.full((1, 16, 16, 1), part)
-    found = inpainting.biharmonic(Inputs((image * (1 - part), mask)))
-    np.testing.assert_array_equal(found, image * (1 - part))
+    inpainted = inpainting.biharmonic(Inputs((image * (1 - part), mask)))
+    np.testing.assert_array_equal(inpainted, image * (1 - part))
 
 
-def test_the_nearest_drawing_is_that_of_the_image_itself(tmp_path):
-    images = kd_data.open_source(folder(tmp_path / "some", 8), "train", 16, 3)
-    known = np.stack([images[i]["image"] for i in (5, 2)])
-    edges = np.asarray(degrade.edges(jnp.asarray(known), sigma=1.0))
-    np.testing.assert_array_equal(translation.nearest(edges, images, 1.0), known)
+def test_an_image_is_nearest_to_its_own_edges(tmp_path):
+    source = kd_data.open_source(folder(tmp_path / "some", 8), "train", 16, 3)
+    images = np.stack([source[i]["image"] for i in (5, 2)])
+    edges = np.asarray(degradations.edges(jnp.asarray(images), sigma=1.0))
+    np.testing.assert_array_equal(translation.nearest_by_edges(edges, source, 1.0), images)
 
 
-def test_the_discriminator_sees_the_drawing_too(tmp_path):
-    lesson = translation.build(tiny("translation", tmp_path))
-    asked = lesson.inputs(jax.random.key(0), lessons.example(lesson))
-    assert asked.condition[0].shape == (4, 16, 16, 4)
-    np.testing.assert_array_equal(asked.condition[0], asked.generator[0])
+def test_the_discriminator_is_conditioned_on_the_generators_input(tmp_path):
+    task = translation.build(tiny("translation", tmp_path))
+    inputs = task.inputs(jax.random.key(0), runner.first_batch(task))
+    assert inputs.condition[0].shape == (4, 16, 16, 4)
+    np.testing.assert_array_equal(inputs.condition[0], inputs.generator[0])
 
 
-def test_drawings_hold_edges_and_coarse_colours():
-    """Of an image of one colour nothing is left but that; without hints, not even that."""
+def test_conditions_hold_edges_and_coarse_colours():
+    """An image of one colour has no edges; without hints the condition has no colour either."""
     image = jnp.broadcast_to(jnp.array([0.5, -0.25, 0.0]), (1, 16, 16, 3))
-    made = translation.drawing(image, 1.0, 4)
-    np.testing.assert_allclose(made, np.broadcast_to([-1, 0.5, -0.25, 0.0], made.shape), atol=1e-6)
-    assert translation.drawing(image, 1.0, 0).shape == (1, 16, 16, 1)
+    condition = translation.make_condition(image, 1.0, 4)
+    expected = np.broadcast_to([-1, 0.5, -0.25, 0.0], condition.shape)
+    np.testing.assert_allclose(condition, expected, atol=1e-6)
+    assert translation.make_condition(image, 1.0, 0).shape == (1, 16, 16, 1)
 
 
-def test_without_colours_the_nearest_edges_are_the_classical_answer(tmp_path):
-    exam = translation.build(tiny("translation", tmp_path, hints=0)).exam()
-    assert list(exam.classical) == ["nearest edges"]
-    assert exam.inputs.generator[0].shape == (5, 16, 16, 1)
+def test_without_colours_the_baseline_is_nearest_edges(tmp_path):
+    evaluation = translation.build(tiny("translation", tmp_path, hints=0)).evaluation()
+    assert list(evaluation.baselines) == ["nearest edges"]
+    assert evaluation.inputs.generator[0].shape == (5, 16, 16, 1)
 
 
-def test_the_distilled_student_without_its_teacher_is_the_student_alone(tmp_path):
+def test_without_the_response_term_distillation_equals_training_from_scratch(tmp_path):
     config = tiny("superres", tmp_path, **{"distilled.response": 0.0})
-    lesson = superres.build(config)
-    batch = lessons.example(lesson)
+    task = superres.build(config)
+    batch = runner.first_batch(task)
     key = jax.random.key(1)
-    teacher = lesson.teacher.init(key, jnp.zeros((1, 4, 4, 3)))
+    teacher = task.teacher.init(key, jnp.zeros((1, 4, 4, 3)))
     averages = []
-    for name, variables in (("alone", None), ("distilled", teacher)):
-        made = lesson.recipe(name, variables)
-        state, _ = made.step(made.init(jax.random.key(0), batch), made.teacher, batch)
+    for name, variables in (("from_scratch", None), ("distilled", teacher)):
+        plan = task.training_plan(name, variables)
+        state, _ = plan.step(plan.init(jax.random.key(0), batch), plan.teacher, batch)
         averages.append(state.ema)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *averages)
 
 
-def test_the_images_that_were_trained_on_are_no_exam(tmp_path):
+def test_evaluating_on_training_images_is_refused(tmp_path):
     config = tiny("superres", tmp_path)
     with config.unlocked():
         config.data.test = f"{config.data.source}/."
@@ -189,16 +194,16 @@ def test_the_images_that_were_trained_on_are_no_exam(tmp_path):
         superres.build(config)
 
 
-def test_a_game_alone_is_something_to_learn(tmp_path):
+def test_an_adversarial_loss_is_sufficient(tmp_path):
     weights = {"distilled.truth": 0.0, "distilled.response": 0.0}
     translation.build(tiny("translation", tmp_path, **weights))
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_the_picture_of_images_with_alpha(channels, tmp_path):
+def test_pictures_of_images_with_alpha(channels, tmp_path):
     config = tiny("translation", tmp_path, **{"data.channels": channels, "data.resize": True})
-    exam = translation.build(config).exam()
-    exam.draw(tmp_path / "examples.png", {**exam.classical})
+    evaluation = translation.build(config).evaluation()
+    evaluation.draw(tmp_path / "examples.png", {**evaluation.baselines})
     with Image.open(tmp_path / "examples.png") as opened:
         assert np.asarray(opened.convert("L"))[:40, -40:].min() < 128  # edges are not transparent
 
@@ -206,7 +211,7 @@ def test_the_picture_of_images_with_alpha(channels, tmp_path):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("superres", {"scale": 3}, "config.data.size=16 is no multiple of config.scale=3"),
+        ("superres", {"scale": 3}, "config.data.size=16 is not a multiple of config.scale=3"),
         ("superres", {"teacher.model": "edsr"}, "'edsr' is not one of srresnet, rrdb"),
         ("superres", {"scale": 0}, "config.scale=0 is below 1"),
         ("superres", {"scale": -4}, "config.scale=-4 is below 1"),
@@ -215,17 +220,17 @@ def test_the_picture_of_images_with_alpha(channels, tmp_path):
         (
             "superres",
             {"distilled.truth": 0.0, "distilled.response": 0.0},
-            "distilled.* are all 0 and there is no game",
+            "distilled.* are all 0 and there is no adversarial loss",
         ),
         (
             "superres",
             {"data.source": "photos", "data.test": "", "evaluate.images": 1},
             "1 image of photos test.*: --config.evaluate.images=0",
         ),
-        ("superres", {"noise": -1.0}, "config.noise=-1.0 is a standard deviation"),
+        ("superres", {"noise": -1.0}, "config.noise=-1.0"),
         ("superres", {"data.test": ""}, "--config.data.test=folder:PATH is needed too"),
         ("superres", {"batch_size": 9}, "has 8 images, fewer than one batch"),
-        ("superres", {"data.size": 20}, r"\d.png is 16x16 RGB; 20x20 RGB is asked for"),
+        ("superres", {"data.size": 20}, r"\d.png is 16x16 RGB; 20x20 RGB"),
         ("superres", {"student.width": 0}, "width=0"),
         ("inpainting", {"masks.strokes": 0, "masks.largest_box": 0.0}, "nothing would be missing"),
         ("inpainting", {"masks.smallest_box": 0.9}, "0 < smallest <= largest <= 1"),
@@ -247,7 +252,7 @@ def test_the_picture_of_images_with_alpha(channels, tmp_path):
         ("inpainting", {"data.patches": True, "data.size": 32}, "smaller than a patch of 32x32"),
     ],
 )
-def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, changes, message, tmp_path):
+def test_bad_settings_give_one_line_and_write_nothing(name, changes, message, tmp_path):
     config = tiny(name, tmp_path, **changes)
     with pytest.raises(harness.UsageError, match=message):
         harness.execute(MODULES[name].EXPERIMENT, config, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The experiments with style and class-conditional teachers: traced in all variants, run once."""
+"""The StyleGAN2 and BigGAN experiments: all variants are traced, each experiment runs once."""
 
 import json
 import os
@@ -31,14 +31,14 @@ def tiny(name, settings=()):
 
 
 def trace(name, config):
-    """Every training's step, traced; the metrics' names by training."""
+    """Traces the step of every training; returns the metrics' names by training."""
     experiment = MODULES[name].EXPERIMENT
     task = experiment.build(config)
-    recipes, batch = experiment.plan(config, task)
+    plans, batch = experiment.plan(config, task)
     names = {}
-    for training, recipe in recipes.items():
-        state = jax.eval_shape(recipe.init, jax.random.key(0), batch)
-        after, metrics = jax.eval_shape(recipe.step, state, recipe.teacher, batch)
+    for training, plan in plans.items():
+        state = jax.eval_shape(plan.init, jax.random.key(0), batch)
+        after, metrics = jax.eval_shape(plan.step, state, plan.teacher, batch)
         assert jax.tree.structure(after) == jax.tree.structure(state)
         names[training] = set(metrics)
     return names
@@ -46,12 +46,12 @@ def trace(name, config):
 
 VARIANTS = [
     ("stylegan2", {}, ("g/pixel", "g/relation")),
-    ("stylegan2", {"distilled.start": "magnitude"}, ("g/pixel", "g/relation")),
+    ("stylegan2", {"distilled.initialization": "magnitude"}, ("g/pixel", "g/relation")),
     ("stylegan2", {"student": "stylegan1"}, ("g/reconstruction", "g/features")),
     ("stylegan2", {"path_length.weight": 2.0, "r1.every": 4}, ("g/path_length", "g/relation")),
     ("stylegan2", {"distilled.teacher_images": 1.0}, ("g/pixel",)),
     ("biggan", {}, ("g/features", "g/pixel")),
-    ("biggan", {"recipe": "dgl", "student": "biggan"}, ("g/teacher",)),
+    ("biggan", {"method": "dgl", "student": "biggan"}, ("g/teacher",)),
 ]
 
 
@@ -62,14 +62,14 @@ VARIANTS = [
 )
 def test_every_variant_has_its_terms(name, settings, terms):
     names = trace(name, tiny(name, settings))
-    assert set(names) == {"teacher", "all/alone", "all/distilled"}
+    assert set(names) == {"teacher", "all/from_scratch", "all/distilled"}
     assert set(terms) <= names["all/distilled"]
-    assert not {"g/pixel", "g/relation", "g/features", "g/teacher"} & names["all/alone"]
+    assert not {"g/pixel", "g/relation", "g/features", "g/teacher"} & names["all/from_scratch"]
     assert "g/adversarial" in names["teacher"]
 
 
-def test_the_full_size_teacher_and_student_are_those_of_the_paper():
-    """Xu et al. 2022, table 1: 30.0M and 5.6M parameters; nothing of that size is made here."""
+def test_full_size_parameter_counts_are_the_papers():
+    """Xu et al. 2022, table 1: 30.0M and 5.6M parameters; only shapes are computed."""
     config = stylegan2.get_config("ffhq256")
     z = jax.ShapeDtypeStruct((1, config.latent), np.float32)
     counts = []
@@ -85,41 +85,45 @@ def test_the_full_size_teacher_and_student_are_those_of_the_paper():
 
 BAD = [
     ("stylegan2", {"student": "stylegan4"}, "config.student='stylegan4' is not one of stylegan2"),
-    ("stylegan2", {"distilled.start": "luck"}, "config.distilled.start='luck' is neither"),
     (
         "stylegan2",
-        {"student": "stylegan1", "distilled.start": "magnitude"},
-        "start=magnitude needs config.student=stylegan2",
+        {"distilled.initialization": "luck"},
+        "config.distilled.initialization='luck' is neither",
+    ),
+    (
+        "stylegan2",
+        {"student": "stylegan1", "distilled.initialization": "magnitude"},
+        "initialization=magnitude needs config.student=stylegan2",
     ),
     ("stylegan2", {"data.size": 20}, "a power of two from 4 to 1024, not 20"),
     ("stylegan2", {"teacher": "nowhere.pkl"}, "nowhere.pkl"),
     ("stylegan2", {"seeds": ()}, "config.seeds needs at least one entry"),
     ("biggan", {"student": "stylegan2"}, "config.student='stylegan2' is not one of tinygan"),
-    ("biggan", {"recipe": "omgd"}, "config.recipe='omgd' is not one of tinygan, dgl"),
-    ("biggan", {"recipe": "dgl", "teacher": "x.pth"}, "dgl needs the teacher's discriminator"),
+    ("biggan", {"method": "omgd"}, "config.method='omgd' is not one of tinygan, dgl"),
+    ("biggan", {"method": "dgl", "teacher": "x.pth"}, "dgl needs the teacher's discriminator"),
     ("biggan", {"latent": 7}, "7"),
     ("biggan", {"data.size": 16}, "16"),
 ]
 
 
 @pytest.mark.parametrize(("name", "settings", "message"), BAD, ids=str)
-def test_what_does_not_fit_is_one_line_and_nothing_is_written(name, settings, message, tmp_path):
+def test_bad_settings_give_one_line_and_write_nothing(name, settings, message, tmp_path):
     with pytest.raises(harness.UsageError, match=re.escape(message)) as error:
         harness.execute(MODULES[name].EXPERIMENT, tiny(name, settings), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_style_student_begins_with_its_teachers_mapping():
+def test_a_style_student_inherits_the_teachers_mapping():
     config = tiny("stylegan2")
     task = stylegan2.build(config)
     z = np.zeros((1, config.latent), np.float32)
     teacher = jax.jit(task.teacher.generator.init)(jax.random.key(1), z)
-    begin = stylegan2.start(config, task, teacher)
-    assert set(begin) == {"params", "averages"}
-    made = stylegan2.student_recipe(config, task, "distilled", teacher)
+    initial = stylegan2.initial_variables(config, task, teacher)
+    assert set(initial) == {"params", "averages"}
+    plan = stylegan2.student_plan(config, task, "distilled", teacher)
     batch = stylegan2.comparison.example_batch(config, task.source)
-    state = jax.jit(made.init)(jax.random.key(0), batch)
+    state = jax.jit(plan.init)(jax.random.key(0), batch)
     jax.tree.map(
         np.testing.assert_array_equal,
         state.generator.variables["params"]["mapping"],
@@ -127,21 +131,22 @@ def test_a_style_student_begins_with_its_teachers_mapping():
     )
 
 
-def test_directions_are_those_of_all_that_reads_a_style():
+def test_directions_are_those_of_all_layers_that_read_styles():
     config = tiny("stylegan2")
     task = stylegan2.build(config)
     teacher = jax.jit(task.teacher.generator.init)(jax.random.key(1), np.zeros((1, 8), np.float32))
-    found = stylegan2.directions(teacher)
-    np.testing.assert_allclose(found @ found.T, np.eye(8), atol=1e-5)
+    directions = stylegan2.style_directions(teacher)
+    np.testing.assert_allclose(directions @ directions.T, np.eye(8), atol=1e-5)
     affine = teacher["params"]["synthesis"]["b4"]["conv1"]["affine"]["weight"]
     other = jax.tree.map(lambda x: x, teacher)
     other["params"]["synthesis"]["b4"]["conv1"]["affine"]["weight"] = affine.at[0].set(100.0)
-    assert abs(float(stylegan2.directions(other)[0, 0])) > abs(float(found[0, 0]))
+    changed = stylegan2.style_directions(other)
+    assert abs(float(changed[0, 0])) > abs(float(directions[0, 0]))
 
 
 @pytest.mark.slow
-def test_from_a_published_teacher_to_a_report(golden, tmp_path, capsys):
-    """NVIDIA's snapshot teaches: nothing is trained but the students."""
+def test_a_published_teacher_to_report(golden, tmp_path, capsys):
+    """The teacher is NVIDIA's snapshot: only the students are trained."""
     file = golden / "pkl" / "sg2_tiny.pkl"
     if not file.exists():
         pytest.skip(f"no {file}")
@@ -153,13 +158,13 @@ def test_from_a_published_teacher_to_a_report(golden, tmp_path, capsys):
     assert report["student"]["parameters"] < 5_000
     for part in ("teacher", "student"):
         assert report[part]["multiply_accumulates"] > 0 < report[part]["single"]["median"]
-    for arm in ("teacher", "alone", "distilled"):
+    for arm in ("teacher", "from_scratch", "distilled"):
         assert np.isfinite(report["regimes"]["all"][arm]).all()
     assert not (tmp_path / "seed0" / "teacher").exists()
     variables, _ = load_generator(tmp_path / "seed0" / "all" / "distilled" / "checkpoints")
     assert "mapping" in variables["params"]
     text = (tmp_path / "report.md").read_text()
-    assert "right class" not in text  # nobody asked for one
+    assert "Class accuracy" not in text  # the generators are unconditional
     assert str(tmp_path / "report.md") in capsys.readouterr().out
     wrong = tiny("stylegan2", {"teacher": str(file), "latent": 16, "data.size": 32})
     with pytest.raises(harness.UsageError, match=r"makes images \(16, 16, 3\)"):
@@ -167,9 +172,9 @@ def test_from_a_published_teacher_to_a_report(golden, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_class_conditional_lesson_from_data_to_report(tmp_path):
+def test_class_conditional_data_to_report(tmp_path):
     harness.execute(biggan.EXPERIMENT, tiny("biggan"), tmp_path)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["teacher"]["parameters"] > report["student"]["parameters"]
-    assert set(report["classes_right"]) == {"teacher", "all/alone", "all/distilled"}
+    assert set(report["classes_right"]) == {"teacher", "all/from_scratch", "all/distilled"}
     assert (tmp_path / "samples.png").exists()

@@ -30,21 +30,21 @@ def folder(tmp_path):
 
 
 def batches(folder, told=None, **options):
-    tell = print if told is None else told.append
+    log = print if told is None else told.append
     source = data.open_source(f"folder:{folder}", "train", 8, 1)
-    return training.batches(source=source, tell=tell, **options)
+    return training.batches(source=source, log=log, **options)
 
 
 def test_it_is_named(tmp_path, folder):
     with pytest.raises(ValueError, match=r"images/(07|11|12)\.png cannot be decoded") as error:
-        training.train(tmp_path / "run", training.recipe(12), batches(folder))
+        training.train(tmp_path / "run", training.training_plan(12), batches(folder))
     assert "\n" not in str(error.value)
 
 
 def test_the_next_takes_its_place_and_resume_is_exact(tmp_path, folder):
     told = []
     unbroken = batches(folder, told, skip_corrupt=True)
-    training.train(tmp_path / "whole", training.recipe(12), unbroken)
+    training.train(tmp_path / "whole", training.training_plan(12), unbroken)
     rows = read_jsonl(tmp_path / "whole" / "metrics.jsonl")
     counts = [int(row["data/skipped"]) for row in rows if "g/total" in row]
     assert counts[-1] == unbroken.skipped
@@ -54,7 +54,7 @@ def test_the_next_takes_its_place_and_resume_is_exact(tmp_path, folder):
     assert all("the next image takes its place" in line for line in told)
     for steps in (5, 7, 12):
         again = batches(folder, [], skip_corrupt=True)
-        training.train(tmp_path / "parts", training.recipe(steps), again)
+        training.train(tmp_path / "parts", training.training_plan(steps), again)
     assert again.skipped == unbroken.skipped
     whole, parts = (faults.steps(tmp_path / name) for name in ("whole", "parts"))
     assert whole[-1] == parts[-1] == 12
@@ -90,11 +90,11 @@ def test_all_of_it_at_once(folder):
     """As classifiers and references are made: by the same rule."""
     source = data.open_source(f"folder:{folder}", "train", 8, 1)
     with pytest.raises(data.UnreadableError, match=r"images/07\.png cannot be decoded"):
-        data.arrays(source)
+        data.load_all(source)
     with pytest.raises(data.UnreadableError, match=r"images/07\.png cannot be decoded"):
         source[7]
     lenient = data.open_source(f"folder:{folder}", "train", 8, 1, skip_corrupt=True)
-    images = data.arrays(lenient)["image"]
+    images = data.load_all(lenient)["image"]
     for bad, stands_in in ((7, 8), (11, 13), (12, 13)):
         np.testing.assert_array_equal(images[bad], images[stands_in])
         np.testing.assert_array_equal(lenient[bad]["image"], images[stands_in])

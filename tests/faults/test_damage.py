@@ -20,8 +20,8 @@ HOW = ("0%", "50%", "99%", "flip")
 def run(tmp_path_factory):
     """A training's checkpoints, its state's shapes, and the states at both of its steps."""
     folder = tmp_path_factory.mktemp("run")
-    training.train(folder, training.recipe(10), training.batches())
-    like = jax.eval_shape(lambda: training.recipe(10).init(jax.random.key(3), example()))
+    training.train(folder, training.training_plan(10), training.batches())
+    like = jax.eval_shape(lambda: training.training_plan(10).init(jax.random.key(3), example()))
     found = {}
     for step in faults.steps(folder):
         one = folder / f"only{step}"
@@ -35,8 +35,8 @@ def example():
     return next(training.batches())
 
 
-def restored(folder, like, tell=print):
-    checkpoints = Checkpoints(folder, {}, allow_changes=True, tell=tell)
+def restored(folder, like, log=print):
+    checkpoints = Checkpoints(folder, {}, allow_changes=True, log=log)
     try:
         return checkpoints.restore(like)
     finally:

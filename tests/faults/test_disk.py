@@ -38,7 +38,7 @@ def test_it_goes_on(tmp_path, unbroken):
     told = [line for line in out.splitlines() if "warning" in line]
     for step in (15, 20):
         assert sum(f"step {step} not saved to" in line for line in told) == 1
-    assert all("the training goes on" in line for line in told)
+    assert all("the training continues" in line for line in told)
     after = faults.everything(tmp_path / "run")
     assert after == unbroken
 
@@ -70,7 +70,7 @@ def test_metrics_that_cannot_be_written(tmp_path):
     assert code == 0, error
     code, out, error = faults.run(tmp_path / "other", *METRICS, "--save_errors=go_on")
     assert code == 0, error
-    assert "metrics.jsonl cannot be written: File too large; the training goes on" in out
+    assert "metrics.jsonl cannot be written: File too large; the training continues" in out
     unbroken = faults.everything(tmp_path / "unbroken")
     assert faults.everything(tmp_path / "run") == unbroken
     assert faults.everything(tmp_path / "other") == unbroken

@@ -29,7 +29,7 @@ def test_nothing_grows(tmp_path, monkeypatch):
         return {"mean": 0.0}
 
     monkeypatch.setattr(training, "quality", quality)
-    training.train(tmp_path, training.recipe(STEPS), training.batches())
+    training.train(tmp_path, training.training_plan(STEPS), training.batches())
     memory, files, programs = zip(*seen, strict=True)
     assert len(seen) == STEPS // 1000
     assert len(os.listdir(tmp_path / "checkpoints")) == 2

@@ -78,9 +78,9 @@ class Spoilt:
 
 
 def case(where, value, steps=(STEP,)):
-    """The recipe, the batches, and what the error says."""
+    """The training_plan, the batches, and what the error says."""
     given = training.batches()
-    make = functools.partial(training.recipe, 20)
+    make = functools.partial(training.training_plan, 20)
     if where == "batch":
         return make(), Spoilt(given, value, steps), r"\(the batch: image is not finite\)$"
     if where == "generator's term":
@@ -93,7 +93,7 @@ def case(where, value, steps=(STEP,)):
         made = make(g_terms={"odd": in_a_gradient(value, steps)})
         return made, given, r"g/grad_norm is nan \(the gradient of g/odd is not finite\)$"
 
-    # The teacher's output alone: its variables and the batch are finite.
+    # The teacher's output from_scratch: its variables and the batch are finite.
     return teacher_case(given, value, steps)
 
 
@@ -134,15 +134,15 @@ def teacher_case(given, value, steps):
         ),
         "inputs": inputs,
     }
-    recipe = harness.Recipe(
+    training_plan = harness.TrainingPlan(
         init=functools.partial(kd.init_state, **made),
         step=kd.make_train_step(**made, ema=0.9),
         teacher=kd.Teacher(training.teacher_variables()),
         steps=20,
-        diagnosis=kd.health.diagnosis(**made),
+        diagnosis=kd.diagnostics.diagnosis(**made),
     )
     return (
-        recipe,
+        training_plan,
         Marked(given, steps),
         r"g/response is .*\(the teacher's output is not finite\)$",
     )
@@ -187,7 +187,7 @@ def test_the_state_is_untouched(where):
     made, given, _ = case(where, np.nan)
     example = next(given)
     state = jax.jit(made.init)(jax.random.key(3), example)
-    step = jax.jit(kd.guarded(made.step))
+    step = jax.jit(kd.skip_nonfinite(made.step))
     for number in range(1, STEP + 3):
         before = faults.digest(state._replace(skipped=(), step=()))
         state, metrics = step(state, made.teacher, next(given))
@@ -218,7 +218,7 @@ def test_what_is_left_out_is_as_if_it_had_not_been(tmp_path):
     """The state after a step that was left out is that of a training without its batch."""
     made, given, _ = case("batch", np.nan)
     example = next(given)
-    step = jax.jit(kd.guarded(made.step, 1))
+    step = jax.jit(kd.skip_nonfinite(made.step, 1))
     state = jax.jit(made.init)(jax.random.key(3), example)
     plain, plainly = state, jax.jit(made.step)
     for number in range(1, 12):
@@ -244,13 +244,13 @@ def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
     with pytest.raises(
         NonFiniteError, match=r"step 5: the state is not saved, ema/params/.* is not"
     ):
-        training.train(tmp_path, training.recipe(20, wrap=spoil), training.batches())
+        training.train(tmp_path, training.training_plan(20, wrap=spoil), training.batches())
     assert faults.steps(tmp_path) == []
 
 
 def test_a_negative_patience_is_refused():
     with pytest.raises(ValueError, match="patience=-1"):
-        kd.guarded(training.recipe(1).step, -1)
+        kd.skip_nonfinite(training.training_plan(1).step, -1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -259,5 +259,5 @@ def test_a_figure_of_quality(tmp_path, monkeypatch, value):
     with pytest.raises(
         NonFiniteError, match=rf": step 6: quality/mean is {value}; step 5 is saved"
     ):
-        training.train(tmp_path, training.recipe(20), training.batches())
+        training.train(tmp_path, training.training_plan(20), training.batches())
     assert not (tmp_path / "best").exists()

@@ -11,7 +11,7 @@ import training
 from selection import quick
 
 from experiments import harness
-from kd_jax.stop import EXIT_CODE, Stop, Stopped
+from kd_jax.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
 
 
 class Interrupted:
@@ -37,28 +37,28 @@ class Interrupted:
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
-    training.train(folder, training.recipe(23), training.batches(), keep_every=1)
+    training.train(folder, training.training_plan(23), training.batches(), keep_every=1)
     return faults.everything(folder)
 
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("number", quick([6, 1, 5, 7, 22]))
 def test_a_signal_saves_the_step_it_came_in(tmp_path, monkeypatch, unbroken, which, number):
-    monkeypatch.setattr(harness, "STOP", Stop())
+    monkeypatch.setattr(harness, "STOP", ShutdownSignal())
     given = Interrupted(training.batches(), number, which)
-    with harness.STOP, pytest.raises(Stopped) as stopped:
-        training.train(tmp_path, training.recipe(23), given, keep_every=1)
+    with harness.STOP, pytest.raises(ShutdownRequested) as stopped:
+        training.train(tmp_path, training.training_plan(23), given, keep_every=1)
     assert stopped.value.code == EXIT_CODE == 75
     assert faults.steps(tmp_path)[-1] == number
-    monkeypatch.setattr(harness, "STOP", Stop())
-    training.train(tmp_path, training.recipe(23), training.batches(), keep_every=1)
+    monkeypatch.setattr(harness, "STOP", ShutdownSignal())
+    training.train(tmp_path, training.training_plan(23), training.batches(), keep_every=1)
     after = faults.everything(tmp_path)
     assert after.pop("steps") == sorted({*unbroken["steps"], number})
     assert after == {k: v for k, v in unbroken.items() if k != "steps"}
 
 
 def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "STOP", Stop())
+    monkeypatch.setattr(harness, "STOP", ShutdownSignal())
 
     def twice():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -67,7 +67,7 @@ def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
         time.sleep(1)
         pytest.fail("still here")
 
-    with harness.STOP, harness.STOP.held(), pytest.raises(Stopped, match="SIGTERM"):
+    with harness.STOP, harness.STOP.deferred(), pytest.raises(ShutdownRequested, match="SIGTERM"):
         twice()
 
 
@@ -77,33 +77,33 @@ def test_where_nothing_is_to_be_saved_a_signal_ends_at_once():
         time.sleep(1)
         pytest.fail("still here")
 
-    with Stop(), pytest.raises(Stopped, match="SIGINT"):
+    with ShutdownSignal(), pytest.raises(ShutdownRequested, match="SIGINT"):
         once()
 
 
 def test_handlers_are_given_back():
-    before = [signal.getsignal(number) for number in Stop.SIGNALS]
-    with Stop():
-        assert [signal.getsignal(number) for number in Stop.SIGNALS] != before
-    assert [signal.getsignal(number) for number in Stop.SIGNALS] == before
+    before = [signal.getsignal(number) for number in ShutdownSignal.SIGNALS]
+    with ShutdownSignal():
+        assert [signal.getsignal(number) for number in ShutdownSignal.SIGNALS] != before
+    assert [signal.getsignal(number) for number in ShutdownSignal.SIGNALS] == before
 
 
 def test_minutes(tmp_path, monkeypatch, unbroken):
     now = [0.0]
-    monkeypatch.setattr("kd_jax.stop.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(harness, "STOP", Stop(minutes=2))
+    monkeypatch.setattr("kd_jax.shutdown.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(harness, "STOP", ShutdownSignal(minutes=2))
     assert not harness.STOP()
     now[0] = 119.0
     assert not harness.STOP()
     now[0] = 121.0
     assert harness.STOP()
     assert harness.STOP.reason == "2 minutes are over"
-    with pytest.raises(Stopped):
-        training.train(tmp_path, training.recipe(23), training.batches())
+    with pytest.raises(ShutdownRequested):
+        training.train(tmp_path, training.training_plan(23), training.batches())
     assert faults.steps(tmp_path) == [1]
     for bad in (-1, float("nan")):
         with pytest.raises(ValueError, match="not a time from now"):
-            Stop(minutes=bad)
+            ShutdownSignal(minutes=bad)
 
 
 def test_the_program_ends_with_the_documented_code(tmp_path):
@@ -119,9 +119,9 @@ def test_the_program_ends_with_the_documented_code(tmp_path):
 
 
 def test_a_finished_training_is_not_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "STOP", Stop())
+    monkeypatch.setattr(harness, "STOP", ShutdownSignal())
     given = Interrupted(training.batches(), 3, signal.SIGTERM)
     with harness.STOP:
-        training.train(tmp_path, training.recipe(3), given)
+        training.train(tmp_path, training.training_plan(3), given)
     assert faults.steps(tmp_path) == [3]
     assert jax.process_count() == 1

@@ -42,7 +42,7 @@ def losses(state, made, mesh, rule, batches, steps):
     ids=str,
 )
 def test_other_devices(tmp_path, before, after):
-    made, batches = training.recipe(100), training.batches()
+    made, batches = training.training_plan(100), training.batches()
     example = next(training.batches())
 
     def init():
@@ -78,9 +78,9 @@ def test_another_mesh_needs_leave(tmp_path):
     from experiments import digits, harness
 
     config = digits.get_config("tiny")
-    harness.claim(tmp_path / "run", config, True)
+    harness.check_workdir(tmp_path / "run", config, True)
     config.mesh.data = 2
     with pytest.raises(harness.UsageError, match=r"mesh\.data is 1 there, 2 here .*allow_changes"):
-        harness.claim(tmp_path / "run", config, True)
+        harness.check_workdir(tmp_path / "run", config, True)
     config.run.allow_changes = True
-    harness.claim(tmp_path / "run", config, True)
+    harness.check_workdir(tmp_path / "run", config, True)

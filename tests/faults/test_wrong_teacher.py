@@ -34,7 +34,7 @@ CASES = {
     ),
     "extra key": (
         lambda: changed(("Dense_7", "kernel"), np.zeros((8, 8), np.float32)),
-        r"the teacher has params/Dense_7/kernel, which the network has not",
+        r"the teacher has params/Dense_7/kernel, which the network does not have",
     ),
     "missing key": (
         lambda: changed(("Dense_1", "kernel"), None),
@@ -62,7 +62,7 @@ def refused(tmp_path, monkeypatch, message, **options):
 
     monkeypatch.setattr(harness, "compile_step", compile_step)
     with pytest.raises(harness.UsageError, match=message) as error:
-        training.train(tmp_path / "run", training.recipe(4, **options), training.batches())
+        training.train(tmp_path / "run", training.training_plan(4, **options), training.batches())
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -92,7 +92,7 @@ def test_its_units(tmp_path, monkeypatch, units, message):
         image, taps, variables = network.apply(variables, *inputs, **options)
         return units(image), taps, variables
 
-    teacher = kd.Pair(network._replace(apply=apply), None)
+    teacher = kd.PerNetwork(network._replace(apply=apply), None)
     refused(
         tmp_path, monkeypatch, message, teacher=training.teacher_variables(),
         nets=kd.Networks(*training.STUDENT, teacher=teacher.generator),
@@ -102,9 +102,9 @@ def test_its_units(tmp_path, monkeypatch, units, message):
 def test_the_teacher_is_the_same_after_a_thousand_steps(tmp_path):
     variables = jax.device_get(training.teacher_variables())
     before = faults.digest(variables)
-    made = training.recipe(1000, teacher=variables)
+    made = training.training_plan(1000, teacher=variables)
     placed = kd.place(made.teacher, kd.make_mesh(data=2, devices=jax.devices()[:2]))
-    step = kd.compile_step(kd.guarded(made.step), donate=True)
+    step = kd.compile_step(kd.skip_nonfinite(made.step), donate=True)
     batches = training.batches()
     state = made.init(jax.random.key(0), next(batches))
     held = jax.device_put(variables)

@@ -19,7 +19,7 @@ import optax
 
 import kd_jax as kd
 from experiments import harness
-from kd_jax import data, health, hosts
+from kd_jax import data, diagnostics, distributed
 from kd_jax.checkpoint import CheckpointError
 from kd_jax.loop import NonFiniteError
 
@@ -32,13 +32,13 @@ STUDENT = kd.models.mlp.gan(SIZE, 4)
 
 def parts(g_terms=None, d_terms=None, teacher=TEACHER):
     """What a step is made of."""
-    game = kd.recipes.nonsaturating()
+    adversarial = kd.methods.nonsaturating()
     response = kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))
     return {
         "nets": kd.Networks(*STUDENT, teacher=teacher.generator),
-        "optimizers": kd.Pair(optax.adam(1e-3), optax.adam(1e-3)),
-        "g_terms": {**game.generator, "response": response, **(g_terms or {})},
-        "d_terms": {**game.discriminator, **(d_terms or {})},
+        "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
+        "g_terms": {**adversarial.generator, "response": response, **(g_terms or {})},
+        "d_terms": {**adversarial.discriminator, **(d_terms or {})},
         "inputs": kd.latents(LATENT, conditional=False),
     }
 
@@ -48,16 +48,16 @@ def teacher_variables(network=TEACHER, latent=LATENT):
     return jax.jit(network.generator.init)(jax.random.key(1), np.zeros((BATCH, latent), np.float32))
 
 
-def recipe(steps, teacher=None, wrap=lambda step: step, **changes):
+def training_plan(steps, teacher=None, wrap=lambda step: step, **changes):
     """The training; `changes` are those of `parts`."""
     nets = changes.pop("nets", None)
     made = parts(**changes) | ({"nets": nets} if nets else {})
-    return harness.Recipe(
+    return harness.TrainingPlan(
         init=partial(kd.init_state, **made),
         step=wrap(kd.make_train_step(**made, ema=0.9)),
         teacher=kd.Teacher(teacher_variables() if teacher is None else teacher),
         steps=steps,
-        diagnosis=health.diagnosis(**made),
+        diagnosis=diagnostics.diagnosis(**made),
         nets=made["nets"],
         inputs=made["inputs"],
     )
@@ -164,7 +164,7 @@ def main():
     jax.config.update("jax_compilation_cache_dir", str(harness.cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if given.coordinator:
-        hosts.join(given.coordinator, given.processes, given.process)
+        distributed.initialize(given.coordinator, given.processes, given.process)
     mesh = kd.make_mesh(model=given.model)
     rule = kd.fully_sharded(min_size=16) if given.model > 1 else kd.replicated
     numbers = batches()
@@ -177,7 +177,7 @@ def main():
         with harness.STOP:
             train(
                 given.folder,
-                recipe(given.steps),
+                training_plan(given.steps),
                 numbers,
                 mesh,
                 rule,
@@ -186,7 +186,7 @@ def main():
             )
     except (harness.UsageError, CheckpointError, NonFiniteError, data.UnreadableError) as error:
         print(f"error: {error}", file=sys.stderr)
-        hosts.abandon(2)
+        distributed.abort(2)
 
 
 if __name__ == "__main__":

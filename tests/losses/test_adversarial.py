@@ -1,4 +1,4 @@
-"""Adversarial losses against probabilities written out, closed-form gradients, torch's numbers."""
+"""Adversarial losses against explicit probabilities, closed-form gradients and torch values."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-7)
 
 
-def test_minimax_is_the_likelihood_written_with_probabilities():
+def test_minimax_matches_explicit_probabilities():
     close(loss.minimax_d(REAL, FAKE), -np.log(P) - np.log(1 - Q))
     close(loss.minimax_g(FAKE), np.log(1 - Q))
     close(loss.nonsaturating_g(FAKE), -np.log(Q))
@@ -37,21 +37,21 @@ def test_least_squares_by_hand():
     close(loss.least_squares_g(FAKE), [2.0, 0.045, 1.125, 3.125])
 
 
-def test_relativistic_is_the_likelihood_of_the_pair():
+def test_relativistic_is_the_log_likelihood_of_the_pair():
     close(loss.relativistic_d(REAL, FAKE), -np.log(sigmoid(np.float64(REAL) - FAKE)))
     close(loss.relativistic_g(REAL, FAKE), -np.log(sigmoid(np.float64(FAKE) - REAL)))
 
 
-def test_a_discriminator_that_cannot_tell():
+def test_a_discriminator_at_chance_level():
     zero = np.zeros(1, np.float32)
     close(loss.minimax_d(zero, zero), 2 * np.log(2))
     close(loss.hinge_d(zero, zero), 2)
     close(loss.relativistic_d(zero + 7, zero + 7), np.log(2))
 
 
-@pytest.mark.parametrize("pair", [loss.relativistic_d, loss.relativistic_g, loss.wasserstein_d])
-def test_only_the_difference_counts(pair):
-    close(pair(REAL + 2, FAKE + 2), pair(REAL, FAKE))
+@pytest.mark.parametrize("function", [loss.relativistic_d, loss.relativistic_g, loss.wasserstein_d])
+def test_invariant_to_a_common_shift_of_the_scores(function):
+    close(function(REAL + 2, FAKE + 2), function(REAL, FAKE))
 
 
 GRADIENTS = {
@@ -64,21 +64,20 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize(("generator", "gradient"), GRADIENTS.items())
-def test_gradient_of_the_generator(generator, gradient):
+def test_gradient_of_the_generator_loss(generator, gradient):
     close(jax.grad(lambda fake: generator(fake).sum())(FAKE), gradient)
 
 
-def test_saturation_is_where_the_names_say():
-    sure = np.array([-20.0], np.float32)
-    assert abs(jax.grad(lambda f: loss.minimax_g(f)[0])(sure)[0]) < 1e-8
-    close(jax.grad(lambda f: loss.nonsaturating_g(f)[0])(sure), [-1.0])
+def test_only_the_minimax_generator_loss_saturates():
+    rejected = np.array([-20.0], np.float32)
+    assert abs(jax.grad(lambda f: loss.minimax_g(f)[0])(rejected)[0]) < 1e-8
+    close(jax.grad(lambda f: loss.nonsaturating_g(f)[0])(rejected), [-1.0])
 
 
-# The original's name, which images it judges -> our loss and how many times ours theirs is.
 def test_stylegan2(golden):
     for path in golden.glob("stylegan2_loss_*.npz"):
         file = np.load(path)
-        generated = file["out/Gmain/scores/fake/0"]
-        close(loss.nonsaturating_g(generated), file["out/Gmain/G/loss/0"][:, 0])
+        generator_scores = file["out/Gmain/scores/fake/0"]
+        close(loss.nonsaturating_g(generator_scores), file["out/Gmain/G/loss/0"][:, 0])
         real, fake = file["out/Dmain/scores/real/0"], file["out/Dmain/scores/fake/0"]
         close(loss.minimax_d(real, fake), file["out/Dmain/D/loss/0"][:, 0])

@@ -1,4 +1,4 @@
-"""Image losses by hand, and written out in loops."""
+"""Image losses against hand-computed values and loop implementations."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.uniform(-1, 1, size=(2, 2, 8, 6, 3)).astype(np.float32)
 
 
-def ssim_in_loops(a, b, window, sigma, data_range, padding):
+def ssim_with_loops(a, b, window, sigma, data_range, padding):
     """Wang et al.'s equation 13 at every position, in float64."""
     half = window // 2
     offsets = np.arange(window) - half
@@ -36,10 +36,10 @@ def ssim_in_loops(a, b, window, sigma, data_range, padding):
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize(("window", "sigma", "data_range"), [(5, 1.5, 2.0), (3, 0.7, 1.0)])
-def test_ssim_in_loops(window, sigma, data_range, padding):
+def test_ssim_matches_loops(window, sigma, data_range, padding):
     settings = {"window": window, "sigma": sigma, "data_range": data_range, "padding": padding}
     expected = [
-        np.mean([ssim_in_loops(a[..., c], b[..., c], **settings) for c in range(3)])
+        np.mean([ssim_with_loops(a[..., c], b[..., c], **settings) for c in range(3)])
         for a, b in zip(STUDENT, TEACHER, strict=True)
     ]
     np.testing.assert_allclose(image.ssim(STUDENT, TEACHER, **settings), expected, rtol=1e-4)
@@ -62,7 +62,7 @@ def test_ssim_of_constants():
         ({"padding": "VALID"}, r"window=11 is larger than the images: image has \(2, 8, 6, 3\)"),
     ],
 )
-def test_windows_that_do_not_fit_are_refused(settings, message):
+def test_invalid_windows_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         image.ssim(STUDENT, TEACHER, **settings)
 
@@ -81,7 +81,7 @@ def test_total_variation_by_hand():
     np.testing.assert_allclose(image.total_variation(x), [1 + 2 + 4 + 2 + 0 + 5 + 6])
 
 
-def test_haar_keeps_energy_and_names_its_bands():
+def test_haar_preserves_energy_and_orders_its_bands():
     bands = image.haar(STUDENT)
     np.testing.assert_allclose(np.sum(bands**2), np.sum(STUDENT**2), rtol=1e-5)
     x, y = np.meshgrid(np.arange(4.0), np.arange(4.0))
@@ -91,8 +91,10 @@ def test_haar_keeps_energy_and_names_its_bands():
         (np.where(y % 2, -1, 1), [0, 0, 2, 0]),
         (np.where((x + y) % 2, -1, 1), [0, 0, 0, 2]),
     ):
-        found = image.haar(picture.astype(np.float32).reshape(1, 4, 4, 1))
-        np.testing.assert_allclose(found[0, :, :, :, 0], np.broadcast_to(expected, (2, 2, 4)))
+        coefficients = image.haar(picture.astype(np.float32).reshape(1, 4, 4, 1))
+        np.testing.assert_allclose(
+            coefficients[0, :, :, :, 0], np.broadcast_to(expected, (2, 2, 4))
+        )
 
 
 def test_wavelet_by_hand():
@@ -101,22 +103,22 @@ def test_wavelet_by_hand():
     np.testing.assert_allclose(image.wavelet(difference, 0 * difference), [2 + 4])
 
 
-def test_scales_by_hand():
+def test_multi_scale_by_hand():
     difference = np.zeros((1, 4, 4, 1), np.float32)
     difference[0, 0, 0, 0], difference[0, 0, 1, 0] = 4.0, -4.0
-    fine, coarse = 8 / 16 + 32 / 16, 0.0  # the two cancel in the square of four
+    fine, coarse = 8 / 16 + 32 / 16, 0.0  # the two cancel in their 2x2 block
     value = image.multi_scale(difference, 0 * difference, scales=2)
     np.testing.assert_allclose(value, [(fine + coarse) / 2])
     np.testing.assert_allclose(image.multi_scale(difference, 0 * difference, scales=1), [fine])
 
 
 @pytest.mark.parametrize("scales", [0, 3])
-def test_scales_that_do_not_fit_are_refused(scales):
+def test_invalid_scales_are_rejected(scales):
     with pytest.raises(ValueError, match=r"scales=0|cannot be halved 2 times"):
         image.multi_scale(STUDENT, TEACHER, scales=scales)
 
 
-def test_odd_images_have_no_wavelets():
+def test_odd_images_are_rejected_by_wavelet():
     with pytest.raises(ValueError, match="must be multiples of 2"):
         image.wavelet(STUDENT[:, :7], TEACHER[:, :7])
 
@@ -125,18 +127,18 @@ def test_masked_l1_by_hand():
     student = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32).reshape(1, 1, 2, 2)  # two pixels
     teacher = np.array([[0.0, 4.0], [9.0, 9.0]], np.float32).reshape(1, 1, 2, 2)
     for mask, expected in (
-        ([1, 0], 3 / 4),  # over all four elements, not over the two inside
+        ([1, 0], 3 / 4),  # over all four elements, not only the two inside
         ([0, 0.5], 5.5 / 4),
         ([1, 1], 14 / 4),
         ([True, False], 3 / 4),
     ):
         mask = np.array(mask).reshape(1, 1, 2, 1)
         np.testing.assert_allclose(image.masked_l1(student, teacher, mask), [expected])
-    of_channels = np.array([[0.0, 1.0], [0.0, 0.0]]).reshape(1, 1, 2, 2)
-    np.testing.assert_allclose(image.masked_l1(student, teacher, of_channels), [2 / 4])
+    channel_mask = np.array([[0.0, 1.0], [0.0, 0.0]]).reshape(1, 1, 2, 2)
+    np.testing.assert_allclose(image.masked_l1(student, teacher, channel_mask), [2 / 4])
 
 
-def test_masked_l1_of_everything_is_the_response():
+def test_masked_l1_with_a_full_mask_is_response_l1():
     np.testing.assert_allclose(
         image.masked_l1(STUDENT, TEACHER, np.ones_like(STUDENT)),
         response.l1(STUDENT, TEACHER),
@@ -145,12 +147,12 @@ def test_masked_l1_of_everything_is_the_response():
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 6, 2), (2, 8, 6), (1, 8, 6, 1), (2, 1, 1, 1)])
-def test_masks_that_would_broadcast_are_refused(shape):
+def test_masks_that_would_broadcast_are_rejected(shape):
     with pytest.raises(ValueError, match=r"student has shape \(2, 8, 6, 3\) but mask has \("):
         image.masked_l1(STUDENT, TEACHER, np.ones(shape, np.float32))
 
 
-def test_masked_images_of_two_shapes_are_refused():
+def test_masked_images_of_different_shapes_are_rejected():
     mask = np.ones((2, 8, 6, 1), np.float32)
     with pytest.raises(ValueError, match=r"student has .* but teacher has \(2, 8, 6, 1\)"):
         image.masked_l1(STUDENT, TEACHER[..., :1], mask)
@@ -167,14 +169,14 @@ def test_perceptual_by_hand():
         near=np.array([[5.0, 0.0], [0.0, 9.0]], np.float32).reshape(1, 1, 2, 2),
         far=np.array([[-7.0, 0.0, 0.0]], np.float32).reshape(1, 1, 1, 3),
     )
-    near = ((0.6 - 1) ** 2 + 0.8**2 + 0) / 2  # the mean over two places, the sum over channels
+    near = ((0.6 - 1) ** 2 + 0.8**2 + 0) / 2  # the mean over two positions, the sum over channels
     far = 4.0  # opposite directions
     np.testing.assert_allclose(image.perceptual(student, teacher), [near + far], rtol=1e-6)
     weighted = image.perceptual(student, teacher, {"near": 2.0, "far": 0.25})
     np.testing.assert_allclose(weighted, [2 * near + far / 4], rtol=1e-6)
     np.testing.assert_allclose(image.perceptual(student, teacher, {"near": 1}), [near], rtol=1e-6)
-    sizes = jax.tree.map(lambda x: 50 * x, student)
-    np.testing.assert_allclose(image.perceptual(sizes, teacher), [near + far], rtol=1e-6)
+    scaled = jax.tree.map(lambda x: 50 * x, student)
+    np.testing.assert_allclose(image.perceptual(scaled, teacher), [near + far], rtol=1e-6)
 
 
 def test_only_the_weighted_layers_need_to_be_images():
@@ -185,11 +187,11 @@ def test_only_the_weighted_layers_need_to_be_images():
         image.perceptual(student, teacher)
 
 
-def test_places_without_signal_are_no_nan():
-    dead = STUDENT * np.array([0, 1], np.float32).reshape(2, 1, 1, 1)
+def test_zero_features_have_a_finite_value_and_zero_gradient():
+    student = STUDENT * np.array([0, 1], np.float32).reshape(2, 1, 1, 1)
     value, gradient = jax.vmap(
         jax.value_and_grad(lambda s, t: image.perceptual({"a": s[None]}, {"a": t[None]})[0])
-    )(dead, TEACHER)
+    )(student, TEACHER)
     np.testing.assert_allclose(value[0], 1, rtol=1e-5)  # the teacher's direction is a unit vector
     np.testing.assert_array_equal(gradient[0], 0)
     assert np.all(np.isfinite(gradient[1]))
@@ -221,6 +223,6 @@ def test_places_without_signal_are_no_nan():
         ),
     ],
 )
-def test_layers_that_do_not_fit_are_named(student, teacher, weights, message):
+def test_mismatched_layers_are_named(student, teacher, weights, message):
     with pytest.raises(ValueError, match=message):
         image.perceptual(student, teacher, weights)

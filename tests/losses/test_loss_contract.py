@@ -1,4 +1,4 @@
-"""What every loss promises, in one table: shapes, dtypes, gradients, extremes, errors."""
+"""The common contract of all losses in one table: shapes, dtypes, gradients, extremes, errors."""
 
 import itertools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from kd_jax.losses import (
     discriminator,
     feature,
     image,
-    matching,
+    image_text,
     moments,
     penalties,
     relation,
@@ -29,7 +29,7 @@ IMAGE, EVEN, LOGITS = (B, 4, 3, 2), (B, 4, 2, 3), (B, 5)
 
 
 def score(images):
-    """A smooth discriminator whose gradient is nowhere constant."""
+    """A smooth discriminator whose gradient depends on the image."""
     weights = jnp.cos(jnp.arange(images[0].size, dtype=images.dtype)).reshape(1, *images.shape[1:])
     return jnp.sum(jnp.sin(images * weights), axis=(1, 2, 3)), Taps()
 
@@ -68,16 +68,16 @@ def structural(student, teacher):
 
 
 class Case(NamedTuple):
-    """A loss, the shapes of its arguments, and what holds for it beyond the common contract."""
+    """A loss, the shapes of its arguments, and its properties beyond the common contract."""
 
     fn: Callable
     shapes: dict[str, tuple[int, ...]]
     constant: tuple[str, ...] = ()  # arguments that get no gradient
     zero_when_equal: bool = False
     relational: bool = False  # a scalar of the batch, not one value per example
-    draws: bool = False  # examples are told apart by random numbers
+    draws: bool = False  # examples get different random numbers
     any_last_axis: bool = False  # the arguments' last axes may differ
-    of_no_example: tuple[str, ...] = ()  # arguments whose first axis is not the batch
+    without_batch_axis: tuple[str, ...] = ()  # arguments whose first axis is not the batch
 
     @property
     def name(self):
@@ -157,13 +157,15 @@ CASES = [
     Case(image.masked_l1, MASKED, ("teacher", "mask"), zero_when_equal=True, any_last_axis=True),
     teacher_case(perceptual, IMAGE, FEATURE_PAIR, zero_when_equal=True),
     Case(lpips, {"features": IMAGE, "others": IMAGE}, zero_when_equal=True),
-    Case(matching.contrastive, {"images": LOGITS, "sentences": LOGITS}, relational=True),
     Case(
-        moments.matching,
+        image_text.image_text_contrastive, {"images": LOGITS, "sentences": LOGITS}, relational=True
+    ),
+    Case(
+        moments.moment_matching,
         MOMENTS,
         ("mean", "second"),
         relational=True,
-        of_no_example=("mean", "second"),
+        without_batch_axis=("mean", "second"),
     ),
     teacher_case(discriminator.soft_label, SCORES, SCORE_PAIR),
     teacher_case(discriminator.soft_label, PATCHES, SCORE_PAIR),
@@ -208,7 +210,7 @@ def gradients(case, arguments):
 
 
 def test_every_public_loss_is_in_the_table():
-    modules = [adversarial, discriminator, feature, image, matching, moments, penalties]
+    modules = [adversarial, discriminator, feature, image, image_text, moments, penalties]
     modules += [learned, relation, response]
     public = {
         f"{module.__name__.split('.')[-1]}.{name}"
@@ -218,10 +220,10 @@ def test_every_public_loss_is_in_the_table():
     }
     wrapped = {"penalties.r1", "penalties.r2", "penalties.gradient_penalty", "response.hinton"}
     wrapped |= {"image.structural", "image.multi_scale", "image.perceptual", "perceptual.lpips"}
-    parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # no losses
+    parts = {"feature.flow_matrix", "image.gram_matrix", "image.haar", "image.ssim"}  # not losses
     parts |= {"penalties.path_lengths", "perceptual.directions", "perceptual.distance"}
-    parts |= {"perceptual.lpips_map", "matching.same_rows"}
-    parts |= {"image.gaussian_window", "moments.moments", "penalties.orthogonal"}  # nor of examples
+    parts |= {"perceptual.lpips_map", "image_text.same_rows"}
+    parts |= {"image.gaussian_window", "moments.moments", "penalties.orthogonal"}  # no batch axis
     assert public == wrapped | parts | {c.name for c in CASES if c.fn.__module__ != __name__}
 
 
@@ -247,13 +249,13 @@ def test_float64_stays_float64(case, x64):
 
 
 @every_loss
-def test_jit_changes_nothing(case):
+def test_jit_returns_the_same_value(case):
     arguments = example(case)
     np.testing.assert_allclose(value(case, arguments), case.fn(**arguments), rtol=2e-6, atol=1e-6)
 
 
 @every_loss
-def test_gradients_are_those_of_finite_differences(case, x64):
+def test_gradients_match_finite_differences(case, x64):
     arguments, h = example(case, np.float64), 1e-5
     rows = np.array(1.0) if case.relational else np.linspace(0.5, 1.5, B)
     names = sorted(case.shapes.keys() - set(case.constant))
@@ -277,7 +279,7 @@ def test_gradients_are_those_of_finite_differences(case, x64):
 
 
 @every_loss
-def test_teachers_and_images_get_no_gradient(case):
+def test_constants_get_no_gradient(case):
     for name, gradient in gradients(case, example(case)).items():
         assert np.any(gradient) == (name not in case.constant), name
 
@@ -294,7 +296,7 @@ def test_zero_and_stationary_when_equal(case):
 
 
 @every_loss
-def test_finite_at_zero_and_at_huge_inputs(case):
+def test_finite_at_zero_and_large_inputs(case):
     for signs in itertools.product((0, 1, -1), repeat=len(case.shapes)):
         arguments = {
             name: sign * np.where(np.indices(shape).sum(axis=0) % 2, 1e4, -1e4).astype(np.float32)
@@ -314,19 +316,19 @@ def test_patches_are_averaged(case):
 
 
 @table([c for c in CASES if not c.draws])
-def test_follows_a_permutation_of_the_batch(case):
+def test_equivariant_to_a_permutation_of_the_batch(case):
     order = np.array([2, 0, 1])
     arguments = example(case)
     permuted = value(
         case,
-        {name: x if name in case.of_no_example else x[order] for name, x in arguments.items()},
+        {name: x if name in case.without_batch_axis else x[order] for name, x in arguments.items()},
     )
     result = value(case, arguments)
     np.testing.assert_allclose(permuted, result if case.relational else result[order], rtol=1e-5)
 
 
 @table([c for c in CASES if not (c.draws or c.relational)])
-def test_an_example_does_not_depend_on_the_others(case):
+def test_examples_are_independent(case):
     arguments = example(case)
     changed = {name: np.concatenate([x[:2], 2 + x[2:]]) for name, x in arguments.items()}
     np.testing.assert_allclose(value(case, changed)[:2], value(case, arguments)[:2], rtol=1e-6)
@@ -340,16 +342,16 @@ def test_a_missing_argument_is_named(case):
 
 
 @table([c for c in CASES if len(c.shapes) > 1])
-def test_a_wrong_shape_is_told_with_both_shapes(case):
+def test_a_shape_error_names_both_shapes(case):
     (_, first), *_, (second, shape) = case.shapes.items()
     wrong = [(B + 1, *shape[1:]), (1, *shape[1:]), (*shape, 1)]
     if not case.any_last_axis:
         wrong.append((*shape[:-1], shape[-1] + 1))
     if case.relational:
-        wrong.remove((*shape, 1))  # only the batch has to agree
+        wrong.remove((*shape, 1))  # only the batch sizes must match
     for other in wrong:
         arguments = {**example(case), second: np.zeros(other, np.float32)}
-        with pytest.raises(ValueError) as error:  # noqa: PT011 - both shapes are looked for
+        with pytest.raises(ValueError) as error:  # noqa: PT011 - both shapes are checked below
             case.fn(**arguments)
         assert str(first) in str(error.value)
         assert str(other) in str(error.value)

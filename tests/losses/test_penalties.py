@@ -1,4 +1,4 @@
-"""Gradient penalties of discriminators whose gradients are known, and torch's numbers."""
+"""Gradient penalties of discriminators with known gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ def test_linear_and_quadratic_discriminators(penalty):
 
 
 @pytest.mark.parametrize("penalty", [r1, r2])
-def test_gradient_in_the_discriminator(penalty):
+def test_gradient_with_respect_to_the_discriminator(penalty):
     gradient = jax.grad(lambda a: penalty(quadratic(a), IMAGE).sum())(1.5)
     np.testing.assert_allclose(gradient, 1.5 * squared_norms(IMAGE).sum(), rtol=1e-5)
     gradient = jax.grad(lambda w: penalty(linear(w), IMAGE).mean())(SLOPE)
@@ -52,7 +52,7 @@ def test_gradient_penalty_of_a_linear_critic():
     np.testing.assert_allclose(gradient, 2 * (norm - 1) * SLOPE / norm, rtol=1e-5)
 
 
-def test_gradient_penalty_of_a_flat_critic():
+def test_gradient_penalty_of_a_constant_critic():
     value, gradient = jax.value_and_grad(
         lambda w: gradient_penalty(linear(w), IMAGE, OTHER, KEY).mean()
     )(np.zeros_like(SLOPE))
@@ -60,7 +60,7 @@ def test_gradient_penalty_of_a_flat_critic():
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_interpolates_are_uniform_on_the_line_and_one_per_pair():
+def test_interpolation_weights_are_uniform_and_one_per_pair():
     count = 2000
     real = np.ones((count, 3, 3, 1), np.float32)  # norm 3: a gradient of norm 3 u
     value = gradient_penalty(quadratic(1.0), 10 * real, 9 * real, KEY)
@@ -68,11 +68,11 @@ def test_interpolates_are_uniform_on_the_line_and_one_per_pair():
     assert scipy.stats.kstest(u, "uniform").pvalue > 1e-3
     assert len(np.unique(value)) > 1900
     np.testing.assert_array_equal(value, gradient_penalty(quadratic(1.0), 10 * real, 9 * real, KEY))
-    again = gradient_penalty(quadratic(1.0), 10 * real, 9 * real, jax.random.key(4))
-    assert np.mean(again == value) < 0.01
+    other = gradient_penalty(quadratic(1.0), 10 * real, 9 * real, jax.random.key(4))
+    assert np.mean(other == value) < 0.01
 
 
-def test_patches_are_averaged_before_they_are_differentiated():
+def test_patch_scores_are_averaged_before_differentiation():
     def patches(image):
         scores, taps = linear(SLOPE)(image)
         return jnp.stack([scores, 3 * scores], axis=1), taps
@@ -81,7 +81,7 @@ def test_patches_are_averaged_before_they_are_differentiated():
     np.testing.assert_allclose(r1(patches, IMAGE), expected, rtol=1e-5)
 
 
-def test_half_precision_scores_have_a_float32_penalty():
+def test_half_precision_scores_give_a_float32_penalty():
     def half(image):
         return quadratic(1.0)(image)[0].astype(jnp.bfloat16), {}
 
@@ -97,7 +97,7 @@ def test_half_precision_scores_have_a_float32_penalty():
     ],
     ids=["r1", "r2", "gradient_penalty"],
 )
-def test_second_derivatives_are_those_of_finite_differences(penalty, x64):
+def test_second_derivatives_match_finite_differences(penalty, x64):
     image, h = np.float64(IMAGE), 1e-5
     weights = 0.3 * np.random.default_rng(2).normal(size=(2, *SHAPE[1:]))
 
@@ -123,7 +123,7 @@ def test_the_generator_gets_no_gradient():
     assert gradient == 0
 
 
-def test_the_norm_can_be_drawn_elsewhere():
+def test_another_target_norm():
     def score(x):
         return 3.0 * x.sum(axis=(1, 2, 3)), {}
 
@@ -133,17 +133,17 @@ def test_the_norm_can_be_drawn_elsewhere():
 
 def test_orthogonal_by_hand(x64):
     kernel = jnp.array([[1.0, 1.0, 0.0], [0.0, 2.0, 3.0]])  # columns (1, 0), (1, 2), (0, 3)
-    params = {"kernel": kernel, "bias": jnp.ones(3), "turned": 7 * jnp.eye(4).reshape(2, 2, 4)}
+    params = {"kernel": kernel, "bias": jnp.ones(3), "diagonal": 7 * jnp.eye(4).reshape(2, 2, 4)}
     value, gradient = jax.value_and_grad(orthogonal)(params)
     np.testing.assert_allclose(value, 1 + 0 + 36)
     products = np.array(kernel).T @ np.array(kernel) * (1 - np.eye(3))
     np.testing.assert_allclose(gradient["kernel"], 2 * np.array(kernel) @ products)
     np.testing.assert_array_equal(gradient["bias"], 0)
-    np.testing.assert_array_equal(gradient["turned"], 0)
+    np.testing.assert_array_equal(gradient["diagonal"], 0)
 
 
 def test_path_lengths_of_a_linear_synthesis(x64):
-    """Images A w: `J^T y` is `A^T y`, divided by the root of the pixels; layers are averaged."""
+    """Images A w: `J^T y` is `A^T y` over the root of the pixel count, averaged over layers."""
     rng = np.random.default_rng(0)
     matrix = jnp.asarray(rng.normal(size=(3, 5, 4 * 6 * 2)))  # layers, style, pixels
     styles, noise = (jnp.asarray(rng.normal(size=s)) for s in ((2, 3, 5), (2, 4, 6, 2)))
@@ -152,8 +152,8 @@ def test_path_lengths_of_a_linear_synthesis(x64):
         image = jnp.einsum("blk,lkp->bp", w**power, matrix)
         return image.reshape(-1, 4, 6, 2), {}
 
-    back = np.einsum("bp,lkp->blk", np.asarray(noise).reshape(2, -1), np.asarray(matrix))
-    expected = np.sqrt((back**2).sum(axis=2).mean(axis=1) / (4 * 6))
+    gradients = np.einsum("bp,lkp->blk", np.asarray(noise).reshape(2, -1), np.asarray(matrix))
+    expected = np.sqrt((gradients**2).sum(axis=2).mean(axis=1) / (4 * 6))
     np.testing.assert_allclose(path_lengths(synthesis, styles, noise), expected)
 
     def total(w):
@@ -166,7 +166,7 @@ def test_path_lengths_of_a_linear_synthesis(x64):
         np.testing.assert_allclose(gradient[index], slope, rtol=1e-6)
 
 
-def test_path_lengths_of_a_constant_have_no_slope():
+def test_path_lengths_of_a_constant_have_no_gradient():
     styles, noise = jnp.ones((2, 3, 5)), jnp.ones((2, 4, 4, 1))
 
     def length(w):
@@ -176,10 +176,10 @@ def test_path_lengths_of_a_constant_have_no_slope():
     assert (jax.grad(length)(styles) == 0).all()
 
 
-def test_path_lengths_refuse_noise_of_another_shape():
+def test_path_lengths_reject_mismatched_shapes():
     with pytest.raises(ValueError, match=r"image has shape \(2, 4, 4, 1\) but noise has"):
         path_lengths(
             lambda w: (jnp.ones((2, 4, 4, 1)), {}), jnp.ones((2, 3, 5)), jnp.ones((2, 4, 4, 3))
         )
-    with pytest.raises(ValueError, match=r"styles \[B, layers, style\] are needed"):
+    with pytest.raises(ValueError, match=r"styles has shape \(2, 5\); \[B, layers, style\]"):
         path_lengths(lambda w: (w, {}), jnp.ones((2, 5)), jnp.ones((2, 4, 4, 3)))

@@ -1,4 +1,4 @@
-"""Batch-relational losses by hand, and written out in loops."""
+"""Batch-relational losses against hand-computed values and loop implementations."""
 
 import inspect
 
@@ -24,7 +24,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_only_relations_count(order):
+def test_invariant_to_scale_rotation_and_shape(order):
     expected = similarity_preserving(STUDENT, TEACHER, order=order)
     rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0].astype(np.float32)
     for student, teacher in [
@@ -38,9 +38,9 @@ def test_only_relations_count(order):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-def test_dead_examples_are_no_nan(order):
-    for dead in (np.zeros_like(STUDENT), STUDENT * np.array([0, 1, 1, 1]).reshape(4, 1, 1, 1)):
-        student = np.asarray(dead, np.float32)
+def test_zero_examples_are_finite(order):
+    for features in (np.zeros_like(STUDENT), STUDENT * np.array([0, 1, 1, 1]).reshape(4, 1, 1, 1)):
+        student = np.asarray(features, np.float32)
         value, gradient = jax.value_and_grad(
             lambda s: similarity_preserving(s, TEACHER, order=order)
         )(student)
@@ -71,8 +71,8 @@ def test_kernel_alignment():
     expected = -np.sum(kernels[0] * kernels[1]) / np.prod([np.linalg.norm(k) for k in kernels])
     np.testing.assert_allclose(relation.kernel_alignment(STUDENT, TEACHER), expected, rtol=1e-5)
     np.testing.assert_allclose(relation.kernel_alignment(STUDENT, -9 * STUDENT), -1, rtol=1e-5)
-    apart = np.eye(4, dtype=np.float32)
-    np.testing.assert_allclose(relation.kernel_alignment(apart, apart[:, :1]), -0.5, rtol=1e-6)
+    basis = np.eye(4, dtype=np.float32)
+    np.testing.assert_allclose(relation.kernel_alignment(basis, basis[:, :1]), -0.5, rtol=1e-6)
 
 
 def test_distances():
@@ -85,23 +85,23 @@ def test_distances():
         np.testing.assert_allclose(relation.distance(student, TEACHER), expected, rtol=1e-4)
 
 
-def test_distances_count_only_what_is_apart():
+def test_distances_are_normalised_by_nonzero_pairs():
     student = np.array([[0.0], [0.0], [3.0]], np.float32)  # distances 0 and 3: relative 0 and 1
     teacher = np.array([[0.0], [1.0], [2.0]], np.float32)  # 1, 1, 2: relative 3/4, 3/4, 3/2
     expected = 2 * (0.75**2 / 2 + 0.5**2 / 2 + 0.25**2 / 2) / 9
     np.testing.assert_allclose(relation.distance(student, teacher), expected, rtol=1e-6)
 
 
-def test_what_rounding_leaves_between_twins_is_no_distance():
+def test_rounding_errors_between_equal_examples_are_ignored():
     value_and_gradient = jax.jit(jax.value_and_grad(relation.distance))
     rng = np.random.default_rng(1)
     for _ in range(20):
         student = rng.normal(size=(8, 30)).astype(np.float32)
         student[1] = student[0] * (1 + 1e-6)
         teacher = rng.normal(size=(8, 5)).astype(np.float32)
-        twins = np.concatenate([student[:1], student[:1], student[2:]])
+        duplicates = np.concatenate([student[:1], student[:1], student[2:]])
         value, gradient = value_and_gradient(student, teacher)
-        expected, _ = value_and_gradient(twins, teacher)
+        expected, _ = value_and_gradient(duplicates, teacher)
         np.testing.assert_allclose(value, expected, rtol=1e-5)
         assert np.abs(gradient).max() < 1
 
@@ -109,18 +109,18 @@ def test_what_rounding_leaves_between_twins_is_no_distance():
 def test_angles():
     def corners(feature):
         x, size = rows(feature), len(feature)
-        found = np.zeros((size,) * 3)
-        for i, j, k in np.ndindex(found.shape):
+        angles = np.zeros((size,) * 3)
+        for i, j, k in np.ndindex(angles.shape):
             if j not in (i, k):
-                found[i, j, k] = cosine(x[i] - x[j], x[k] - x[j])
-        return found
+                angles[i, j, k] = cosine(x[i] - x[j], x[k] - x[j])
+        return angles
 
     expected = huber(corners(STUDENT) - corners(TEACHER)).mean()
     np.testing.assert_allclose(relation.angle(STUDENT, TEACHER), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("loss", [relation.distance, relation.angle])
-def test_neither_place_nor_turn_nor_size_counts(loss):
+def test_invariant_to_offset_rotation_and_scale(loss):
     rotation = np.linalg.qr(RNG.normal(size=(6, 6)))[0].astype(np.float32)
     expected = loss(STUDENT, TEACHER)
     for student, teacher in [
@@ -142,14 +142,14 @@ def test_probability_transfer():
 
 
 def test_directions():
-    moved = STUDENT[::-1] + 1
-    ours, theirs = cosines(STUDENT, moved), cosines(TEACHER, TEACHER[::-1])
-    arguments = (STUDENT, moved, TEACHER, TEACHER[::-1])
-    p, q = (np.exp(c) / np.exp(c).sum(axis=1, keepdims=True) for c in (theirs, ours))
+    shifted = STUDENT[::-1] + 1
+    student, teacher = cosines(STUDENT, shifted), cosines(TEACHER, TEACHER[::-1])
+    arguments = (STUDENT, shifted, TEACHER, TEACHER[::-1])
+    p, q = (np.exp(c) / np.exp(c).sum(axis=1, keepdims=True) for c in (teacher, student))
     expected = (p * np.log(p / q)).sum(axis=1).mean()
     np.testing.assert_allclose(relation.direction_kl(*arguments), expected, rtol=1e-4)
     np.testing.assert_allclose(
-        relation.direction_l2(*arguments), ((ours - theirs) ** 2).mean(), rtol=1e-4
+        relation.direction_l2(*arguments), ((student - teacher) ** 2).mean(), rtol=1e-4
     )
 
 
@@ -183,19 +183,19 @@ EVERY_LOSS = [
 
 
 @pytest.mark.parametrize("loss", EVERY_LOSS)
-def test_degenerate_batches_are_refused(loss):
+def test_too_small_batches_are_rejected(loss):
     parameters = inspect.signature(loss).parameters.values()
     names = [p.name for p in parameters if p.default is p.empty]
-    least = 3 if loss is relation.angle else 2
-    assert np.isfinite(loss(**dict.fromkeys(names, TEACHER[:least])))
-    for size in range(1, least):
-        few = "a batch of one has no relations" if size == 1 else "3 examples are needed"
-        with pytest.raises(ValueError, match=rf"{few}: {names[0]} has shape \({size}, 6\)"):
+    minimum = 3 if loss is relation.angle else 2
+    assert np.isfinite(loss(**dict.fromkeys(names, TEACHER[:minimum])))
+    for size in range(1, minimum):
+        message = rf"{names[0]} has shape \({size}, 6\); a batch of {minimum} or more"
+        with pytest.raises(ValueError, match=message):
             loss(**dict.fromkeys(names, TEACHER[:size]))
 
 
 @pytest.mark.parametrize("loss", PAIRWISE)
-def test_equal_examples_are_no_nan(loss):
+def test_equal_examples_are_finite(loss):
     equal = np.repeat(STUDENT[:1], 4, axis=0)
     for student, teacher in ((equal, TEACHER), (STUDENT, equal[:, 0]), (equal, equal)):
         value, gradient = jax.value_and_grad(loss)(student, teacher)

@@ -1,4 +1,4 @@
-"""Response losses against integrals, scipy's divergences and torch's numbers."""
+"""Response losses against numerical integrals and scipy's divergences."""
 
 import itertools
 import re
@@ -39,7 +39,7 @@ def integrated_kl(p, q, kinks):
     ("loss", "distribution"),
     [(response.gaussian_kl, scipy.stats.norm), (response.laplace_kl, scipy.stats.laplace)],
 )
-def test_the_integral_of_the_divergence(loss, distribution, width):
+def test_divergence_matches_its_integral(loss, distribution, width):
     student, teacher = np.array([[0.3, -1.0]]), np.array([[1.1, -0.6]])
     expected = sum(
         integrated_kl(distribution(t, width), distribution(s, width), (s, t))
@@ -48,7 +48,7 @@ def test_the_integral_of_the_divergence(loss, distribution, width):
     np.testing.assert_allclose(loss(student, teacher, width), [expected], rtol=1e-5)
 
 
-def test_laplace_kl_is_quadratic_near_and_linear_far():
+def test_laplace_kl_is_quadratic_for_small_and_linear_for_large_distances():
     zero = np.zeros((1, 1), np.float32)
     for near in (1e-2, 1e-3):
         np.testing.assert_allclose(
@@ -58,7 +58,7 @@ def test_laplace_kl_is_quadratic_near_and_linear_far():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
-def test_softened_kl_is_scipys_entropy(temperature):
+def test_softened_kl_matches_scipy(temperature):
     expected = temperature**2 * scipy.stats.entropy(
         softmax(np.float64(LOGITS_T) / temperature, axis=1),
         softmax(np.float64(LOGITS_S) / temperature, axis=1),
@@ -89,19 +89,19 @@ def test_softened_kl_at_high_temperature_matches_centred_logits():
     np.testing.assert_allclose(actual, expected, rtol=3e-2)
 
 
-def test_softened_kl_ignores_a_shift_of_logits():
+def test_softened_kl_is_invariant_to_a_shift_of_the_logits():
     expected = response.softened_kl(LOGITS_S, LOGITS_T, 2.0)
     actual = response.softened_kl(LOGITS_S + 3, LOGITS_T - 2, 2.0)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("axis", [0, -4, (0, 1)])
-def test_softened_kl_refuses_the_batch_axis(axis):
+def test_softened_kl_rejects_the_batch_axis(axis):
     with pytest.raises(ValueError, match=r"over the batch, axis 0 of \(3, 4, 5, 3\)"):
         response.softened_kl(STUDENT, TEACHER, axis=axis)
 
 
-def test_channel_softmax_kl_by_hand_and_blind_to_brightness():
+def test_channel_softmax_kl_by_hand_is_invariant_to_brightness():
     student = np.zeros((1, 1, 1, 2), np.float32)
     teacher = np.log(np.array([[[[3.0, 1.0]]]], np.float32))
     expected = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
@@ -109,19 +109,19 @@ def test_channel_softmax_kl_by_hand_and_blind_to_brightness():
     np.testing.assert_allclose(
         response.channel_softmax_kl(student + 5, teacher), [expected], rtol=1e-5
     )
-    # At twice the temperature, of twice the image: the same divergence, times T^2.
+    # Doubling the temperature and the images leaves the divergence the same, times T^2.
     np.testing.assert_allclose(
         response.channel_softmax_kl(2 * student, 2 * teacher, 2.0), [4 * expected], rtol=1e-6
     )
 
 
-def test_channel_softmax_kl_refuses_one_channel():
+def test_channel_softmax_kl_rejects_one_channel():
     with pytest.raises(ValueError, match=r"\(3, 4, 5, 1\) have one channel"):
         response.channel_softmax_kl(STUDENT[..., :1], TEACHER[..., :1])
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_hinton_mixes_the_two(alpha):
+def test_hinton_mixes_hard_and_soft_labels(alpha):
     hard = -log_softmax(np.float64(LOGITS_S), axis=1)[np.arange(3), LABELS]
     soft = 2.5**2 * scipy.stats.entropy(
         softmax(np.float64(LOGITS_T) / 2.5, axis=1),
@@ -140,12 +140,12 @@ def test_hinton_per_pixel():
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5])
-def test_hinton_refuses_a_weight_that_is_no_mixture(alpha):
+def test_hinton_rejects_alpha_outside_the_unit_interval(alpha):
     with pytest.raises(ValueError, match=rf"alpha={alpha} is not in \[0, 1\]"):
         response.hinton(LOGITS_S, LOGITS_T, LABELS, alpha)
 
 
-def test_hinton_refuses_other_labels():
+def test_hinton_rejects_invalid_labels():
     with pytest.raises(ValueError, match="labels is missing"):
         response.hinton(LOGITS_S, LOGITS_T, None)
     for labels in (LABELS[:2], LABELS[:, None]):

@@ -1,4 +1,4 @@
-"""Soft labels against scipy's entropies and closed-form gradients."""
+"""Soft-label losses against scipy's entropies and closed-form gradients."""
 
 import jax
 import numpy as np
@@ -12,32 +12,32 @@ STUDENT = np.array([2.0, -0.5, 0.3, -3.0], np.float32)
 TEACHER = np.array([-1.0, 0.7, 2.5, -3.5], np.float32)
 
 
-def opinions(scores, temperature=1.0):
+def probabilities(scores, temperature=1.0):
     p = sigmoid(np.float64(scores) / temperature)
     return np.stack([p, 1 - p])
 
 
 def test_soft_label_is_entropy_plus_divergence():
-    p, q = opinions(TEACHER), opinions(STUDENT)
+    p, q = probabilities(TEACHER), probabilities(STUDENT)
     expected = scipy.stats.entropy(p) + scipy.stats.entropy(p, q)
     np.testing.assert_allclose(soft_label(STUDENT, TEACHER), expected, rtol=1e-6)
 
 
-def test_gradient_of_a_soft_label_is_the_difference_of_opinions():
+def test_gradient_of_a_soft_label_is_the_difference_of_probabilities():
     gradient = jax.grad(lambda s: soft_label(s, TEACHER).sum())(STUDENT)
     np.testing.assert_allclose(gradient, sigmoid(STUDENT) - sigmoid(TEACHER), rtol=1e-5)
 
 
-def test_a_sure_teacher_gives_the_adversarial_losses():
-    sure = np.full(4, 1e4, np.float32)
-    np.testing.assert_allclose(soft_label(STUDENT, sure), -np.log(sigmoid(STUDENT)), rtol=1e-5)
-    np.testing.assert_allclose(soft_label(STUDENT, -sure), -np.log(sigmoid(-STUDENT)), rtol=1e-5)
+def test_a_confident_teacher_gives_the_adversarial_losses():
+    logits = np.full(4, 1e4, np.float32)
+    np.testing.assert_allclose(soft_label(STUDENT, logits), -np.log(sigmoid(STUDENT)), rtol=1e-5)
+    np.testing.assert_allclose(soft_label(STUDENT, -logits), -np.log(sigmoid(-STUDENT)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_bernoulli_kl_is_scipys_entropy(temperature):
+def test_bernoulli_kl_matches_scipy(temperature):
     expected = temperature**2 * scipy.stats.entropy(
-        opinions(TEACHER, temperature), opinions(STUDENT, temperature)
+        probabilities(TEACHER, temperature), probabilities(STUDENT, temperature)
     )
     actual = bernoulli_kl(STUDENT, TEACHER, temperature)
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
@@ -46,7 +46,7 @@ def test_bernoulli_kl_is_scipys_entropy(temperature):
     np.testing.assert_allclose(gradient, expected, rtol=1e-4)
 
 
-def test_bernoulli_kl_of_opposite_certainties_is_the_distance_of_logits():
+def test_bernoulli_kl_of_opposite_confident_logits_is_their_magnitude():
     far = np.array([1e4, -1e4], np.float32)
     np.testing.assert_allclose(bernoulli_kl(-far, far), [1e4, 1e4])
     np.testing.assert_array_equal(bernoulli_kl(far, far), 0)

@@ -1,4 +1,4 @@
-"""BigGAN: the published sizes, and what its options promise."""
+"""BigGAN: the published sizes and the documented options."""
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,8 @@ def _normal(*shape):
     return RNG.normal(size=shape).astype(np.float32)
 
 
-def test_as_many_parameters_as_published():
-    """Those of the authors' ImageNet networks of 128 pixels, as their program counts them."""
+def test_parameter_counts_match_the_published_ones():
+    """Counts of the authors' ImageNet networks of 128 pixels, from their program."""
     pair = biggan.gan(128, 96, classes=1000)
     g = jax.eval_shape(pair.generator.init, KEY, _z(120), LABELS)
     d = jax.eval_shape(pair.discriminator.init, KEY, _images(128), LABELS)
@@ -77,10 +77,10 @@ def test_shapes_and_taps(size, classes):
     }
     expected["features"] = (B, 8 * blocks[-1])
     assert {name: tap.shape for name, tap in taps.items()} == expected
-    # Only where neither the side nor the channels change the input passes as it is.
-    plain = {name for name, block in variables["params"].items() if "conv1" in block}
-    plain -= {name for name in plain if "shortcut" in variables["params"][name]}
-    assert plain == (
+    # The shortcut is the identity only if neither the side nor the channels change.
+    identity = {name for name, block in variables["params"].items() if "conv1" in block}
+    identity -= {name for name in identity if "shortcut" in variables["params"][name]}
+    assert identity == (
         {"block_2", "block_3"}
         if size == 32
         else ({f"block_{len(blocks) - 1}"} if size > 64 else set())
@@ -96,7 +96,7 @@ def test_labels_without_a_shared_embedding():
     assert "norm1" not in variables["spectral"]["block_0"]
 
 
-def test_narrow_blocks_are_as_wide_within_as_at_their_input():
+def test_wide_sets_the_hidden_width_of_the_blocks():
     for wide, hidden in ((True, [2, 4, 8, 16, 32]), (False, [3, 2, 4, 8, 16])):
         network = biggan.discriminator(64, 2, wide=wide, attention=())
         _, _, variables = _abstract(network, _images(64))
@@ -105,8 +105,8 @@ def test_narrow_blocks_are_as_wide_within_as_at_their_input():
 
 
 @pytest.fixture(scope="module")
-def generated():
-    """A conditional generator with hierarchical latents: its function, variables, latents."""
+def generator():
+    """A conditional generator with hierarchical latents: jitted apply, variables and inputs."""
     network = biggan.generator(32, 2, classes=CLASSES, shared=3, attention=(16,))
     z, labels = jnp.asarray(_normal(B, 8)), jnp.zeros(B, jnp.int32)
 
@@ -121,27 +121,27 @@ def generated():
     return jax.jit(network.apply), variables, z, labels
 
 
-def test_each_block_reads_its_part_of_the_latents(generated):
-    apply, variables, z, labels = generated
+def test_each_block_reads_its_part_of_the_latents(generator):
+    apply, variables, z, labels = generator
     _, taps, _ = apply(variables, z, labels)
     order = ["4x4", "block_0", "block_1", "attention_1", "block_2"]
     for part, first in enumerate(["4x4", "block_0", "block_1", "block_2"]):
-        _, others, _ = apply(variables, z.at[:, 2 * part].add(1.0), labels)
-        changed = [bool(np.abs(taps[name] - others[name]).max() > 1e-5) for name in order]
+        _, other_taps, _ = apply(variables, z.at[:, 2 * part].add(1.0), labels)
+        changed = [bool(np.abs(taps[name] - other_taps[name]).max() > 1e-5) for name in order]
         assert changed == [index >= order.index(first) for index in range(len(order))]
 
 
-def test_examples_and_labels_are_kept_apart(generated):
-    apply, variables, z, labels = generated
+def test_a_label_affects_only_its_example(generator):
+    apply, variables, z, labels = generator
     images, taps, _ = apply(variables, z, labels)
-    others, theirs, _ = apply(variables, z, labels.at[1].set(3))
-    changed = np.abs(np.asarray(images - others)).max(axis=(1, 2, 3)) > 1e-5
+    other_images, other_taps, _ = apply(variables, z, labels.at[1].set(3))
+    changed = np.abs(np.asarray(images - other_images)).max(axis=(1, 2, 3)) > 1e-5
     assert changed.tolist() == [False, True, False]
-    np.testing.assert_array_equal(taps["4x4"], theirs["4x4"])
+    np.testing.assert_array_equal(taps["4x4"], other_taps["4x4"])
     assert np.abs(images).max() <= 1.0
 
 
-def test_attention_by_hand():
+def test_attention_matches_numpy():
     x = _normal(2, 4, 2, 8)
     weights = {
         name: _normal(1, 1, *shape)
@@ -173,13 +173,13 @@ def test_attention_by_hand():
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_begins_as_the_identity():
+def test_attention_is_initially_the_identity():
     x = _normal(1, 4, 4, 8)
     variables = SelfAttention(Conv).init(KEY, x)
     np.testing.assert_array_equal(SelfAttention(Conv).apply(variables, x), x)
 
 
-def test_without_spectral_normalisation_there_are_no_vectors():
+def test_spectral_option():
     for network, x in zip(biggan.gan(32, 2, spectral=None), (_z(8), _images(32)), strict=True):
         assert "spectral" not in _abstract(network, x)[2]
     network = biggan.discriminator(32, 2, spectral=SpectralNorm(vectors=2))
@@ -187,9 +187,9 @@ def test_without_spectral_normalisation_there_are_no_vectors():
     assert {name: leaf.shape for name, leaf in vectors.items()} == {"u": (2, 8), "sigma": (2,)}
 
 
-def test_impossible_options_are_refused():
+def test_invalid_options_raise():
     for make in (biggan.gan, biggan.generator, biggan.discriminator):
-        with pytest.raises(ValueError, match="size is one of 32, 64, 128, 256, 512, not 16"):
+        with pytest.raises(ValueError, match="size must be one of 32, 64, 128, 256, 512, not 16"):
             make(16)
         with pytest.raises(ValueError, match="width=0 must be at least 1"):
             make(32, 0)
@@ -197,13 +197,13 @@ def test_impossible_options_are_refused():
         biggan.generator(32, 4, classes=3, shared=0)
     with pytest.raises(ValueError, match="latents of length 10 cannot be split into 4 equal parts"):
         _abstract(biggan.generator(32, 4), _z(10))
-    with pytest.raises(ValueError, match="attention needs 8 channels or more"):
+    with pytest.raises(ValueError, match="attention needs at least 8 channels"):
         _abstract(biggan.generator(32, 1, attention=(8,)), _z(8))
     with pytest.raises(ValueError, match=r"generator of size 32 has 4 widths .*, not 2"):
         biggan.generator(32, (4, 4))
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_applies_to_computation_not_storage():
     pair = biggan.gan(32, 2, classes=3, attention=(8,), dtype=jnp.bfloat16)
     for network, x in zip(pair, (_z(8), _images(32)), strict=True):
         output, taps, variables = _abstract(network, x, LABELS)

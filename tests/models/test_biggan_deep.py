@@ -1,4 +1,4 @@
-"""BigGAN-deep: the published sizes, and what its options promise."""
+"""BigGAN-deep: the published sizes and the documented options."""
 
 import itertools
 
@@ -37,8 +37,8 @@ def _count(tree):
 
 
 @pytest.mark.parametrize(("size", "published"), [(128, 50.4), (256, 55.9), (512, 56.2)])
-def test_as_many_parameters_as_published(size, published):
-    """In millions; the published generators make 125 channels more that are no image."""
+def test_parameter_counts_match_the_published_ones(size, published):
+    """In millions; the published generators output 125 more channels, which are not used."""
     network = biggan_deep.generator(size, 128, classes=1000)
     variables = jax.eval_shape(network.init, KEY, _z(128), LABELS)
     count = _count(variables["params"]) + 125 * (9 * 128 + 1)
@@ -66,7 +66,7 @@ def test_shapes_and_taps(size, classes, depth):
             expected[f"block_{depth * level + number}"] = shape
             expected[f"{shape[1]}x{shape[1]}"] = shape
     expected[f"attention_{depth - 1}"] = expected["8x8"] = (B, 8, 8, 8 * table[1])
-    if depth > 1:  # the last of a side is what the next doubling begins with
+    if depth > 1:  # the last features of a side are the input of the next doubling
         expected |= {
             f"{4 * 2**i}x{4 * 2**i}": (B, 4 * 2**i, 4 * 2**i, 8 * w) for i, w in enumerate(table)
         }
@@ -89,7 +89,7 @@ def test_shapes_and_taps(size, classes, depth):
     assert {name: tap.shape for name, tap in taps.items()} == expected
 
 
-def _made(network, *inputs):
+def _random_variables(network, *inputs):
     def draw(path, leaf):
         if path[-1].key == "var":
             return jnp.asarray(RNG.uniform(0.5, 1.5, leaf.shape), jnp.float32)
@@ -99,9 +99,9 @@ def _made(network, *inputs):
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(network.init, KEY, *inputs))
 
 
-def test_beside_the_bottleneck_channels_are_dropped():
+def test_generator_shortcuts_drop_channels():
     network = biggan_deep.generator_of_blocks((12, 12, 5), (False, True), spectral=None)
-    variables = _made(network, _z(4))
+    variables = _random_variables(network, _z(4))
     for block in ("block_0", "block_1"):
         for leaf in ("kernel", "bias"):
             variables["params"][block]["conv4"][leaf] *= 0.0
@@ -111,9 +111,9 @@ def test_beside_the_bottleneck_channels_are_dropped():
     np.testing.assert_array_equal(taps["block_1"], repeated)
 
 
-def test_beside_the_bottleneck_channels_are_added():
+def test_discriminator_shortcuts_add_channels():
     network = biggan_deep.discriminator(32, (4, 4, 9, 9), depth=1, attention=(), spectral=None)
-    variables = _made(network, _images(32))
+    variables = _random_variables(network, _images(32))
     for index in range(3):
         for leaf in ("kernel", "bias"):
             variables["params"][f"block_{index}"]["conv4"][leaf] *= 0.0
@@ -130,9 +130,9 @@ def test_beside_the_bottleneck_channels_are_added():
     np.testing.assert_array_equal(taps["block_2"], taps["block_1"])
 
 
-def test_truncation_is_an_option_of_generators_with_sets_of_statistics():
+def test_truncation_of_generators_with_sets_of_statistics():
     network = biggan_deep.generator_of_blocks((8, 4), (True,), statistics=3, spectral=None)
-    variables = _made(network, _z(4))
+    variables = _random_variables(network, _z(4))
     z = jnp.asarray(RNG.normal(size=(B, 4)), jnp.float32)
     first, _, _ = network.apply(variables, z, truncation=1.0)
     np.testing.assert_array_equal(network.apply(variables, z)[0], first)
@@ -142,40 +142,40 @@ def test_truncation_is_an_option_of_generators_with_sets_of_statistics():
     other, _, _ = network.apply(variables, z, truncation=0.5)
     assert np.abs(np.asarray(first - other)).max() > 1e-3
     # The set for truncation 1/2 is the second of three.
-    moved = jax.tree.map(lambda leaf: leaf[np.array([0, 0, 1])], variables["batch_stats"])
-    again, _, _ = network.apply({**variables, "batch_stats": moved}, z)
-    np.testing.assert_allclose(again, other, atol=1e-6)
-    plain = biggan_deep.generator_of_blocks((8, 4), (True,), spectral=None)
-    with pytest.raises(ValueError, match="one set of statistics and no option truncation"):
-        plain.apply(_made(plain, _z(4)), z, truncation=0.5)
+    reordered = jax.tree.map(lambda leaf: leaf[np.array([0, 0, 1])], variables["batch_stats"])
+    selected, _, _ = network.apply({**variables, "batch_stats": reordered}, z)
+    np.testing.assert_allclose(selected, other, atol=1e-6)
+    network = biggan_deep.generator_of_blocks((8, 4), (True,), spectral=None)
+    with pytest.raises(ValueError, match="one set of statistics and does not support truncation"):
+        network.apply(_random_variables(network, _z(4)), z, truncation=0.5)
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (((8, 4), (True, True)), {}, "2 blocks have 3 widths from input to output, not 2"),
-        (((4, 8), (True,)), {}, r"widths=\(4, 8\) must be positive and never grow"),
-        (((4, 0), (True,)), {}, "must be positive"),
+        (((4, 8), (True,)), {}, r"widths=\(4, 8\) must be positive and non-increasing"),
+        (((4, 0), (True,)), {}, r"widths=\(4, 0\) must be positive"),
         (((8, 4), (True,)), {"attention": (1,)}, "attention after block 1 of 1 blocks"),
         (((8, 4), (True,)), {"statistics": 1}, "statistics=1 must be at least 2, or None"),
     ],
 )
-def test_impossible_blocks_are_refused(arguments, options, message):
+def test_invalid_blocks_raise(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         biggan_deep.generator_of_blocks(*arguments, **options)
 
 
-def test_impossible_sizes_are_refused():
+def test_invalid_sizes_raise():
     for make in (biggan_deep.gan, biggan_deep.generator, biggan_deep.discriminator):
-        with pytest.raises(ValueError, match="size is one of 32, 64, 128, 256, 512, not 100"):
+        with pytest.raises(ValueError, match="size must be one of 32, 64, 128, 256, 512, not 100"):
             make(100)
         with pytest.raises(ValueError, match="depth=0 must be at least 1"):
             make(32, 4, depth=0)
-    with pytest.raises(ValueError, match=r"widths=\(4, 8, 4, 8\) must never shrink"):
+    with pytest.raises(ValueError, match=r"widths=\(4, 8, 4, 8\) must be non-decreasing"):
         biggan_deep.discriminator(32, (4, 8, 4, 8))
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_applies_to_computation_not_storage():
     pair = biggan_deep.gan(32, 2, classes=3, attention=(8,), dtype=jnp.bfloat16)
     for network, x in zip(pair, (_z(8), _images(32)), strict=True):
         output, taps, variables = _abstract(network, x, LABELS)

@@ -1,4 +1,4 @@
-"""The channels of the small classifier."""
+"""The channel groups of the small classifier."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +15,11 @@ def test_channels_are_described():
     check_groups(classifier(5, 3), classifier_axes, IMAGES, groups)
 
 
-def test_students_are_made_of_a_teachers_channels():
+def test_a_student_is_initialized_from_the_teachers_channels():
     check_student(classifier(5, 4), classifier(5, 3), classifier_axes, IMAGES)
     check_dead_channels(classifier(5, 4), classifier(5, 3), classifier_axes, IMAGES)
 
 
-def test_axes_of_another_network():
+def test_axes_of_another_network_raise():
     with pytest.raises(ValueError, match="are not those of such a network"):
         classifier_axes({"params": {"Dense_0": {"kernel": jnp.zeros((2, 3))}}})

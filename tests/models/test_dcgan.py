@@ -1,4 +1,4 @@
-"""DCGAN: shapes and parameter counts by hand for every size, and what its options promise."""
+"""DCGAN: shapes and parameter counts by hand for every size, and the effects of its options."""
 
 import itertools
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import students
-from kd_jax.channels import group_widths
+from kd_jax import pruning
+from kd_jax.axes import group_widths
 from kd_jax.models import dcgan
 from kd_jax.network import tap_shapes
 
@@ -107,7 +107,7 @@ def test_max_width_caps_the_channels():
         assert [taps[f"{side}x{side}"].shape[-1] for side in (4, 8, 16, 32)] == [10, 10, 8, 4]
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_is_used_for_computation_but_not_for_storage():
     pair = dcgan.gan(16, 4, classes=3, depth=1, minibatch_stddev=True, dtype=jnp.bfloat16)
     for network, inputs in zip(pair, _inputs(16, 3), strict=True):
         output, taps, variables = _abstract(network, inputs)
@@ -126,13 +126,13 @@ def test_half_precision_computes_but_does_not_store_in_half():
         (16, 4, -1, "depth=-1 at least 0"),
     ],
 )
-def test_impossible_sizes_are_refused(size, width, depth, message):
+def test_invalid_sizes_raise(size, width, depth, message):
     for make in (dcgan.gan, dcgan.generator, dcgan.discriminator):
         with pytest.raises(ValueError, match=message):
             make(size, width, depth=depth)
 
 
-def test_labels_must_be_given_to_conditional_networks_only():
+def test_labels_are_required_by_conditional_networks_only():
     for network, inputs in zip(dcgan.gan(16, 4, classes=3), _inputs(16), strict=True):
         with pytest.raises(ValueError, match="made for 3 classes, but none were given"):
             _abstract(network, inputs)
@@ -152,15 +152,15 @@ def generated():
 
 def test_generated_images_are_in_range(generated):
     apply, variables, z = generated
-    loud = jax.tree.map(lambda leaf: 30 * leaf, variables)
-    for some in (variables, loud):
-        images = np.asarray(apply(some, z, jnp.zeros(B, INT))[0])
+    amplified = jax.tree.map(lambda leaf: 30 * leaf, variables)
+    for scaled in (variables, amplified):
+        images = np.asarray(apply(scaled, z, jnp.zeros(B, INT))[0])
         assert np.abs(images).max() <= 1.0
         assert images.std() > 0.0
     assert np.abs(images).max() > 0.5  # the range is used
 
 
-def test_generator_reads_its_labels_and_keeps_examples_apart(generated):
+def test_generator_depends_on_its_labels_per_example(generated):
     apply, variables, z = generated
     variables = jax.tree.map(lambda leaf: 3 * leaf, variables)
     images = np.asarray(apply(variables, z, jnp.array([0, 0, 0, 0]))[0])
@@ -169,7 +169,7 @@ def test_generator_reads_its_labels_and_keeps_examples_apart(generated):
     assert changed.tolist() == [False, False, True, False]
 
 
-def test_residual_layers_begin_as_the_identity(generated):
+def test_residual_layers_are_initially_the_identity(generated):
     apply, variables, z = generated
     labels = jnp.array([0, 1, 2, 0])
     image = apply(variables, z, labels)[0]
@@ -179,13 +179,14 @@ def test_residual_layers_begin_as_the_identity(generated):
 
     other = {**variables, "params": jax.tree.map(without, variables["params"])}
     np.testing.assert_allclose(apply(other, z, labels)[0], image, atol=1e-6)
-    awake = {**variables, "params": jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])}
-    asleep = {**awake, "params": jax.tree.map(without, awake["params"])}
-    assert np.abs(np.asarray(apply(awake, z, labels)[0] - apply(asleep, z, labels)[0])).max() > 1e-3
+    perturbed = {**variables, "params": jax.tree.map(lambda leaf: leaf + 0.1, variables["params"])}
+    identity = {**perturbed, "params": jax.tree.map(without, perturbed["params"])}
+    difference = apply(perturbed, z, labels)[0] - apply(identity, z, labels)[0]
+    assert np.abs(np.asarray(difference)).max() > 1e-3
 
 
 @pytest.mark.parametrize("stddev", [False, True])
-def test_examples_meet_in_the_minibatch_deviation_only(stddev):
+def test_examples_interact_only_through_the_minibatch_deviation(stddev):
     network = dcgan.discriminator(16, 2, minibatch_stddev=stddev)
     images = RNG.uniform(-1, 1, size=(B, 16, 16, 3)).astype(np.float32)
     variables = jax.jit(network.init)(jax.random.key(0), images)
@@ -210,7 +211,7 @@ def test_projection_head():
 
 
 @pytest.mark.parametrize("size", dcgan.SIZES)
-def test_the_papers_own_discriminator(size):
+def test_the_papers_discriminator(size):
     widths = WIDTHS[size][::-1]
     scores, taps, variables = _abstract(dcgan.original_discriminator(size, 4), _inputs(size)[1])
     assert scores.shape == (B,)
@@ -222,7 +223,7 @@ def test_the_papers_own_discriminator(size):
     assert set(variables["batch_stats"]) == {f"norm_{i}" for i in range(1, len(widths))}
 
 
-def test_the_papers_own_discriminator_can_be_shrunk():
+def test_the_papers_discriminator_can_be_pruned():
     images = RNG.uniform(-1, 1, size=(B, 32, 32, 3)).astype(np.float32)
     network = dcgan.original_discriminator(32, (9, 7, 5))
     variables = jax.jit(network.init)(jax.random.key(0), images)
@@ -231,14 +232,14 @@ def test_the_papers_own_discriminator_can_be_shrunk():
     like = jax.eval_shape(
         dcgan.original_discriminator(32, (6, 4, 3)).init, jax.random.key(0), images
     )
-    scores = students.magnitude(variables, axes)
-    small = students.from_teacher(variables, axes, scores, like)
+    scores = pruning.magnitude(variables, axes)
+    small = pruning.from_teacher(variables, axes, scores, like)
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, like)
-    # Channels that nothing reads may go.
-    kept = {"8x8": np.array([0, 3, 4])}
-    small = students.shrink(variables, axes, kept)
-    deaf = variables["params"]["conv_2"]["kernel"].at[:, :, np.array([1, 2, 5, 6])].set(0.0)
-    variables["params"]["conv_2"]["kernel"] = deaf
+    # Pruning channels with zero input weights does not change the output.
+    channel_indices = {"8x8": np.array([0, 3, 4])}
+    small = pruning.shrink(variables, axes, channel_indices)
+    zeroed = variables["params"]["conv_2"]["kernel"].at[:, :, np.array([1, 2, 5, 6])].set(0.0)
+    variables["params"]["conv_2"]["kernel"] = zeroed
     other, _, _ = dcgan.original_discriminator(32, (9, 3, 5)).apply(small, images)
     np.testing.assert_allclose(other, network.apply(variables, images)[0], rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match=r"is not described|but is not in the variables"):

@@ -1,4 +1,4 @@
-"""Inception-v3: shapes and sizes that are published, pools by hand, convolutions against XLA's."""
+"""Inception-v3: published shapes and sizes, pools by hand, convolutions against XLA's."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
 IMAGE = jax.ShapeDtypeStruct((2, 299, 299, 3), jnp.float32)
 
-# Table 1 of the paper, and the published layers between.
+# Table 1 of the paper, and the published layers between them.
 SIDES = {
     "Conv2d_1a_3x3": (149, 32),
     "Conv2d_2a_3x3": (147, 32),
@@ -49,7 +49,7 @@ def test_published_shapes_and_number_of_parameters(make):
     assert shapes["logits_unbiased"] == (2, 1000)
 
 
-def test_the_least_image():
+def test_the_smallest_image():
     network = inception.fid(7)
     for side, fits in ((75, True), (74, False)):
         image = jax.ShapeDtypeStruct((1, side, 99, 3), jnp.float32)
@@ -71,7 +71,7 @@ def test_max_pool(window, stride, sides):
     np.testing.assert_array_equal(inception.max_pool(jnp.asarray(x), window, stride), expected)
 
 
-def test_max_pool_of_too_little():
+def test_max_pool_of_a_small_image_raises():
     with pytest.raises(ValueError, match="too small for this network: 2x9 pixels are left"):
         inception.max_pool(jnp.zeros((1, 2, 9, 1)), 3, 2)
 
@@ -81,14 +81,14 @@ def test_means_by_hand():
     left, middle, right = 1 + 2 + 4 + 5, 75, 2 + 3 + 5 + 60
     for padded, counts in ((False, (4, 6, 4)), (True, (9, 9, 9))):
         row = np.array([left, middle, right]) / counts
-        found = inception.same_mean(x, padded=padded)[0, :, :, 0]
-        np.testing.assert_allclose(found, np.stack([row, row]), rtol=1e-6)
+        means = inception.same_mean(x, padded=padded)[0, :, :, 0]
+        np.testing.assert_allclose(means, np.stack([row, row]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("batch", [3, 4])
 def test_the_stem_by_pairs(batch, monkeypatch):
-    """What is computed two by two on CPU, or one by one, is what a whole batch gives."""
-    monkeypatch.setattr(convolution, "_WORTH_IT", 0)
+    """Computing two images at a time on CPU, or one, equals computing the whole batch."""
+    monkeypatch.setattr(convolution, "_MIN_WORK", 0)
     images = RNG.uniform(-1, 1, size=(batch, 75, 77, 3)).astype(np.float32)
     weights, channels = {}, 3
     for name, features, window, _, _ in inception._STEM:
@@ -96,16 +96,16 @@ def test_the_stem_by_pairs(batch, monkeypatch):
             kernel = RNG.normal(size=(window, window, channels, features)) / channels
             bias = RNG.normal(size=features)
             weights[name], channels = (kernel.astype("f"), bias.astype("f")), features
-    found = jax.jit(inception._stem_by_pairs)(images, weights)
+    outputs = jax.jit(inception._stem_by_pairs)(images, weights)
     monkeypatch.undo()
     expected = inception._stem(jnp.asarray(images), weights)
-    assert found.keys() == expected.keys()
+    assert outputs.keys() == expected.keys()
     for name, values in expected.items():
-        assert found[name].shape == values.shape
-        np.testing.assert_allclose(found[name], values, atol=1e-4 * float(np.abs(values).max()))
+        assert outputs[name].shape == values.shape
+        np.testing.assert_allclose(outputs[name], values, atol=1e-4 * float(np.abs(values).max()))
 
 
-def test_half_precision_stays_outside_of_means_and_logits():
+def test_half_precision_excludes_means_and_logits():
     network = inception.fid(5, dtype=jnp.bfloat16)
     logits, taps = jax.eval_shape(lambda x: network.apply(network.init(KEY, x), x)[:2], IMAGE)
     assert taps["Mixed_7c"].dtype == jnp.bfloat16

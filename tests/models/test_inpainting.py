@@ -1,4 +1,4 @@
-"""Inpainting: known pixels are kept to the bit, missing ones are not seen, gates by hand."""
+"""Inpainting: known pixels are unchanged, missing ones are ignored, gates by hand."""
 
 import functools
 import itertools
@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import ops, students
+from kd_jax import ops, pruning
 from kd_jax.architecture import describe, rebuild
-from kd_jax.channels import group_widths
+from kd_jax.axes import group_widths
 from kd_jax.evaluate.cost import parameter_count
 from kd_jax.models import inpainting
 from kd_jax.network import connect
@@ -19,7 +19,7 @@ from tests.models.shrinking import KEY, output, random_like
 
 B, SIDE = 2, 16
 RNG = np.random.default_rng(0)
-QUICK = jax.random.key(0, impl="rbg")  # to compile
+QUICK = jax.random.key(0, impl="rbg")  # compiles faster
 
 
 def _inputs(height=SIDE, width=SIDE, channels=3):
@@ -42,7 +42,7 @@ def _abstract(network, *inputs):
 
 
 def _scaled(network, *inputs):
-    """Variables of which every value matters, and that keep the features' size."""
+    """Random variables, all with an effect, that preserve the scale of the features."""
 
     def scale(leaf):
         return 2 * leaf / np.sqrt(max(1, np.prod(leaf.shape[:-1])))
@@ -64,19 +64,19 @@ both_kinds = pytest.mark.parametrize("separable", [False, True])
 
 
 @both_kinds
-def test_known_pixels_are_kept_to_the_bit_and_missing_ones_generated(separable):
+def test_known_pixels_are_unchanged_and_missing_ones_generated(separable):
     _, apply, variables, (images, masks) = _fresh(separable)
     filled, taps, _ = apply(variables, images, masks)
     missing = np.broadcast_to(np.asarray(masks) == 1, images.shape)
     np.testing.assert_array_equal(filled[~missing], images[~missing])
     np.testing.assert_array_equal(filled[missing], taps["generated"][missing])
     assert (filled[missing] != images[missing]).all()
-    # Neither silent nor saturated.
+    # Neither vanishing nor saturated.
     assert 0.005 < taps["generated"].std() < 0.9
 
 
 @both_kinds
-def test_what_is_missing_is_not_seen(separable):
+def test_missing_pixels_are_ignored(separable):
     _, apply, variables, (images, masks) = _fresh(separable)
     expected, *_ = apply(variables, images, masks)
     for hidden in (np.nan, np.inf, 0.3):
@@ -89,7 +89,7 @@ def test_what_is_missing_is_not_seen(separable):
     assert (changed > 1e-5).tolist() == [True, False]
 
 
-def test_what_is_missing_is_told_from_what_is_black():
+def test_missing_pixels_differ_from_grey_ones():
     _, apply, variables, (images, masks) = _fresh(False)
     grey = jnp.zeros_like(images)
     features = apply(variables, grey, masks)[1]["decoder_0"]
@@ -97,20 +97,20 @@ def test_what_is_missing_is_told_from_what_is_black():
     assert np.abs(features - other).max() > 1e-2
 
 
-def test_a_fresh_network_fills_smoothly_unless_it_makes_the_pixels_itself():
+def test_a_fresh_network_inpaints_smoothly_unless_it_predicts_the_pixels():
     _, apply, variables, (images, masks) = _fresh(False)
-    smooth = ops.smooth(images, masks > 0.5)
+    smooth = ops.harmonic_inpaint(images, masks > 0.5)
     np.testing.assert_allclose(apply(variables, images, masks)[0], smooth, atol=0.05)
     paper = inpainting.gated_generator(**SMALL, residual=False)
     variables = jax.jit(paper.init)(QUICK, images, masks)
-    made = jax.jit(paper.apply)(variables, images, masks)[0]
-    assert np.abs(made - smooth).max() > 0.3
-    wild = jax.tree.map(lambda leaf: 30 * leaf, variables)
-    generated = jax.jit(paper.apply)(wild, images, masks)[1]["generated"]
+    filled = jax.jit(paper.apply)(variables, images, masks)[0]
+    assert np.abs(filled - smooth).max() > 0.3
+    amplified = jax.tree.map(lambda leaf: 30 * leaf, variables)
+    generated = jax.jit(paper.apply)(amplified, images, masks)[1]["generated"]
     assert 0.9 < np.abs(generated).max() <= 1
 
 
-def test_masks_are_missing_above_a_half():
+def test_mask_values_above_a_half_are_missing():
     _, apply, variables, (images, masks) = _fresh(False)
     expected, *_ = apply(variables, images, masks)
     soft = jnp.where(masks == 1, 0.51, 0.5)
@@ -119,7 +119,7 @@ def test_masks_are_missing_above_a_half():
 
 
 @both_kinds
-def test_gradients_reach_every_parameter_and_what_is_known(separable):
+def test_gradients_reach_every_parameter_and_known_pixel(separable):
     network, _, variables, (images, masks) = _fresh(separable)
     images = jnp.where(masks == 1, jnp.nan, images)
 
@@ -177,11 +177,11 @@ def test_a_gate_by_hand():
     kernel = np.zeros((3, 3, 1, 4), np.float32)
     kernel[1, 1, 0] = 2, -1, 3, 0
     params = {"conv": {"kernel": jnp.asarray(kernel), "bias": jnp.asarray([0.1, 0, 0, 0.5])}}
-    found = layer.apply({"params": params}, x)
+    y = layer.apply({"params": params}, x)
     v = np.asarray(x, np.float64)[..., 0]
     for channel, (feature, gate) in enumerate([(2 * v + 0.1, 3 * v), (-v, np.full_like(v, 0.5))]):
         elu = np.where(feature > 0, feature, np.exp(feature) - 1)
-        np.testing.assert_allclose(found[..., channel], elu / (1 + np.exp(-gate)), rtol=1e-4)
+        np.testing.assert_allclose(y[..., channel], elu / (1 + np.exp(-gate)), rtol=1e-4)
 
 
 @both_kinds
@@ -191,45 +191,45 @@ def test_dilated_windows_by_hand(separable, dilation):
     x = jnp.zeros((1, 13, 13, 1)).at[0, 6, 6, 0].set(1.0)
     variables = jax.tree.map(jnp.ones_like, jax.eval_shape(layer.init, KEY, x))
     y = np.asarray(layer.apply(variables, x))[0, :, :, 0]
-    # Of ones and biases of one: a feature of 2 where a tap sees the pixel, and of 1 elsewhere.
+    # With kernels and biases of 1 a feature is 2 where a tap reads the pixel, and 1 elsewhere.
     taps = [6 - dilation, 6, 6 + dilation]
-    seen = {tuple(at) for at in np.argwhere(y > 1.5).tolist()}
-    assert seen == set(itertools.product(taps, taps))
+    positions = {tuple(at) for at in np.argwhere(y > 1.5).tolist()}
+    assert positions == set(itertools.product(taps, taps))
 
 
 @both_kinds
-def test_whole_pixels_shift_with_the_image(separable):
-    """Of the paper's network: a smooth filling has scales, whose pixels are larger."""
+def test_the_papers_network_is_translation_equivariant(separable):
+    """Smooth inpainting is not: the pixels of its coarser scales are larger."""
     network = inpainting.gated_generator(
         3, downs=1, dilations=(3,), separable=separable, residual=False
     )
     images, masks = _inputs(48, 40)
     variables = _scaled(network, images, masks)
-    # Stem 2, halving 1 or 2, at half the side 1 + 3 + 1, two and the image's layers 3.
+    # Stem 2, halving 1 or 2, at half the side 1 + 3 + 1, the last two layers and the image's 3.
     border = 2 + 2 + 2 * 5 + 3 + 4
     y = output(network, variables, images, masks)
-    moved = [jnp.roll(x, (2, 4), axis=(1, 2)) for x in (images, masks)]
+    shifted = [jnp.roll(x, (2, 4), axis=(1, 2)) for x in (images, masks)]
     inner = np.s_[:, border:-border]
-    found = np.roll(output(network, variables, *moved), (-2, -4), axis=(1, 2))
+    restored = np.roll(output(network, variables, *shifted), (-2, -4), axis=(1, 2))
     centre = np.s_[:, border - 2 : -border, border - 4 : -border]
-    np.testing.assert_allclose(found[centre], y[centre], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(restored[centre], y[centre], rtol=1e-3, atol=1e-5)
     assert y[inner].std() > 0.1
 
 
 @both_kinds
-def test_brighter_images_of_more_contrast_are_filled_alike(separable):
+def test_inpainting_is_equivariant_to_brightness_and_contrast(separable):
     network = inpainting.gated_generator(4, downs=1, dilations=(2,), separable=separable)
     images, masks = _inputs()
     variables = _scaled(network, images, masks)
     colour = jnp.array([0.3, -2.0, 1.0])[None, None, None]
-    images = 30 * images  # for which the least variance is nothing
-    made = output(network, variables, images, masks)
-    moved = output(network, variables, 2 * images + colour, masks)
-    np.testing.assert_allclose(moved, 2 * made + colour, rtol=1e-3, atol=1e-3)
-    assert np.abs(made - ops.smooth(images, masks > 0.5)).max() > 1
+    images = 30 * images  # so that the minimum variance is negligible
+    filled = output(network, variables, images, masks)
+    brighter = output(network, variables, 2 * images + colour, masks)
+    np.testing.assert_allclose(brighter, 2 * filled + colour, rtol=1e-3, atol=1e-3)
+    assert np.abs(filled - ops.harmonic_inpaint(images, masks > 0.5)).max() > 1
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_is_used_for_computation_but_not_for_storage():
     _, apply, variables, (images, masks) = _fresh(False)
     network = inpainting.gated_generator(**SMALL, dtype=jnp.bfloat16)
     filled, taps, shapes = _abstract(network, images, masks)
@@ -239,10 +239,10 @@ def test_half_precision_computes_but_does_not_store_in_half():
         jnp.dtype(jnp.bfloat16)
     }
     expected, *_ = apply(variables, images, masks)
-    found = output(network, variables, images, masks)
-    np.testing.assert_allclose(found, expected, atol=0.05)
+    filled = output(network, variables, images, masks)
+    np.testing.assert_allclose(filled, expected, atol=0.05)
     known = np.broadcast_to(np.asarray(masks) == 0, images.shape)
-    np.testing.assert_array_equal(found[known], images[known])
+    np.testing.assert_array_equal(filled[known], images[known])
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_half_precision_computes_but_does_not_store_in_half():
         ({"downs": -1}, "downs=-1 at least 0"),
     ],
 )
-def test_impossible_networks_are_refused(options, message):
+def test_invalid_networks_raise(options, message):
     with pytest.raises(ValueError, match=message):
         inpainting.gated_generator(**options)
 
@@ -270,14 +270,14 @@ def test_impossible_networks_are_refused(options, message):
         ((B, 16, 16, 3), (1, 16, 16, 1), r"need masks \(2, 16, 16, 1\), not shape \(1, 16"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(images, masks, message):
+def test_invalid_inputs_raise(images, masks, message):
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (images, masks)]
     with pytest.raises(ValueError, match=message) as error:
         _abstract(inpainting.gated_generator(**SMALL), *inputs)
     assert "\n" not in str(error.value)
 
 
-def test_nothing_needs_to_be_halved_or_dilated():
+def test_halvings_and_dilations_are_optional():
     network = inpainting.gated_generator(2, channels=1, downs=0, dilations=())
     filled, taps, _ = _abstract(network, *_inputs(5, 7, 1))
     assert filled.shape == (B, 5, 7, 1)
@@ -285,10 +285,10 @@ def test_nothing_needs_to_be_halved_or_dilated():
 
 
 @both_kinds
-def test_a_described_network_is_rebuilt(separable):
+def test_a_network_is_rebuilt_from_its_description(separable):
     network, _, _, inputs = _fresh(separable)
-    made = rebuild(json.loads(json.dumps(describe(network, *inputs)))).network
-    assert made.module == network.module
+    rebuilt = rebuild(json.loads(json.dumps(describe(network, *inputs)))).network
+    assert rebuilt.module == network.module
 
 
 # --- channels -------------------------------------------------------------------------------------
@@ -308,22 +308,22 @@ def test_channels_and_a_narrower_student(separable):
     halved = ("down_1", "encoder_1", "dilated_0", "middle")
     whole = ("stem", "up_0", "decoder_0")
     assert group_widths(variables, axes) == dict.fromkeys(halved, 12) | dict.fromkeys(whole, 6)
-    same = students.shrink(variables, axes, {})
+    same = pruning.shrink(variables, axes, {})
     jax.tree.map(np.testing.assert_array_equal, same, variables)
     like = _shapes(narrow, *inputs)
-    small = students.from_teacher(variables, axes, students.magnitude(variables, axes), like)
+    small = pruning.from_teacher(variables, axes, pruning.magnitude(variables, axes), like)
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, like)
 
 
 @both_kinds
-def test_channels_that_nobody_reads_may_go(separable):
+def test_pruning_unread_channels_does_not_change_the_output(separable):
     wide, narrow = _wide_and_narrow(separable)
     inputs = _inputs(8, 8)
     variables = _scaled(wide, *inputs)
     axes = inpainting.gated_generator_axes(variables)
     widths = group_widths(variables, axes)
     targets = group_widths(_shapes(narrow, *inputs), axes)
-    kept = {g: np.sort(RNG.permutation(n)[: targets[g]]) for g, n in widths.items()}
+    channel_indices = {g: np.sort(RNG.permutation(n)[: targets[g]]) for g, n in widths.items()}
 
     params = jax.tree.map(np.array, variables["params"])
     before = None
@@ -331,17 +331,17 @@ def test_channels_that_nobody_reads_may_go(separable):
         layer = params[name] if name == "image" else params[name]["conv"]
         kernel = layer["pointwise"]["kernel"] if "pointwise" in layer else layer["kernel"]
         if before is not None:
-            gone = np.setdiff1d(np.arange(widths[before]), kept[before])
-            kernel[:, :, gone] = 0.0
+            pruned = np.setdiff1d(np.arange(widths[before]), channel_indices[before])
+            kernel[:, :, pruned] = 0.0
         before = name
     dead = {"params": params}
-    small = students.shrink(dead, axes, kept)
+    small = pruning.shrink(dead, axes, channel_indices)
     expected = output(wide, dead, *inputs)
     np.testing.assert_allclose(output(narrow, small, *inputs), expected, rtol=1e-3, atol=1e-5)
     assert np.abs(output(wide, variables, *inputs) - expected).max() > 0.01
 
 
-def test_other_networks_variables_are_refused():
+def test_variables_of_other_networks_raise():
     network, _, _, inputs = _fresh(False)
     with pytest.raises(ValueError, match="is missing"):
         inpainting.gated_generator_axes({"params": {"stem": {"kernel": jnp.zeros((3, 3, 3, 4))}}})

@@ -1,4 +1,4 @@
-"""The GAN of perceptrons: Goodfellow et al. 2014's sizes, and a forward pass in numpy."""
+"""The multilayer perceptron GAN: sizes of Goodfellow et al. 2014, and a forward pass in numpy."""
 
 from itertools import pairwise
 
@@ -51,13 +51,13 @@ def test_sizes(depth, width, channels, classes):
         f"hidden{layer}": (B, width) for layer in range(depth)
     }
     pixels = 36 * channels
-    for first, last, some in (
+    for first, last, tree in (
         (LATENT, pixels, variables),
         (pixels, 1, _abstract(pair.discriminator, images, *labels)[2]),
     ):
         sizes = [first + classes, *[width] * depth, last]
         expected = sum((a + 1) * b for a, b in pairwise(sizes))
-        assert _count(some) == expected
+        assert _count(tree) == expected
 
 
 def _leaky(x):
@@ -93,7 +93,7 @@ def test_forward_passes_by_numpy():
     )
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_is_used_for_computation_but_not_for_storage():
     pair = mlp.gan(4, 8, classes=3, dtype=jnp.bfloat16)
     labels = jnp.zeros(B, jnp.int32)
     for network, x in zip(pair, (jnp.zeros((B, LATENT)), jnp.zeros((B, 4, 4, 1))), strict=True):
@@ -103,7 +103,7 @@ def test_half_precision_computes_but_does_not_store_in_half():
         assert {tap.dtype for tap in taps.values()} == {jnp.dtype(jnp.bfloat16)}
 
 
-def test_labels_must_be_given_to_conditional_networks_only():
+def test_labels_are_required_by_conditional_networks_only():
     inputs = (jnp.zeros((B, LATENT)), jnp.zeros((B, 4, 4, 1)))
     for network, x in zip(mlp.gan(4, 8, classes=3), inputs, strict=True):
         with pytest.raises(ValueError, match="made for 3 classes, but none were given"):

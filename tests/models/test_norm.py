@@ -1,4 +1,4 @@
-"""Batch normalisation against its formulas, in NumPy."""
+"""Batch normalisation against its formulas in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ VARIABLES = {
 
 
 @pytest.mark.parametrize("unbiased", [True, False])
-def test_training_normalises_by_the_batch_and_updates(unbiased):
+def test_training_normalises_by_the_batch_and_updates_running_statistics(unbiased):
     layer = norm.BatchNorm(train=True, momentum=0.8, epsilon=1e-3, unbiased=unbiased)
     output, updates = layer.apply(VARIABLES, X, mutable="batch_stats")
     flat = X.reshape(12, 4).astype(np.float64)
@@ -32,10 +32,10 @@ def test_training_normalises_by_the_batch_and_updates(unbiased):
     var = (deviation**2).sum(axis=0) / 12
     expected = deviation / np.sqrt(var + 1e-3) * SCALE + BIAS
     np.testing.assert_allclose(output.reshape(12, 4), expected, rtol=1e-4, atol=1e-5)
-    followed = (deviation**2).sum(axis=0) / (11 if unbiased else 12)
+    estimate = (deviation**2).sum(axis=0) / (11 if unbiased else 12)
     stats = updates["batch_stats"]
     np.testing.assert_allclose(stats["mean"], 0.8 * MEAN + 0.2 * mean, rtol=1e-5)
-    np.testing.assert_allclose(stats["var"], 0.8 * VAR + 0.2 * followed, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.8 * VAR + 0.2 * estimate, rtol=1e-5)
 
 
 def test_inference_normalises_by_the_running_statistics():
@@ -55,7 +55,7 @@ def test_a_single_value_has_a_finite_running_variance():
     np.testing.assert_allclose(updates["batch_stats"]["var"], 0.9 * np.ones(4), rtol=1e-6)
 
 
-def test_half_precision_computes_its_statistics_in_full():
+def test_half_precision_computes_statistics_in_float32():
     layer = norm.BatchNorm(train=True, dtype=jnp.bfloat16)
     large = (X + 300).astype(jnp.bfloat16)
     output, updates = layer.apply(VARIABLES, large, mutable="batch_stats")
@@ -71,27 +71,27 @@ def test_half_precision_computes_its_statistics_in_full():
         (1.0, 51, {50: 1.0}),
         (0.5, 51, {25: 1.0}),
         (0.37, 51, {18: 0.5, 19: 0.5}),
-        (0.375, 51, {18: 0.75, 19: 0.25}),  # the one further away has the larger share
+        (0.375, 51, {18: 0.75, 19: 0.25}),  # the farther set has the larger weight
         # 0.14 / 0.02 is a little more than 7 in floating point, 0.58 / 0.02 a little less than 29.
         (0.14, 51, {7: 0.0, 8: 1.0}),
         (0.58, 51, {28: 1.0, 29: 0.0}),
         (0.25, 3, {0: 0.5, 1: 0.5}),
     ],
 )
-def test_sets_of_a_truncation(truncation, statistics, rows):
-    found = dict(norm.truncation_rows(truncation, statistics))
-    assert found.keys() == rows.keys()
-    for row, share in rows.items():
-        assert found[row] == pytest.approx(share, abs=1e-9)
+def test_truncation_rows(truncation, statistics, rows):
+    weights = dict(norm.truncation_rows(truncation, statistics))
+    assert weights.keys() == rows.keys()
+    for row, weight in rows.items():
+        assert weights[row] == pytest.approx(weight, abs=1e-9)
 
 
 @pytest.mark.parametrize("truncation", [0.0, -0.5, 1.5, float("nan"), jnp.asarray(0.5)])
-def test_impossible_truncations_are_refused(truncation):
+def test_invalid_truncations_raise(truncation):
     with pytest.raises(ValueError, match=r"is not a Python number in \(0, 1\]"):
         norm.truncation_rows(truncation, 51)
 
 
-def test_truncation_chooses_the_statistics():
+def test_truncation_selects_the_statistics():
     means, variances = _normal(3, 4), RNG.uniform(0.5, 2, (3, 4)).astype(np.float32)
     variables = {"batch_stats": {"mean": means, "var": variances}}
     for truncation, mix in ((1.0, [0, 0, 1]), (0.5, [0, 1, 0]), (0.6, [0, 0.2, 0.8])):

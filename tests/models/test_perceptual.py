@@ -1,4 +1,4 @@
-"""The trunks: published sizes, taps, what they see of images, pools at the edge."""
+"""The trunks: published sizes, taps, input normalization, pools at the edge."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ MAKERS = list(TINY)
 @pytest.mark.parametrize(
     ("make", "parameters", "shapes"),
     [
-        # Torchvision's numbers, without the classifiers on top.
+        # Torchvision's numbers, without the classifier layers.
         (perceptual.vgg16, 14_714_688, [(64, 64), (32, 128), (16, 256), (8, 512), (4, 512)]),
         (perceptual.alexnet, 2_469_696, [(15, 64), (7, 192), (3, 384), (3, 256), (3, 256)]),
         (
@@ -45,7 +45,7 @@ def test_published_sizes(make, parameters, shapes):
     assert "heads" not in jax.eval_shape(make().init, KEY, IMAGE)
 
 
-def test_what_a_trunk_sees():
+def test_input_normalization():
     """Grey images are repeated; shift and scale are part of the network. All trunks share this."""
     make, widths = perceptual.alexnet, (2, 3, 4, 5, 6)
     images = RNG.uniform(-1, 1, (2, 31, 33, 3)).astype(np.float32)
@@ -55,40 +55,40 @@ def test_what_a_trunk_sees():
     shapes = jax.eval_shape(plain.init, KEY, images)
     variables = jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), shapes)
     grey = images[..., :1]
-    seen = (images - shift) / scale
+    normalized = (images - shift) / scale
 
     @jax.jit
-    def outputs(variables, images, grey, repeated, seen):
-        inputs = (plain, grey), (plain, repeated), (scaled, images), (plain, seen)
+    def outputs(variables, images, grey, repeated, normalized):
+        inputs = (plain, grey), (plain, repeated), (scaled, images), (plain, normalized)
         return [network.apply(variables, x)[0] for network, x in inputs]
 
-    a, b, c, d = outputs(variables, images, grey, np.repeat(grey, 3, 3), seen)
+    a, b, c, d = outputs(variables, images, grey, np.repeat(grey, 3, 3), normalized)
     assert np.abs(a).max() > 1
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(b).max())
     np.testing.assert_allclose(c, d, rtol=1e-4, atol=1e-4 * np.abs(d).max())
 
 
 def test_imagenet_constants():
-    """Those of [0, 1], where the means are .485, .456, .406 and the deviations .229, .224, .225."""
+    """As for [0, 1], where the means are .485, .456, .406 and the deviations .229, .224, .225."""
     means, deviations = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     np.testing.assert_allclose(perceptual.SHIFT, 2 * means - 1, atol=1e-9)
     np.testing.assert_allclose(perceptual.SCALE, 2 * deviations)
 
 
 @pytest.mark.parametrize("side", [7, 8, 9, 10])
-def test_the_last_window_reaches_every_pixel(side):
+def test_the_last_window_covers_every_pixel(side):
     x = RNG.uniform(0, 1, (1, side, side + 1, 2)).astype(np.float32)
-    found = perceptual.max_pool(perceptual._with_last_window(jnp.asarray(x)), 3, 2)
+    pooled = perceptual.max_pool(perceptual._pad_last_window(jnp.asarray(x)), 3, 2)
     rows, columns = (-(-(n - 3) // 2) + 1 for n in x.shape[1:3])
     expected = [
         [x[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max(axis=(1, 2)) for j in range(columns)]
         for i in range(rows)
     ]
-    np.testing.assert_array_equal(found, np.stack([np.stack(row, 1) for row in expected], 1))
+    np.testing.assert_array_equal(pooled, np.stack([np.stack(row, 1) for row in expected], 1))
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_refusals(make):
+def test_invalid_arguments_raise(make):
     with pytest.raises(ValueError, match="positive widths, not"):
         make(TINY[make][1:])
     with pytest.raises(ValueError, match="three numbers each"):

@@ -1,4 +1,4 @@
-"""SNGAN; and how the channels of all residual networks (BigGAN, TinyGAN) are described."""
+"""SNGAN, and the channel axes of all residual networks (SNGAN, BigGAN, TinyGAN)."""
 
 import functools
 import itertools
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from selection import quick
 
-from kd_jax import students
-from kd_jax.channels import group_widths, parts, path_name
+from kd_jax import pruning
+from kd_jax.axes import group_widths, parts, path_name
 from kd_jax.models import biggan, biggan_deep, resnet, tinygan
 from kd_jax.network import connect, tap_shapes
 
@@ -43,8 +43,8 @@ def _count(tree):
     return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
 
 
-def _trained(network, *inputs):
-    """Variables of which every value matters: no zero, no one, statistics as after training."""
+def _random_variables(network, *inputs):
+    """Random variables, without zeros and ones, with positive variances, scales and sigmas."""
 
     def draw(path, leaf):
         if path[-1].key in ("var", "scale", "sigma"):
@@ -55,7 +55,7 @@ def _trained(network, *inputs):
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(network.init, KEY, *inputs))
 
 
-def _real(inputs):
+def _random_inputs(inputs):
     return [
         jnp.arange(B) % CLASSES
         if x.dtype == jnp.int32
@@ -97,11 +97,11 @@ def test_shapes_taps_and_parameters(size, widths, blocks, classes):
     assert scores.shape == (B,)
     halvings = 2 if size == 32 else len(blocks) - 1
     sides = [size // 2 ** min(i + 1, halvings) for i in range(len(blocks))]
-    found = {name: tap.shape for name, tap in taps.items()}
+    shapes = {name: tap.shape for name, tap in taps.items()}
     for i, (s, w) in enumerate(zip(sides, blocks, strict=True)):
-        assert found[f"block_{i}"] == (B, s, s, w)
-    assert found[f"{sides[-1]}x{sides[-1]}"] == (B, sides[-1], sides[-1], blocks[-1])
-    assert found["features"] == (B, blocks[-1])
+        assert shapes[f"block_{i}"] == (B, s, s, w)
+    assert shapes[f"{sides[-1]}x{sides[-1]}"] == (B, sides[-1], sides[-1], blocks[-1])
+    assert shapes["features"] == (B, blocks[-1])
     count, before = 0, 3
     for i, b in enumerate(blocks):
         hidden = before if i else b
@@ -121,7 +121,7 @@ def test_upsampling_and_pooling():
     np.testing.assert_array_equal(resnet.average_pool(x), [[[[3.0, 4.0]]]])
 
 
-def test_labels_must_be_given_to_conditional_networks_only():
+def test_labels_are_required_by_conditional_networks_only():
     for module in (resnet, biggan, biggan_deep, tinygan):
         for network, x in zip(module.gan(32, 8, classes=3), (_z(12), _images(32)), strict=True):
             with pytest.raises(ValueError, match="made for 3 classes, but none were given"):
@@ -131,9 +131,9 @@ def test_labels_must_be_given_to_conditional_networks_only():
                 _abstract(network, x, LABELS)
 
 
-def test_impossible_sizes_and_widths_are_refused():
+def test_invalid_sizes_and_widths_raise():
     for make in (resnet.gan, resnet.generator, resnet.discriminator):
-        with pytest.raises(ValueError, match="size is one of 32, 64, 128, not 48"):
+        with pytest.raises(ValueError, match="size must be one of 32, 64, 128, not 48"):
             make(48)
         with pytest.raises(ValueError, match="width=0 must be at least 1"):
             make(32, 0)
@@ -147,7 +147,7 @@ def test_impossible_sizes_and_widths_are_refused():
 def discriminator():
     network = resnet.discriminator(32, 4, classes=CLASSES)
     images = jnp.asarray(RNG.uniform(-1, 1, (B, 32, 32, 3)), jnp.float32)
-    return jax.jit(network.apply), _trained(network, images, LABELS), images
+    return jax.jit(network.apply), _random_variables(network, images, LABELS), images
 
 
 def test_projection_head(discriminator):
@@ -155,7 +155,7 @@ def test_projection_head(discriminator):
     one, two = jnp.array([0, 0, 1, 2]), jnp.array([1, 0, 2, 0])
     scores, taps, _ = apply(variables, images, one)
     embedding = np.asarray(variables["params"]["label"]["embedding"], np.float64)
-    # The embedding is normalised as the layer does it, one step from its vector.
+    # The layer normalises the embedding after one power iteration from its stored vector.
     u = np.asarray(variables["spectral"]["label"]["u"], np.float64)[0]
     v = embedding.T @ u / np.linalg.norm(embedding.T @ u)
     embedding = embedding / np.linalg.norm(embedding @ v)
@@ -166,7 +166,7 @@ def test_projection_head(discriminator):
     assert abs(difference[0]) > 1e-3
 
 
-def test_examples_do_not_meet_in_the_discriminator(discriminator):
+def test_examples_do_not_interact_in_the_discriminator(discriminator):
     apply, variables, images = discriminator
     labels = jnp.zeros(B, jnp.int32)
     changed = images.at[2].set(0.0)
@@ -174,19 +174,19 @@ def test_examples_do_not_meet_in_the_discriminator(discriminator):
     assert (differ > 1e-5).tolist() == [False, False, True, False]
 
 
-def test_images_are_not_rectified():
+def test_the_first_block_does_not_rectify_images():
     network = resnet.discriminator(32, 4, spectral=None)
-    variables = _trained(network, _images(32))
+    variables = _random_variables(network, _images(32))
     variables["params"]["block_0"]["shortcut"]["kernel"] *= 0.0
     negative = -jnp.asarray(RNG.uniform(0.1, 1, (B, 32, 32, 3)), jnp.float32)
     _, taps, _ = network.apply(variables, negative)
-    _, others, _ = network.apply(variables, negative / 2)
-    assert np.abs(taps["block_0"] - others["block_0"]).max() > 1e-3
+    _, other_taps, _ = network.apply(variables, negative / 2)
+    assert np.abs(taps["block_0"] - other_taps["block_0"]).max() > 1e-3
 
 
 def test_generated_images_are_in_range_and_depend_on_latents_and_labels():
     network = resnet.generator(32, 4, classes=CLASSES)
-    variables = _trained(network, _z(), LABELS)
+    variables = _random_variables(network, _z(), LABELS)
     apply = jax.jit(network.apply)
     z, labels = jnp.asarray(RNG.normal(size=(B, LATENT)), jnp.float32), jnp.zeros(B, jnp.int32)
     images = np.asarray(apply(variables, z, labels)[0])
@@ -199,7 +199,7 @@ def test_generated_images_are_in_range_and_depend_on_latents_and_labels():
         assert changed.tolist() == [False, True, False, False]
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_applies_to_computation_not_storage():
     pair = resnet.gan(32, 2, classes=3, dtype=jnp.bfloat16)
     for network, x in zip(pair, (_z(), _images(32)), strict=True):
         output, taps, variables = _abstract(network, x, LABELS)
@@ -210,8 +210,8 @@ def test_half_precision_computes_but_does_not_store_in_half():
 
 # --- channels -------------------------------------------------------------------------------------
 
-# The network of some widths, its description, wider and narrower widths, inputs. A generator's
-# blocks may be of any widths, but for BigGAN-deep's, which never grow.
+# A function from widths to the network, its axes function, wider and narrower widths, inputs. A
+# generator's blocks may have any widths, except BigGAN-deep's, which must be non-increasing.
 CASES = {
     "resnet generator": (
         lambda widths: resnet.generator(32, widths, classes=CLASSES),
@@ -276,7 +276,6 @@ CASES = {
         (_images(16), LABELS),
     ),
 }
-every_case = pytest.mark.parametrize("case", CASES)
 some_cases = pytest.mark.parametrize(
     "case",
     quick(CASES, {"resnet discriminator", "biggan generator", "tinygan generator"}.__contains__),
@@ -285,60 +284,62 @@ some_cases = pytest.mark.parametrize(
 
 @functools.cache
 def _narrowed(case):
-    """The wide network's variables and axes, the narrow one's shapes, scores, and what to keep."""
+    """The wide network's variables and axes; the narrow one's shapes; scores; channel indices."""
     make, describe, (wide, narrow), inputs = CASES[case]
-    variables = _trained(make(wide), *inputs)
+    variables = _random_variables(make(wide), *inputs)
     axes = describe(variables)
     like = jax.eval_shape(make(narrow).init, KEY, *inputs)
-    scores = students.magnitude(variables, axes)
+    scores = pruning.magnitude(variables, axes)
     widths = group_widths(like, describe(like))
-    return variables, axes, like, scores, students.top_channels(scores, widths)
+    return variables, axes, like, scores, pruning.top_channels(scores, widths)
 
 
 @some_cases
-def test_a_narrower_student_gets_exactly_its_shapes(case):
+def test_pruned_teacher_has_the_student_shapes(case):
     variables, axes, like, scores, _ = _narrowed(case)
-    small = students.from_teacher(variables, axes, scores, like)
+    small = pruning.from_teacher(variables, axes, scores, like)
     assert jax.tree.structure(small) == jax.tree.structure(like)
     assert jax.tree.map(jnp.shape, small) == jax.tree.map(jnp.shape, like)
 
 
 @some_cases
-def test_keeping_all_channels_is_the_identity(case):
+def test_shrinking_to_all_channels_is_the_identity(case):
     variables, axes, *_ = _narrowed(case)
-    every = {group: np.arange(width) for group, width in group_widths(variables, axes).items()}
-    same = students.shrink(variables, axes, every)
-    jax.tree.map(np.testing.assert_array_equal, same, variables)
+    channel_indices = {
+        group: np.arange(width) for group, width in group_widths(variables, axes).items()
+    }
+    unpruned = pruning.shrink(variables, axes, channel_indices)
+    jax.tree.map(np.testing.assert_array_equal, unpruned, variables)
 
 
 @some_cases
-def test_channels_of_zeros_may_go(case):
+def test_removing_zeroed_channels_preserves_the_output(case):
     make, _, (wide, narrow), inputs = CASES[case]
-    variables, axes, _, _, kept = _narrowed(case)
-    small = students.shrink(variables, axes, kept)
-    # Zeros wherever the channels that go have a place: what a shrunk tensor of ones lacks.
+    variables, axes, _, _, channel_indices = _narrowed(case)
+    small = pruning.shrink(variables, axes, channel_indices)
+    # Zero all entries of the removed channels.
     ones = jax.tree.map(jnp.ones_like, variables)
-    zeroed = jax.tree.map(lambda x, mask: x * mask, variables, _mask(ones, axes, kept))
-    real = _real(inputs)
+    zeroed = jax.tree.map(lambda x, mask: x * mask, variables, _mask(ones, axes, channel_indices))
+    inputs = _random_inputs(inputs)
     apply = jax.jit(make(wide).apply)
-    output, _, _ = apply(zeroed, *real)
-    expected, _, _ = jax.jit(make(narrow).apply)(small, *real)
+    output, _, _ = apply(zeroed, *inputs)
+    expected, _, _ = jax.jit(make(narrow).apply)(small, *inputs)
     np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-4)
-    untouched, _, _ = apply(variables, *real)
-    assert np.abs(np.asarray(untouched - output)).max() > 1e-2
+    original, _, _ = apply(variables, *inputs)
+    assert np.abs(np.asarray(original - output)).max() > 1e-2
 
 
-def _mask(ones, axes, kept):
-    """1 where all of a tensor's axes keep their place, 0 elsewhere."""
+def _mask(ones, axes, channel_indices):
+    """1 for the entries that pruning retains, 0 elsewhere."""
     sizes = group_widths(ones, axes)
 
     def along(axis, length):
-        chosen, start = np.zeros(length, np.float32), 0
+        retained, start = np.zeros(length, np.float32), 0
         for part in parts(axis):
-            stays = kept[part] if isinstance(part, str) else np.arange(length)
-            chosen[start + stays] = 1
+            indices = channel_indices[part] if isinstance(part, str) else np.arange(length)
+            retained[start + indices] = 1
             start += sizes.get(part, length)
-        return chosen
+        return retained
 
     def mask(path, leaf):
         result = np.ones(leaf.shape, np.float32)
@@ -350,13 +351,14 @@ def _mask(ones, axes, kept):
     return jax.tree_util.tree_map_with_path(mask, ones)
 
 
-def test_networks_of_other_kinds_are_refused():
-    made = {
-        case: _trained(make(wide), *inputs) for case, (make, _, (wide, _), inputs) in CASES.items()
+def test_axes_of_other_networks_raise():
+    variables_of = {
+        case: _random_variables(make(wide), *inputs)
+        for case, (make, _, (wide, _), inputs) in CASES.items()
     }
     for case, (_, describe, _, _) in CASES.items():
         family, kind = case.split()[-2:]
-        for other, variables in made.items():
+        for other, variables in variables_of.items():
             if other.split()[-2:] == [family, kind]:
                 continue
             if {family, other.split()[-2]} == {"resnet", "biggan"} and kind == other.split()[-1]:
@@ -365,14 +367,14 @@ def test_networks_of_other_kinds_are_refused():
                 describe(variables)
 
 
-def test_connected_networks_are_disconnected_first():
+def test_axes_of_connected_networks_raise():
     network = connect(resnet.generator(32, 2), {"8x8": (1, 8, 8, 11)})
     variables = jax.eval_shape(network.init, KEY, _z())
     with pytest.raises(ValueError, match=r"connectors/8x8/bias belongs to a connector"):
         resnet.generator_axes(variables)
 
 
-def test_taps_are_those_that_are_documented():
+def test_taps_match_the_documentation():
     taps = tap_shapes(CASES["biggan generator"][0]((8, 8, 8, 8)), _z(8), LABELS)
     sides = ["4x4", "8x8", "16x16", "32x32"]
     assert set(taps) == {*sides, "block_0", "block_1", "block_2", "attention_1"}

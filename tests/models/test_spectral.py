@@ -29,7 +29,7 @@ def test_power_iteration_finds_the_largest_singular_values():
     np.testing.assert_allclose(u, signs * right[:3], atol=1e-3)
 
 
-def test_one_step_by_hand():
+def test_one_iteration_matches_a_manual_computation():
     # v = M u / 5 = (3, 4) / 5, then M^T v = (3, 8) / 5 and sigma is its length.
     u, v, sigma = spectral.power_iteration(jnp.diag(jnp.array([1.0, 2.0])), jnp.array([[3.0, 2.0]]))
     np.testing.assert_allclose(v, [[0.6, 0.8]], rtol=1e-6)
@@ -37,19 +37,19 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(sigma, [np.sqrt(2.92)], rtol=1e-6)
 
 
-def test_a_step_of_two_vectors():
-    """The second of each pair is made orthogonal to the first before it is normalised."""
+def test_one_iteration_of_two_vectors():
+    """The second vector is orthogonalized to the first before it is normalised."""
     matrix, u = _normal(4, 3), _normal(2, 3)
-    new, v, sigma = spectral.power_iteration(matrix, u)
-    first = matrix @ u[0] / np.linalg.norm(matrix @ u[0])
-    second = matrix @ u[1] - first * (first @ matrix @ u[1])
-    second /= np.linalg.norm(second)
-    np.testing.assert_allclose(v, [first, second], rtol=1e-4, atol=1e-5)
-    one = first @ matrix / np.linalg.norm(first @ matrix)
-    two = second @ matrix - one * (second @ matrix @ one)
-    two /= np.linalg.norm(two)
-    np.testing.assert_allclose(new, [one, two], rtol=1e-4, atol=1e-5)
-    expected = [first @ matrix @ one, second @ matrix @ two]
+    new_u, v, sigma = spectral.power_iteration(matrix, u)
+    v1 = matrix @ u[0] / np.linalg.norm(matrix @ u[0])
+    v2 = matrix @ u[1] - v1 * (v1 @ matrix @ u[1])
+    v2 /= np.linalg.norm(v2)
+    np.testing.assert_allclose(v, [v1, v2], rtol=1e-4, atol=1e-5)
+    u1 = v1 @ matrix / np.linalg.norm(v1 @ matrix)
+    u2 = v2 @ matrix - u1 * (v2 @ matrix @ u1)
+    u2 /= np.linalg.norm(u2)
+    np.testing.assert_allclose(new_u, [u1, u2], rtol=1e-4, atol=1e-5)
+    expected = [v1 @ matrix @ u1, v2 @ matrix @ u2]
     np.testing.assert_allclose(sigma, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -61,13 +61,13 @@ def test_short_vectors_are_divided_by_epsilon():
 
 def test_only_the_product_is_differentiated():
     matrix, u = _normal(4, 3), _normal(1, 3)
-    new, v, _ = spectral.power_iteration(matrix, u)
+    new_u, v, _ = spectral.power_iteration(matrix, u)
     gradient = jax.grad(lambda m: spectral.power_iteration(m, u)[2][0])(matrix)
-    np.testing.assert_allclose(gradient, np.outer(v[0], new[0]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, np.outer(v[0], new_u[0]), rtol=1e-5, atol=1e-6)
 
 
 class Layer(spectral.nn.Module):
-    """One layer, as a network."""
+    """A network of a single layer."""
 
     make: object
 
@@ -92,11 +92,11 @@ LAYERS = {
 
 def _variables(network, x):
     variables = network.init(jax.random.key(0), x)
-    draw = {path: _normal(*leaf.shape) for path, leaf in variables["params"]["layer"].items()}
-    return {**variables, "params": {"layer": draw}}
+    params = {path: _normal(*leaf.shape) for path, leaf in variables["params"]["layer"].items()}
+    return {**variables, "params": {"layer": params}}
 
 
-def _largest(params):
+def _largest_singular_value(params):
     weight = next(value for name, value in params["layer"].items() if name != "bias")
     return np.linalg.svd(weight.reshape(-1, weight.shape[-1]), compute_uv=False)[0]
 
@@ -111,19 +111,21 @@ def test_the_converged_layer_divides_by_the_largest_singular_value(name, stored)
     for _ in range(3):
         output, _, variables = network.apply(variables, x, train=True)
     params = variables["params"]
-    bare, _, _ = _layer(kind, **options).apply({"params": params}, x)
+    unnormalised, _, _ = _layer(kind, **options).apply({"params": params}, x)
     bias = np.asarray(params["layer"].get("bias", 0.0))
-    expected = (np.asarray(bare) - bias.reshape((1,) * (bare.ndim - 1) + (-1,))) / _largest(params)
-    expected += bias.reshape((1,) * (bare.ndim - 1) + (-1,))
+    expected = (
+        np.asarray(unnormalised) - bias.reshape((1,) * (unnormalised.ndim - 1) + (-1,))
+    ) / _largest_singular_value(params)
+    expected += bias.reshape((1,) * (unnormalised.ndim - 1) + (-1,))
     np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
-    inferred, _, _ = network.apply(variables, x)
-    np.testing.assert_allclose(inferred, expected, rtol=1e-4, atol=1e-5)
+    inference, _, _ = network.apply(variables, x)
+    np.testing.assert_allclose(inference, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(
-        variables["spectral"]["layer"]["sigma"], [_largest(params)], rtol=1e-5
+        variables["spectral"]["layer"]["sigma"], [_largest_singular_value(params)], rtol=1e-5
     )
 
 
-def test_training_takes_as_many_steps_as_asked():
+def test_iterations_is_the_number_of_iterations_in_training():
     x = LAYERS["dense"][2]
     network = _layer(spectral.Dense, features=3, norm=SpectralNorm(iterations=2, vectors=2))
     variables = _variables(network, x)
@@ -135,8 +137,8 @@ def test_training_takes_as_many_steps_as_asked():
     np.testing.assert_allclose(after["spectral"]["layer"]["sigma"], sigma, rtol=1e-5)
 
 
-def test_what_inference_takes():
-    """One step more without `stored`, the vectors as they are with it; nothing is written."""
+def test_inference():
+    """Without `stored` there is one more iteration; with it the vectors are used unchanged."""
     x, kernel = LAYERS["dense"][2], _normal(5, 3)
     u, v = _normal(1, 3), _normal(1, 5)
     params = {"layer": {"kernel": kernel, "bias": np.zeros(3, np.float32)}}
@@ -146,17 +148,17 @@ def test_what_inference_takes():
         network = _layer(spectral.Dense, features=3, norm=SpectralNorm(stored=stored))
         output, _, same = network.apply(variables, x)
         assert same is variables
-        first = kernel @ u[0] / np.linalg.norm(kernel @ u[0])
-        sigma = (v @ kernel @ u.T).item() if stored else np.linalg.norm(first @ kernel)
+        new_v = kernel @ u[0] / np.linalg.norm(kernel @ u[0])
+        sigma = (v @ kernel @ u.T).item() if stored else np.linalg.norm(new_v @ kernel)
         np.testing.assert_allclose(output, x @ kernel / sigma, rtol=1e-4, atol=1e-5)
 
 
-def test_plain_layers_have_no_vectors():
+def test_layers_without_normalisation_have_no_vectors():
     for kind, options, x in LAYERS.values():
         assert set(_layer(kind, **options).init(jax.random.key(0), x)) == {"params"}
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_applies_to_computation_not_storage():
     for kind, options, x in LAYERS.values():
         network = _layer(kind, norm=SpectralNorm(), dtype=jnp.bfloat16, **options)
         variables = network.init(jax.random.key(0), x)
@@ -164,6 +166,6 @@ def test_half_precision_computes_but_does_not_store_in_half():
         assert network.apply(variables, x)[0].dtype == jnp.bfloat16
 
 
-def test_a_missing_layer_is_named():
+def test_axes_of_a_missing_layer_raise():
     with pytest.raises(ValueError, match=r"such a network: params/conv/kernel is missing"):
         spectral.layer_axes({}, "conv", None, "out")

@@ -1,4 +1,4 @@
-"""StyleGAN3: filters by closed forms, the published schedule, equivariance, averages, channels."""
+"""StyleGAN3: filters in closed form, the published schedule, equivariance, averages, channels."""
 
 import itertools
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import students
-from kd_jax.channels import group_widths
+from kd_jax import pruning
+from kd_jax.axes import group_widths
 from kd_jax.models import stylegan3
 from kd_jax.models.stylegan3 import CONFIG_R, CONSTANTS, Design, lowpass_filter
 from kd_jax.network import tap_shapes
@@ -25,7 +25,7 @@ def _tiny(size=16, widths=(5, 4), **options):
 
 
 def _abstract(network):
-    """Image, taps and variables after training, as shapes and dtypes."""
+    """Shapes and dtypes of image, taps and updated variables."""
 
     def run(key):
         return network.apply(network.init(key, Z), Z, train=True)
@@ -33,23 +33,23 @@ def _abstract(network):
     return jax.eval_shape(run, KEY)
 
 
-def _drawn(network, *inputs):
-    """Variables of which every value matters, poses and averages included; nothing is compiled."""
+def _random_variables(network, *inputs):
+    """Random variables, including poses and averages; no compilation."""
     rng = np.random.default_rng(1)
-    norms = {"bias": 0.3, "frequencies": 1.0, "phases": 0.5, "w_avg": 0.5}
+    deviations = {"bias": 0.3, "frequencies": 1.0, "phases": 0.5, "w_avg": 0.5}
 
     def draw(path, leaf):
-        name, whose = path[-1].key, path[-2].key
+        name, module = path[-1].key, path[-2].key
         if name == "magnitude_ema":
             value = np.exp(0.3 * rng.normal())
         elif name == "transform":
             value = np.eye(3)
-        elif whose == "affine" and name == "bias" and leaf.shape == (4,):
+        elif module == "affine" and name == "bias" and leaf.shape == (4,):
             value = np.array([0.9, 0.3, 0.1, -0.1])
         else:
-            value = norms.get(name, 1.0) * rng.normal(size=leaf.shape)
-            if whose.startswith("fc"):
-                value = 100 * value  # used times the learning rate's multiplier
+            value = deviations.get(name, 1.0) * rng.normal(size=leaf.shape)
+            if module.startswith("fc"):
+                value = 100 * value  # to be multiplied by lr_multiplier
             if name == "frequencies":
                 value /= np.maximum(1, np.linalg.norm(value, axis=1, keepdims=True) / 2)
         return jnp.asarray(value, jnp.float32)
@@ -62,28 +62,28 @@ def tiny():
     """A network, its variables and its jitted apply."""
     network = _tiny()
     apply = jax.jit(network.apply, static_argnames=("train", "truncation", "truncation_cutoff"))
-    return network, _drawn(network, Z), apply
+    return network, _random_variables(network, Z), apply
 
 
 def _translation(x, y):
     return jnp.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
-def _posed(variables, pose):
-    """The variables with one pose for every style."""
+def _with_pose(variables, pose):
+    """The variables with the same pose for every style."""
     affine = variables["params"]["synthesis"]["input"]["affine"]
     fixed = {"weight": jnp.zeros_like(affine["weight"]), "bias": pose}
-    return _with(variables, "input", affine=fixed)
+    return _replace(variables, "input", affine=fixed)
 
 
 def _upright(variables):
-    return _posed(variables, jnp.array([1.0, 0.0, 0.0, 0.0]))
+    return _with_pose(variables, jnp.array([1.0, 0.0, 0.0, 0.0]))
 
 
-def _with(variables, layer, **replaced):
-    """The variables with other parameters of a layer."""
+def _replace(variables, layer, **parameters):
+    """The variables with some parameters of a layer replaced."""
     synthesis = variables["params"]["synthesis"]
-    synthesis = {**synthesis, layer: {**synthesis[layer], **replaced}}
+    synthesis = {**synthesis, layer: {**synthesis[layer], **parameters}}
     return {**variables, "params": {**variables["params"], "synthesis": synthesis}}
 
 
@@ -92,22 +92,22 @@ def _with(variables, layer, **replaced):
 
 @pytest.mark.parametrize("radial", [False, True])
 @pytest.mark.parametrize("numtaps", [1, 12, 13])
-def test_filters_keep_a_constant_and_are_symmetric(numtaps, radial):
-    taps = lowpass_filter(numtaps, 2.0, 4.0, 32, radial)
-    assert taps.shape == (numtaps,) * (2 if radial else 1)
-    assert taps.dtype == np.float32
-    np.testing.assert_allclose(taps.sum(dtype=np.float64), 1.0, rtol=1e-6)
-    np.testing.assert_allclose(taps, np.flip(taps), rtol=1e-5)
+def test_filters_preserve_a_constant_and_are_symmetric(numtaps, radial):
+    coefficients = lowpass_filter(numtaps, 2.0, 4.0, 32, radial)
+    assert coefficients.shape == (numtaps,) * (2 if radial else 1)
+    assert coefficients.dtype == np.float32
+    np.testing.assert_allclose(coefficients.sum(dtype=np.float64), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(coefficients, np.flip(coefficients), rtol=1e-5)
     if radial:
-        np.testing.assert_allclose(taps, taps.T, rtol=1e-5)
+        np.testing.assert_allclose(coefficients, coefficients.T, rtol=1e-5)
 
 
-def test_a_filter_attenuates_as_kaiser_designs_it():
+def test_attenuation_follows_kaisers_formula():
     numtaps, cutoff, width, fs = 49, 5.0, 4.0, 32.0
-    taps = lowpass_filter(numtaps, cutoff, width, fs).astype(np.float64)
+    coefficients = lowpass_filter(numtaps, cutoff, width, fs).astype(np.float64)
     frequencies = np.linspace(0, fs / 2, 2000)
     times = (np.arange(numtaps) - (numtaps - 1) / 2) / fs
-    gain = np.cos(2 * np.pi * frequencies[:, None] * times[None]) @ taps
+    gain = np.cos(2 * np.pi * frequencies[:, None] * times[None]) @ coefficients
     ripple = 10 ** (-(2.285 * (numtaps - 1) * 2 * np.pi * width / fs + 7.95) / 20)
     assert ripple < 2e-5
     assert np.abs(gain[frequencies >= cutoff + width / 2]).max() < 1.5 * ripple
@@ -115,18 +115,18 @@ def test_a_filter_attenuates_as_kaiser_designs_it():
     np.testing.assert_allclose(np.interp(cutoff, frequencies, gain), 0.5, atol=1e-3)
 
 
-def test_a_radial_filter_is_bessels_function():
-    # So narrow a transition has a rectangular window, and at this cutoff a tap at distance r is
-    # J1(r) / r. Values of J1 from Abramowitz & Stegun, table 9.1.
-    taps = lowpass_filter(11, 1 / (2 * np.pi), 0.01, 1.0, radial=True).astype(np.float64)
-    center = taps[5, 5]
+def test_radial_filters_follow_the_bessel_function():
+    # A transition this narrow has a rectangular window, and at this cutoff the coefficient at
+    # distance r is J1(r) / r. Values of J1 from Abramowitz & Stegun, table 9.1.
+    coefficients = lowpass_filter(11, 1 / (2 * np.pi), 0.01, 1.0, radial=True).astype(np.float64)
+    center = coefficients[5, 5]
     for x, y, r, j1 in ((1, 0, 1, 0.4400505857), (0, 2, 2, 0.5767248078), (3, 4, 5, -0.3275791376)):
-        np.testing.assert_allclose(taps[5 + y, 5 + x] / center, 2 * j1 / r, rtol=1e-6)
-    np.testing.assert_allclose(taps[5 + 3, 5 + 4], taps[5, 0], rtol=1e-6)
+        np.testing.assert_allclose(coefficients[5 + y, 5 + x] / center, 2 * j1 / r, rtol=1e-6)
+    np.testing.assert_allclose(coefficients[5 + 3, 5 + 4], coefficients[5, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(("numtaps", "cutoff"), [(0, 2.0), (12, 0.0), (12, 16.0)])
-def test_impossible_filters_are_refused(numtaps, cutoff):
+def test_invalid_filters_raise(numtaps, cutoff):
     with pytest.raises(ValueError, match=f"a filter of {numtaps} taps with a cutoff of {cutoff:g}"):
         lowpass_filter(numtaps, cutoff, 1.0, 32.0)
 
@@ -134,7 +134,7 @@ def test_impossible_filters_are_refused(numtaps, cutoff):
 # --- the schedule ---------------------------------------------------------------------------------
 
 
-def test_sizes_and_channels_are_the_published_ones():
+def test_sizes_and_channels_match_the_published_ones():
     # The layers' names in the published StyleGAN3-R of size 1024.
     published = (
         "36_1024 36_1024 52_1024 52_1024 84_1024 148_1024 148_1024 276_645 276_406 532_256 "
@@ -157,13 +157,13 @@ def test_bands_grow_geometrically_and_fit_their_rates():
     np.testing.assert_allclose(ratios, 64 ** (1 / 12), rtol=1e-12)
     for index, band in enumerate(bands):
         assert band.rate in (16, 32, 64, 128, 256)
-        # All but the critical layers have their stopband below the Nyquist frequency.
+        # Except for the critical layers, the cutoff is below the Nyquist frequency.
         assert band.cutoff + band.half_width >= band.rate / 2
         assert band.cutoff < band.rate / 2 or index >= 12
     assert bands[-2].half_width == pytest.approx(128 * (2**0.3 - 1))
 
 
-def test_filters_are_radial_where_nothing_is_critical():
+def test_filters_of_noncritical_layers_are_radial():
     for radial in (False, True):
         design = Design(64, num_layers=4, use_radial_filters=radial)
         filters = [design.resampling(index) for index in range(5)]
@@ -172,19 +172,19 @@ def test_filters_are_radial_where_nothing_is_critical():
         assert filters[4].up_filter is filters[4].down_filter is None
 
 
-def test_filters_halve_the_cutoff_of_what_they_read_and_of_what_they_write():
+def test_filter_gain_at_the_cutoff_is_a_half():
     design = Design(64, num_layers=6, filter_size=24)
     bands = design.bands()
     for index in range(6):
         before, after = bands[max(index - 1, 0)], bands[index]
         resampling = design.resampling(index)
         rate = 2 * max(before.rate, after.rate)
-        for taps, band in (
+        for coefficients, band in (
             (resampling.up_filter, before),
             (resampling.down_filter, after),
         ):
-            times = (np.arange(taps.size) - (taps.size - 1) / 2) / rate
-            gain = np.cos(2 * np.pi * band.cutoff * times) @ taps.astype(np.float64)
+            times = (np.arange(coefficients.size) - (coefficients.size - 1) / 2) / rate
+            gain = np.cos(2 * np.pi * band.cutoff * times) @ coefficients.astype(np.float64)
             np.testing.assert_allclose(gain, 0.5, atol=0.05)
 
 
@@ -205,11 +205,11 @@ def test_shapes_and_taps(options):
     assert variables["params"]["synthesis"]["L14"]["weight"].shape == (1, 1, 8, 3)
 
 
-def test_the_rates_need_no_power_of_two():
+def test_size_need_not_be_a_power_of_two():
     assert _abstract(_tiny(size=20))[0].shape == (B, 20, 20, 3)
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_applies_to_computation_not_storage():
     image, taps, variables = _abstract(_tiny(dtype=jnp.bfloat16))
     assert image.dtype == taps["fourier"].dtype == jnp.float32
     assert taps["L0"].dtype == taps["L1"].dtype == jnp.bfloat16
@@ -233,14 +233,14 @@ def test_half_precision_computes_but_does_not_store_in_half():
         ({"num_layers": 3}, "3 layers have 3 widths, not 2"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_invalid_options_raise(options, message):
     size = options.pop("size", 16)
-    given = {"widths": (5, 4), "num_layers": 2, "num_critical": 1} | options
+    arguments = {"widths": (5, 4), "num_layers": 2, "num_critical": 1} | options
     with pytest.raises(ValueError, match=message):
-        stylegan3.generator(size, **given)
+        stylegan3.generator(size, **arguments)
 
 
-def test_bad_inputs_are_refused(tiny):
+def test_invalid_inputs_raise(tiny):
     network, variables, _ = tiny
     with pytest.raises(ValueError, match=r"latents \[B, 6\] are needed, not \(2, 8\)"):
         network.apply(variables, jnp.zeros((2, 8)))
@@ -255,47 +255,47 @@ def test_bad_inputs_are_refused(tiny):
 # --- equivariance ---------------------------------------------------------------------------------
 
 
-def test_an_integer_translation_of_the_input_moves_the_image():
-    # The first layers have half the image's rate: a shift by a pixel is between their samples, and
-    # what remains is what the filters let through.
+def test_an_integer_translation_of_the_input_translates_the_image():
+    # The first layers have half the image's rate: a shift by a pixel falls between their samples,
+    # and the remaining error is what the filters let through.
     network = _tiny(32, (6, 6, 6, 6), num_critical=2, margin_size=10)
-    variables = _drawn(network, Z)
+    variables = _random_variables(network, Z)
     render = jax.jit(lambda transform: network.apply(variables, Z, transform=transform)[0])
     image = np.asarray(render(jnp.eye(3)))
-    moved = np.asarray(render(_translation(-2 / 32, 1 / 32)))  # right by 2, up by 1
-    remains = moved[:, :-1, 2:] - image[:, 1:, :-2]
-    assert np.abs(moved - image).max() > 0.5 * image.std()
-    assert np.sqrt((remains**2).mean()) < 1e-3 * image.std()
+    translated = np.asarray(render(_translation(-2 / 32, 1 / 32)))  # right by 2, up by 1
+    error = translated[:, :-1, 2:] - image[:, 1:, :-2]
+    assert np.abs(translated - image).max() > 0.5 * image.std()
+    assert np.sqrt((error**2).mean()) < 1e-3 * image.std()
 
 
-def test_only_r_turns_with_its_input():
+def test_only_r_is_equivariant_to_rotation():
     quarter = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     errors = {}
     for name, options in (("t", {}), ("r", {"conv_kernel": 1, "use_radial_filters": True})):
         network = _tiny(32, (6, 6, 6), margin_size=10, **options)
-        variables = _drawn(network, Z)
+        variables = _random_variables(network, Z)
         render = jax.jit(lambda v, t, network=network: network.apply(v, Z, transform=t)[0])
-        image, turned = (render(_upright(variables), t) for t in (jnp.eye(3), quarter))
-        error = np.abs(np.rot90(image, axes=(1, 2)) - turned).max()
+        image, rotated = (render(_upright(variables), t) for t in (jnp.eye(3), quarter))
+        error = np.abs(np.rot90(image, axes=(1, 2)) - rotated).max()
         errors[name] = error / np.std(image)
     assert errors["r"] < 1e-4
     assert errors["t"] > 0.5
 
 
-def test_a_pose_is_the_inverse_of_a_transform(tiny):
+def test_a_pose_equals_the_inverse_transform(tiny):
     _, variables, apply = tiny
     x, y, angle = 0.1, -0.2, 0.7
     c, s = np.cos(angle), np.sin(angle)
-    # Any length of the pose is divided out.
-    posed = _posed(variables, 3 * jnp.array([c, s, x, y], jnp.float32))
+    # A pose is normalised by the length of its rotation vector.
+    posed = _with_pose(variables, 3 * jnp.array([c, s, x, y], jnp.float32))
     inverse = jnp.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ _translation(-x, -y)
 
     expected = apply(_upright(variables), Z, transform=inverse)[0]
-    found = apply(posed, Z, transform=jnp.eye(3))[0]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    each = apply(_upright(variables), Z, transform=jnp.stack([inverse, jnp.eye(3)]))[0]
-    np.testing.assert_allclose(each[0], expected[0], atol=1e-5)
-    assert np.abs(each[1] - expected[1]).max() > 1e-2
+    image = apply(posed, Z, transform=jnp.eye(3))[0]
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+    images = apply(_upright(variables), Z, transform=jnp.stack([inverse, jnp.eye(3)]))[0]
+    np.testing.assert_allclose(images[0], expected[0], atol=1e-5)
+    assert np.abs(images[1] - expected[1]).max() > 1e-2
 
 
 def test_waves_fade_out_towards_the_nyquist_frequency(tiny):
@@ -306,13 +306,13 @@ def test_waves_fade_out_towards_the_nyquist_frequency(tiny):
     for zoom in (1.0, 3.0, 8 / norms.min() + 0.01):
         waves = apply(variables, Z, transform=jnp.diag(jnp.array([zoom, zoom, 1.0])))[1]["fourier"]
         amplitudes = np.clip(1 - (zoom * norms - 2) / (16 / 2 - 2), 0, 1)
-        found = np.abs(waves).max(axis=(0, 1, 2))
-        assert (found <= amplitudes + 1e-6).all()
-        assert (found >= 0.9 * amplitudes).all()
+        magnitudes = np.abs(waves).max(axis=(0, 1, 2))
+        assert (magnitudes <= amplitudes + 1e-6).all()
+        assert (magnitudes >= 0.9 * amplitudes).all()
     assert amplitudes.max() == 0
 
 
-def test_a_new_input_is_upright_with_frequencies_all_over_the_disc():
+def test_initial_input_has_no_rotation_and_frequencies_in_a_disc():
     design = Design(16, num_layers=2, num_critical=1, first_cutoff=3.0)
     styles = jnp.zeros((B, STYLE))
     module = stylegan3.SynthesisInput(256, design.bands()[0])
@@ -321,7 +321,7 @@ def test_a_new_input_is_upright_with_frequencies_all_over_the_disc():
     frequencies, phases = (np.asarray(constants[name]) for name in ("frequencies", "phases"))
     radii = np.linalg.norm(frequencies, axis=1)
     assert radii.max() <= 3.0
-    # As many in the inner disc of half the area as outside of it, and on either side.
+    # Half of them lie in the inner disc of half the area, and half on either side of each axis.
     assert 0.4 < (radii < 3 / np.sqrt(2)).mean() < 0.6
     assert ((frequencies > 0).mean(axis=0) > 0.4).all()
     assert -0.5 <= phases.min() < -0.45
@@ -338,11 +338,11 @@ def test_a_new_input_is_upright_with_frequencies_all_over_the_disc():
 # --- training and styles --------------------------------------------------------------------------
 
 
-def test_magnitudes_and_w_avg_follow_the_batch(tiny):
+def test_training_updates_magnitudes_and_w_avg(tiny):
     network, variables, apply = tiny
     _, taps, after = apply(variables, Z, train=True)
     before = variables["averages"]["synthesis"]
-    # The first layer's input does not depend on the averages, which later ones read at once.
+    # The first layer's input does not depend on the averages; later layers read the updated ones.
     for name, source in (("L0", "input"), ("L1", "L0"), ("L2", "L1")):
         mean = (np.asarray(taps[source], np.float64) ** 2).mean()
         expected = 0.999 * float(before[name]["magnitude_ema"]) + 0.001 * mean
@@ -355,20 +355,20 @@ def test_magnitudes_and_w_avg_follow_the_batch(tiny):
     np.testing.assert_allclose(
         after["averages"]["mapping"]["w_avg"], 0.998 * w_avg + 0.002 * w, rtol=1e-5, atol=1e-6
     )
-    for constant, same in zip(
+    for before_leaf, after_leaf in zip(
         jax.tree.leaves(variables[CONSTANTS]), jax.tree.leaves(after[CONSTANTS]), strict=True
     ):
-        np.testing.assert_array_equal(constant, same)
+        np.testing.assert_array_equal(before_leaf, after_leaf)
 
 
 def test_a_layer_divides_by_its_magnitude(tiny):
     _, variables, apply = tiny
     averages = variables["averages"]
     last = averages["synthesis"]["L2"]["magnitude_ema"]
-    louder = {**averages["synthesis"], "L2": {"magnitude_ema": 4 * last}}
+    scaled = {**averages["synthesis"], "L2": {"magnitude_ema": 4 * last}}
     bias = variables["params"]["synthesis"]["L2"]["bias"]
     image = apply(variables, Z)[0]
-    other = apply({**variables, "averages": {**averages, "synthesis": louder}}, Z)[0]
+    other = apply({**variables, "averages": {**averages, "synthesis": scaled}}, Z)[0]
     offset = 0.25 * bias[None, None, None]
     np.testing.assert_allclose(other - offset, (image - offset) / 2, atol=1e-6)
 
@@ -379,37 +379,37 @@ def test_activations_are_clamped(tiny):
     network = _tiny(conv_clamp=0.2)
     image, taps, _ = jax.jit(network.apply)(variables, Z)
     np.testing.assert_allclose(np.abs(image).max(), 0.25 * 0.2, rtol=1e-6)
-    assert 0.1 < np.abs(taps["L1"]).max() < 0.3  # the filter comes after it
+    assert 0.1 < np.abs(taps["L1"]).max() < 0.3  # the filter follows the clamp
 
 
-def test_magnitudes_pass_no_gradient(tiny):
-    # Scaling the waves' mixture changes the mean square as well as the image; the gradient must be
-    # that of the image alone, as if the magnitude stood still.
+def test_magnitudes_have_no_gradient(tiny):
+    # Scaling the waves' mixture changes the mean square as well as the image; the gradient must
+    # treat the magnitude as a constant.
     _, variables, _ = tiny
     fast = _tiny(magnitude_ema_beta=0.0)
     after = jax.jit(lambda v: fast.apply(v, Z, train=True)[2])(variables)
 
     def gradient(network, variables, train):
         def loss(weight):
-            changed = _with(variables, "input", weight=weight)
+            changed = _replace(variables, "input", weight=weight)
             return (network.apply(changed, Z, train=train)[0] ** 2).sum()
 
         return jax.jit(jax.grad(loss))(variables["params"]["synthesis"]["input"]["weight"])
 
-    moving = gradient(fast, variables, train=True)
-    still = gradient(fast, after, train=False)
-    assert np.abs(still).max() > 1e-3
-    np.testing.assert_allclose(moving, still, rtol=1e-4, atol=1e-6)
+    updated = gradient(fast, variables, train=True)
+    constant = gradient(fast, after, train=False)
+    assert np.abs(constant).max() > 1e-3
+    np.testing.assert_allclose(updated, constant, rtol=1e-4, atol=1e-6)
 
 
-def test_synthesis_of_mapping_is_apply(tiny):
+def test_mapping_and_synthesis_compose_to_apply(tiny):
     network, variables, apply = tiny
     options = {"truncation": 0.6, "truncation_cutoff": 2}
     styles = network.mapping(variables, Z, **options)
     assert styles.shape == (B, 4, STYLE)
-    moved = _translation(0.1, 0.0)
-    images, taps = jax.jit(network.synthesis)(variables, styles, transform=moved)
-    expected, expected_taps, _ = apply(variables, Z, **options, transform=moved)
+    transform = _translation(0.1, 0.0)
+    images, taps = jax.jit(network.synthesis)(variables, styles, transform=transform)
+    expected, expected_taps, _ = apply(variables, Z, **options, transform=transform)
     np.testing.assert_allclose(images, expected, atol=1e-5)
     assert taps.keys() == expected_taps.keys()
 
@@ -431,7 +431,7 @@ def test_each_layer_reads_its_own_style(tiny):
         assert [change > 1e-3 for change in changes] == [i >= index for i in range(4)]
 
 
-def test_truncation_goes_to_the_average(tiny):
+def test_truncation_interpolates_to_the_average(tiny):
     network, variables, apply = tiny
     images = np.asarray(apply(variables, Z, truncation=0.0)[0])
     np.testing.assert_allclose(images[0], images[1], atol=1e-6)
@@ -442,10 +442,10 @@ def test_truncation_goes_to_the_average(tiny):
     np.testing.assert_allclose(styles, expected, atol=1e-6)
 
 
-def test_labels_make_styles():
+def test_labels_change_the_styles():
     network = _tiny(classes=3)
     labels = jnp.array([0, 2])
-    variables = _drawn(network, Z, labels)
+    variables = _random_variables(network, Z, labels)
     mapping = jax.jit(network.mapping)
     w = mapping(variables, Z, labels)
     np.testing.assert_allclose(w, mapping(variables, Z, jnp.eye(3)[labels]), atol=1e-6)
@@ -465,15 +465,15 @@ def test_every_group_is_a_tap_of_that_width(tiny):
     assert group_widths(variables, axes) == taps
 
 
-def test_a_student_without_the_unread_channels_makes_the_same_images():
+def test_a_student_without_the_unused_channels_generates_the_same_images():
     teacher, student = _tiny(widths=(7, 6)), _tiny(widths=(5, 4))
-    variables = _drawn(teacher, Z)
+    variables = _random_variables(teacher, Z)
     axes = stylegan3.generator_axes(variables)
     widths = group_widths(variables, axes)
-    everything = students.shrink(variables, axes, {k: np.arange(n) for k, n in widths.items()})
-    jax.tree.map(np.testing.assert_array_equal, everything, variables)
+    unpruned = pruning.shrink(variables, axes, {k: np.arange(n) for k, n in widths.items()})
+    jax.tree.map(np.testing.assert_array_equal, unpruned, variables)
 
-    # What reads a dropped channel becomes zero; the kept ones have the higher scores.
+    # Set the weights that read dropped channels to zero; retained channels have higher scores.
     scores = {group: RNG.permutation(width) + 1.0 for group, width in widths.items()}
     dropped = {group: np.argsort(score)[:2] for group, score in scores.items()}
     for before, name in zip(
@@ -481,13 +481,13 @@ def test_a_student_without_the_unread_channels_makes_the_same_images():
     ):
         weight = np.array(variables["params"]["synthesis"][name]["weight"])
         weight[..., dropped[before], :] = 0
-        variables = _with(variables, name, weight=jnp.asarray(weight))
+        variables = _replace(variables, name, weight=jnp.asarray(weight))
 
     like = jax.eval_shape(student.init, KEY, Z)
-    small = students.from_teacher(variables, axes, scores, like)
+    small = pruning.from_teacher(variables, axes, scores, like)
     assert jax.tree.structure(small) == jax.tree.structure(like)
-    for ours, wanted in zip(jax.tree.leaves(small), jax.tree.leaves(like), strict=True):
-        assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
+    for leaf, shape in zip(jax.tree.leaves(small), jax.tree.leaves(like), strict=True):
+        assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
     expected = jax.jit(teacher.apply)(variables, Z)[0]
     np.testing.assert_allclose(jax.jit(student.apply)(small, Z)[0], expected, atol=1e-5)
     assert np.abs(expected).max() > 0.1
@@ -496,11 +496,11 @@ def test_a_student_without_the_unread_channels_makes_the_same_images():
 def test_magnitude_scores_every_group(tiny):
     _, variables, _ = tiny
     axes = stylegan3.generator_axes(variables)
-    scores = students.magnitude(variables, axes)
+    scores = pruning.magnitude(variables, axes)
     weight = np.abs(np.asarray(variables["params"]["synthesis"]["L1"]["weight"]))
     np.testing.assert_allclose(scores["L0"], weight.sum(axis=(0, 1, 3)), rtol=1e-5)
 
 
-def test_other_networks_are_not_described():
-    with pytest.raises(ValueError, match="not a StyleGAN3 generator's variables"):
+def test_axes_of_other_networks_raise():
+    with pytest.raises(ValueError, match="not those of a StyleGAN3 generator"):
         stylegan3.generator_axes({"params": {"Dense_0": {"kernel": jnp.zeros((2, 2))}}})

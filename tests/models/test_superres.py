@@ -1,4 +1,4 @@
-"""Super-resolution: counts by hand and of the papers, what each pixel sees, and fresh networks."""
+"""Super-resolution: counts by hand and of the papers, receptive fields, and fresh networks."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import students
+from kd_jax import pruning
 from kd_jax.architecture import describe, rebuild
 from kd_jax.evaluate.cost import parameter_count
 from kd_jax.models import superres
@@ -24,7 +24,7 @@ from tests.models.shrinking import (
 )
 
 RNG = np.random.default_rng(0)
-QUICK = jax.random.key(0, impl="rbg")  # to compile
+QUICK = jax.random.key(0, impl="rbg")  # compiles faster
 B = 2
 
 
@@ -41,7 +41,7 @@ def _abstract(network, x, **options):
 
 
 def _scaled(network, x, seed=0):
-    """Variables of which every value matters, and that keep the features' size."""
+    """Random variables, all with an effect, that preserve the scale of the features."""
 
     def scale(path, leaf):
         if path[-1].key == "var":
@@ -64,7 +64,7 @@ def test_depth_to_space_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2, 6), (2, 2, 8)])
-def test_depth_to_space_refuses_other_channels(shape):
+def test_depth_to_space_of_other_channels_raises(shape):
     with pytest.raises(ValueError, match=r"channels a multiple of 2\^2 .*, not shape \("):
         superres.depth_to_space(jnp.zeros(shape), 2)
 
@@ -88,7 +88,7 @@ def test_a_residual_block_by_hand():
     np.testing.assert_allclose(block.apply(variables, x).ravel(), [-2, -1, 2, 6])
 
 
-def test_residuals_in_residuals_by_hand():
+def test_a_residual_in_residual_block_by_hand():
     x = jnp.asarray([-2.0, -1.0, 1.0, 3.0]).reshape(1, 2, 2, 1)
     block = superres.ResidualInResidual(2, superres.Conv)
     variables = _zeros(block, x)
@@ -97,7 +97,7 @@ def test_residuals_in_residuals_by_hand():
         last = variables["params"][name]["conv_4"]
         last["kernel"] = last["kernel"].at[1, 1, 0, 0].set(1.0)
     np.testing.assert_allclose(block.apply(variables, x), (1 + 0.2 * 1.2**2) * x, rtol=1e-6)
-    # The third one adds 0.2 of the third convolution's second channel, leaky.
+    # The third block adds 0.2 of the third convolution's second channel, after its leaky ReLU.
     dense = variables["params"]["dense_2"]
     dense["conv_2"]["kernel"] = dense["conv_2"]["kernel"].at[1, 1, 0, 1].set(1.0)
     dense["conv_4"]["kernel"] = dense["conv_4"]["kernel"].at[1, 1, 6, 0].set(1.0)
@@ -109,20 +109,20 @@ def test_residuals_in_residuals_by_hand():
 # --- networks -------------------------------------------------------------------------------------
 
 
-def test_the_papers_parameters():
+def test_the_papers_parameter_counts():
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     stem, last = 81 * 3 * 64 + 64, 81 * 64 * 3 + 3
     conv = 9 * 64 * 64 + 64
     count = stem + (2 * 16 + 1) * conv + 2 * (9 * 64 * 256 + 256) + last
     assert count == 1_545_219
     assert parameter_count(_shapes(superres.srresnet(), image)) == count
-    # The norms have two of each channel, the convolutions before them no bias.
+    # The norms have two parameters per channel, the convolutions before them no bias.
     normalised = _shapes(superres.srresnet(batch_norm=True), image)
     assert parameter_count(normalised) == count + (2 * 16 + 1) * 64
     assert parameter_count(_shapes(superres.rrdb(), image)) == 16_697_987
 
 
-def test_narrow_networks_parameters():
+def test_parameter_counts_of_narrow_networks():
     image = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
     separable = superres.srresnet(3, 4, 2, channels=1, window=3, separable=True)
     count = 9 * 4 + 4 + 4 * (9 * 4 + 4 * 4 + 4) + (9 * 16 + 4) + (9 * 4 * 36 + 36) + 9 * 4 + 1
@@ -145,7 +145,7 @@ every_network = pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
 
 @functools.cache
 def _fresh(make):
-    """A network that doubles, its first variables, images and the larger ones it makes."""
+    """A network of scale 2, its initial variables, images and the enlarged images."""
     network, x = make(2), _images(6, 7)
     variables = jax.jit(network.init)(QUICK, x)
     return network, variables, x, output(network, variables, x)
@@ -173,7 +173,7 @@ def test_sides_and_taps(make, scale):
 
 
 @every_network
-def test_one_pixel_is_enough(make):
+def test_images_of_a_single_pixel(make):
     x = _images(1, 1)
     network = make(2)
     enlarged = output(network, _scaled(network, x), x)
@@ -191,12 +191,12 @@ def test_a_fresh_network_interpolates(make):
 def test_the_interpolated_image_is_added(name):
     make = MAKES[name]
     _, variables, x, enlarged = _fresh(make)
-    alone = output(make(2, residual=False), variables, x)
-    np.testing.assert_allclose(enlarged, alone + enlarged_by_two(x), rtol=1e-4, atol=1e-5)
+    residual = output(make(2, residual=False), variables, x)
+    np.testing.assert_allclose(enlarged, residual + enlarged_by_two(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["srresnet", "rrdb"])
-def test_all_blocks_are_skipped_together(name):
+def test_a_skip_connection_spans_all_blocks(name):
     network, variables, x, _ = _fresh(MAKES[name])
     params = variables["params"]
     silent = {**params, "trunk": jax.tree.map(jnp.zeros_like, params["trunk"])}
@@ -214,7 +214,7 @@ def test_a_fresh_network_has_no_checkerboard():
     assert np.abs(pixels).max() > 0.1
 
 
-def test_sub_pixel_kernels_are_those_of_a_convolution():
+def test_sub_pixel_kernels_equal_those_of_a_convolution():
     x = _images(4, 5)
     layer = superres.SubPixelConv(2, 2)
     variables = random_like(jax.eval_shape(layer.init, KEY, x))
@@ -232,12 +232,12 @@ def test_sub_pixel_kernels_are_those_of_a_convolution():
 @pytest.mark.parametrize(
     ("make", "reach"),
     [
-        # stem, two of a block, trunk, upsampling; then one larger pixel by the image's layer.
+        # Stem, two of a block, trunk, upsampling; then the image's layer, in larger pixels.
         (partial(superres.srresnet, 2, 8, 1, window=3, separable=True), 1 + 2 + 1 + 1),
         (partial(superres.srresnet, 2, 8, 2, window=5), 2 + 4 + 1 + 1),
     ],
 )
-def test_what_a_pixel_reaches(make, reach):
+def test_receptive_field_by_hand(make, reach):
     side, at = 24, 12
     network = make()
     window = network.module.window
@@ -247,13 +247,13 @@ def test_what_a_pixel_reaches(make, reach):
     differ = np.abs(output(network, variables, x) - output(network, variables, changed))
     rows, columns = (np.flatnonzero(differ.max(axis=axes) > 0) for axes in ((0, 2, 3), (0, 1, 3)))
     last = window // 2
-    for found, centre in ((rows, at), (columns, at - 1)):
+    for positions, centre in ((rows, at), (columns, at - 1)):
         first, end = 2 * (centre - reach) - last, 2 * (centre + reach) + 1 + last
-        assert (found.min(), found.max()) == (first, end)
+        assert (positions.min(), positions.max()) == (first, end)
 
 
 @every_network
-def test_whole_pixels_shift_with_the_image(make):
+def test_networks_are_translation_equivariant(make):
     network, shift = make(2), (1, 2)
     side, border = 30, 26  # of the larger image
     if isinstance(network.module, superres.RRDBNet):
@@ -261,11 +261,11 @@ def test_whole_pixels_shift_with_the_image(make):
     x = _images(side, side)
     variables = _scaled(network, x)
     y = output(network, variables, x)
-    moved = output(network, variables, jnp.roll(x, shift, axis=(1, 2)))
+    shifted = output(network, variables, jnp.roll(x, shift, axis=(1, 2)))
     expected = np.roll(y, (2, 4), axis=(1, 2))
     inner = np.s_[:, border:-border, border:-border]
     assert expected[inner].size
-    np.testing.assert_allclose(moved[inner], expected[inner], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(shifted[inner], expected[inner], rtol=1e-4, atol=1e-5)
 
 
 @every_network
@@ -289,7 +289,7 @@ def test_every_parameter_is_trained(make):
 
 
 @every_network
-def test_half_precision_computes_but_does_not_store_in_half(make):
+def test_half_precision_is_used_for_computation_but_not_for_storage(make):
     _, variables, x, exact = _fresh(make)
     network = make(2, dtype=jnp.bfloat16)
     image, taps, shapes = _abstract(network, x)
@@ -309,36 +309,36 @@ def test_half_precision_computes_but_does_not_store_in_half(make):
         ({"channels": 0}, "channels=0 must be at least 1"),
     ],
 )
-def test_impossible_networks_are_refused(options, message):
+def test_invalid_networks_raise(options, message):
     for make in (superres.srresnet, superres.rrdb):
         with pytest.raises(ValueError, match=message):
             make(**options)
 
 
-def test_other_impossible_networks_are_refused():
-    with pytest.raises(ValueError, match="window=4 has no middle"):
+def test_an_even_window_or_no_growth_raises():
+    with pytest.raises(ValueError, match="window=4"):
         superres.srresnet(window=4)
     with pytest.raises(ValueError, match="growth=0 must be at least 1"):
         superres.rrdb(growth=0)
 
 
 @every_network
-def test_other_images_are_refused(make):
+def test_invalid_images_raise(make):
     for shape in ((B, 4, 4, 1), (4, 4, 3)):
         with pytest.raises(ValueError, match=r"images \[B, h, w, 3\] are needed, not shape \("):
             _abstract(make(2), jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 @every_network
-def test_a_described_network_is_rebuilt(make):
+def test_a_network_is_rebuilt_from_its_description(make):
     x = jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32)
     network = make(4)
-    made = rebuild(json.loads(json.dumps(describe(network, x)))).network
-    assert made.module == network.module
+    rebuilt = rebuild(json.loads(json.dumps(describe(network, x)))).network
+    assert rebuilt.module == network.module
 
 
 def test_multiply_accumulates_by_hand():
-    def taps(side, window):  # along an axis, of windows that lie on the image
+    def taps(side, window):  # taps that read the image, along an axis
         reach = window // 2
         return side * window - reach * (reach + 1)
 
@@ -347,8 +347,8 @@ def test_multiply_accumulates_by_hand():
     hidden = taps(side, 3) ** 2 * width
     rest = taps(side, 9) ** 2 * 3 * width + 5 * hidden * width
     count = rest + 4 * hidden * width + taps(2 * side, 9) ** 2 * 3 * width
-    found = students.macs(superres.srresnet(2, width, blocks), image)
-    assert count <= found < 1.04 * count  # XLA counts additions too
+    macs = pruning.macs(superres.srresnet(2, width, blocks), image)
+    assert count <= macs < 1.04 * count  # XLA counts additions too
 
 
 # --- channels -------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ every_description = pytest.mark.parametrize("case", CHANNELS.values(), ids=CHANN
 
 
 @every_description
-def test_groups_and_the_identity(case):
+def test_channel_groups(case):
     make, axes, wide, _, groups = case
     check_groups(make(4, *wide), axes, _images(4, 4), groups)
 
@@ -402,15 +402,15 @@ def test_a_narrower_student_gets_exactly_its_shapes(case):
 
 
 @every_description
-def test_channels_that_nobody_reads_may_go(case):
+def test_pruning_unread_channels_does_not_change_the_output(case):
     make, axes, wide, narrow, _ = case
     networks = [make(2, *width) for width in (wide, narrow)]
-    # By the batch's statistics: the variances that are drawn may be negative.
+    # Normalised by batch statistics, since random running variances may be negative.
     networks = [network._replace(apply=partial(network.apply, train=True)) for network in networks]
     check_dead_channels(*networks, axes, _images(3, 4))
 
 
-def test_networks_of_other_kinds_are_refused():
+def test_variables_of_other_networks_raise():
     x = _images(4, 4)
     srresnet, rrdb = (_shapes(MAKES[name](2), x) for name in ("srresnet", "rrdb"))
     for describe_axes, variables in (

@@ -1,4 +1,4 @@
-"""TinyGAN: its operations against others', and what its options promise."""
+"""TinyGAN: its operations against references, and the documented options."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def _count(tree):
     return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(tree))
 
 
-def test_bilinear_upsampling_is_that_of_images():
+def test_bilinear_upsampling_matches_jax_image_resize():
     x = RNG.normal(size=(2, 3, 5, 4)).astype(np.float32)
     expected = jax.image.resize(x, (2, 6, 10, 4), "bilinear")
     np.testing.assert_allclose(tinygan.bilinear_upsample(x), expected, rtol=1e-5, atol=1e-6)
@@ -65,7 +65,7 @@ def test_shapes_taps_and_parameters():
     assert set(variables["spectral"]["conv_0"]) == {"u", "v", "sigma"}
 
 
-def test_it_takes_its_teachers_latents_and_gives_its_taps():
+def test_inputs_and_taps_match_the_teachers():
     inputs = (_z(18), LABELS)
     options = {"classes": CLASSES, "shared": 7}
     student = _abstract(tinygan.generator(128, 8, **options), *inputs)
@@ -80,8 +80,8 @@ def test_discriminators_of_other_depths():
     _, taps, _ = _abstract(network, _images(16))
     assert taps["1x1"].shape == (B, 1, 1, 9)
     for size, width, message in (
-        (24, 4, "a power of two from 8 on, not 24"),
-        (4, 4, "a power of two from 8 on, not 4"),
+        (24, 4, "a power of two >= 8, not 24"),
+        (4, 4, "a power of two >= 8, not 4"),
         (16, 0, "width=0 must be at least 1 for each of 1 to 4 layers at size 16"),
         (16, (), "1 to 4 layers"),
         (16, (4,) * 5, "1 to 4 layers"),
@@ -90,8 +90,10 @@ def test_discriminators_of_other_depths():
             tinygan.discriminator(size, width)
 
 
-def test_impossible_generators_are_refused():
-    with pytest.raises(ValueError, match=r"TinyGAN generator's size is one of 32, 64, .* not 16"):
+def test_invalid_generators_raise():
+    with pytest.raises(
+        ValueError, match=r"TinyGAN generator's size must be one of 32, 64, .* not 16"
+    ):
         tinygan.generator(16)
     with pytest.raises(ValueError, match="hierarchical latents need a shared class embedding"):
         tinygan.generator(32, classes=3, shared=0)

@@ -1,4 +1,4 @@
-"""Image-to-image networks: counts that are published, fields of view, and what options promise."""
+"""Image-to-image networks: published counts, fields of view, and the effects of options."""
 
 import json
 
@@ -15,7 +15,7 @@ from kd_jax.models.translation import BATCH, INSTANCE, PADDINGS, Batch
 
 B = 2
 RNG = np.random.default_rng(0)
-LOUD = Batch(epsilon=30.0)  # variances drawn at random may be negative
+LOUD = Batch(epsilon=30.0)  # random running variances may be negative
 
 
 def images(*sides, channels=3):
@@ -44,16 +44,16 @@ def count(tree):
 # --- shapes and counts ----------------------------------------------------------------------------
 
 
-def test_counts_as_the_authors_print_them():
-    """In millions: CycleGAN's pair (nine blocks, instance norm) and pix2pix's (batch norm)."""
+def test_published_parameter_counts():
+    """Millions of parameters: CycleGAN (nine blocks, instance norm) and pix2pix (batch norm)."""
     cyclegan = translation.resnet_generator(), translation.patch_discriminator()
     pix2pix = translation.unet_generator(), translation.patch_discriminator(norm=BATCH)
     inputs = [[images(256, 256)]] * 3 + [[images(256, 256)] * 2]
     expected = [11.378, 2.765, 54.414, 2.769]
-    for network, given, millions in zip((*cyclegan, *pix2pix), inputs, expected, strict=True):
-        params = abstract(network, *given)[2]["params"]
+    for network, shapes, millions in zip((*cyclegan, *pix2pix), inputs, expected, strict=True):
+        params = abstract(network, *shapes)[2]["params"]
         total = count(params)
-        if network is pix2pix[0]:  # theirs has no biases where nothing normalises
+        if network is pix2pix[0]:  # the authors' has no biases without normalisation
             total -= sum(count(params[name]["conv"]["bias"]) for name in ("down_0", "down_7"))
         assert round(total / 1e6, 3) == millions
 
@@ -91,15 +91,15 @@ def test_unet_shapes():
 @pytest.mark.parametrize(("layers", "side", "scores"), [(1, 6, 1), (3, 24, 1), (3, 70, 6)])
 def test_patch_discriminator_shapes(layers, side, scores):
     network = translation.patch_discriminator(2, layers=layers, norm=BATCH)
-    given = images(side, side + 1), images(side, side + 1, channels=1)
-    result, taps, variables = abstract(network, *given)
+    inputs = images(side, side + 1), images(side, side + 1, channels=1)
+    result, taps, variables = abstract(network, *inputs)
     assert set(variables["batch_stats"]) == {f"layer_{i}" for i in range(1, layers + 1)}
     assert result.shape[:2] == (B, scores)
     assert result.dtype == jnp.float32
     widths = [2, 4, 8, 16][: layers + 1]
     sides = [side >> i + 1 for i in range(layers)] + [(side >> layers) - 1]
-    found = {name: tap.shape[1::2] for name, tap in taps.items()}
-    assert found == {f"layer_{i}": (sides[i], widths[i]) for i in range(layers + 1)}
+    shapes = {name: tap.shape[1::2] for name, tap in taps.items()}
+    assert shapes == {f"layer_{i}": (sides[i], widths[i]) for i in range(layers + 1)}
 
 
 def test_pixel_discriminator_shapes():
@@ -112,7 +112,7 @@ def test_pixel_discriminator_shapes():
     assert count(variables) == 3 * 2 + 2 + 2 * 4 + 4 + 4 + 1
 
 
-def test_half_precision_computes_but_does_not_store_in_half():
+def test_half_precision_is_used_for_computation_but_not_for_storage():
     half = {"dtype": jnp.bfloat16}
     for network, tap in (
         (translation.resnet_generator(2, blocks=1, separable=True, **half), "block_0"),
@@ -134,21 +134,23 @@ def test_instance_norm_by_hand():
     np.testing.assert_allclose(ours, (x - mean) / np.sqrt(var + 0.1), rtol=1e-4, atol=1e-5)
 
 
-def test_a_pixel_is_spread_around_its_double():
-    """Row i of the input reaches rows 2 i - 1 to 2 i + 1 of the output, by the turned kernel."""
+def test_transposed_convolution_is_centred_on_even_pixels():
+    """Row i of the input reaches rows 2 i - 1 to 2 i + 1 of the output, by the flipped kernel."""
     kernel = RNG.normal(size=(3, 3, 1, 1)).astype(np.float32)
     x = np.zeros((1, 4, 4, 1), np.float32)
     x[0, 1, 3] = x[0, 2, 0] = 1
     expected = np.zeros((8, 8))
     expected[1:4, 5:8] = kernel[::-1, ::-1, 0, 0]
-    expected[3:6, 0:2] += kernel[::-1, :2, 0, 0][:, ::-1]  # the first column falls off
-    np.testing.assert_allclose(translation._doubled(x, kernel, 2)[0, :, :, 0], expected, atol=1e-6)
+    expected[3:6, 0:2] += kernel[::-1, :2, 0, 0][:, ::-1]  # the first column is cropped
+    np.testing.assert_allclose(
+        translation._conv_transpose(x, kernel, 2)[0, :, :, 0], expected, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("separable", [False, True])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_padding_of_blocks(padding, separable):
-    """A block whose first kernel looks up and left adds each pixel's neighbour there."""
+    """A block whose first kernel reads up and left adds each pixel's neighbour there."""
     x = RNG.uniform(0.1, 1, (1, 4, 3, 2)).astype(np.float32)
     block = translation.ResidualBlock(
         2, padding, 0.0, separable, None, train=False, dtype=jnp.float32
@@ -175,19 +177,19 @@ def test_padding_of_blocks(padding, separable):
     np.testing.assert_allclose(block.apply({"params": params}, x), x + neighbours, rtol=1e-6)
 
 
-def test_a_residual_generator_adds_to_the_last_channels_of_what_it_is_given():
-    """A fresh one changes little; without what it adds to, what is added stays the same."""
+def test_a_residual_generator_adds_to_the_last_channels_of_its_input():
+    """A fresh one changes its input little; the residual equals the output without `residual`."""
     network = translation.resnet_generator(4, channels=3, blocks=1, residual=True)
-    given = noise(16, 16, channels=4)
-    fresh = jax.jit(network.init)(jax.random.key(0, impl="rbg"), given)
-    made = output(network, fresh, given)
-    np.testing.assert_allclose(made, given[..., 1:], atol=0.1)
-    assert np.abs(made - given[..., 1:]).max() > 0
-    variables = drawn(network, given)
+    x = noise(16, 16, channels=4)
+    fresh = jax.jit(network.init)(jax.random.key(0, impl="rbg"), x)
+    result = output(network, fresh, x)
+    np.testing.assert_allclose(result, x[..., 1:], atol=0.1)
+    assert np.abs(result - x[..., 1:]).max() > 0
+    variables = drawn(network, x)
     plain = translation.resnet_generator(4, channels=3, blocks=1)
-    added = output(network, variables, given) - given[..., 1:]
-    np.testing.assert_allclose(np.tanh(added), output(plain, variables, given), atol=1e-4)
-    with pytest.raises(ValueError, match="images of 1 channels hold none of 3 to add to"):
+    residual = output(network, variables, x) - x[..., 1:]
+    np.testing.assert_allclose(np.tanh(residual), output(plain, variables, x), atol=1e-4)
+    with pytest.raises(ValueError, match="at least 3 channels, not of 1"):
         abstract(network, images(16, 16, channels=1))
 
 
@@ -198,14 +200,14 @@ def test_dropout_needs_training_and_a_key():
     apply = jax.jit(network.apply, static_argnames="train")
     expected = apply(variables, x)[0]
     key = jax.random.key(1)
-    for options in ({"rngs": key}, {"train": True}):  # instance norm does not know training
+    for options in ({"rngs": key}, {"train": True}):  # instance norm is the same in training
         np.testing.assert_allclose(apply(variables, x, **options)[0], expected, atol=1e-5)
     one, two = (apply(variables, x, train=True, rngs=k)[0] for k in (key, jax.random.key(2)))
     assert np.abs(one - expected).max() > 0.01
     assert np.abs(one - two).max() > 0.01
 
 
-def test_where_the_unet_drops():
+def test_the_unets_layers_with_dropout():
     x = noise(64, 64)
     network = translation.unet_generator(4, downs=6, norm=None)
     variables = drawn(network, x)
@@ -229,16 +231,16 @@ def test_where_the_unet_drops():
 def test_field_of_view(network, side, field):
     x = noise(side, side)
     variables = jax.tree.map(jnp.abs, drawn(network, x))
-    x = jnp.abs(x)  # and all that is added up is positive
+    x = jnp.abs(x)  # so that all summands are positive
 
     def middle(x):
         scores = network.apply(variables, x)[0]
         return scores[0, scores.shape[1] // 2, scores.shape[2] // 2]
 
-    seen = np.asarray(jax.jit(jax.grad(middle))(x)) != 0
-    assert not seen[1].any()
-    assert seen[0].sum(axis=0).max() == seen[0].sum(axis=1).max() == field
-    assert seen[0].sum() == field**2 * 3
+    visible = np.asarray(jax.jit(jax.grad(middle))(x)) != 0
+    assert not visible[1].any()
+    assert visible[0].sum(axis=0).max() == visible[0].sum(axis=1).max() == field
+    assert visible[0].sum() == field**2 * 3
 
 
 def test_conditions_come_before_the_image():
@@ -296,7 +298,7 @@ SHRINKING = {
 
 
 @pytest.mark.parametrize("name", SHRINKING)
-def test_channels_can_be_dropped(name):
+def test_channels_can_be_pruned(name):
     make, describe_axes, groups = SHRINKING[name]
     x = noise(16, 16)
     check_groups(make(4), describe_axes, x, groups)
@@ -306,20 +308,24 @@ def test_channels_can_be_dropped(name):
     check_dead_channels(make(4), make(narrow), describe_axes, x)
 
 
-def test_axes_of_other_networks_are_refused():
+def test_variables_of_other_networks_raise():
     shapes = jax.eval_shape(translation.unet_generator(2, downs=2).init, KEY, images(8, 8))
     for describe_axes in (translation.resnet_generator_axes, translation.discriminator_axes):
         with pytest.raises(ValueError, match="is missing"):
             describe_axes(shapes)
 
 
-# --- refusals -------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        ("resnet_generator", {"padding": "circular"}, "'circular' is none of reflect, replicate"),
+        (
+            "resnet_generator",
+            {"padding": "circular"},
+            "'circular' is not one of reflect, replicate",
+        ),
         ("resnet_generator", {"blocks": -1}, "blocks=-1 must be at least 0"),
         ("resnet_generator", {"dropout": 1.0}, "dropout=1.0 is not in"),
         ("resnet_generator", {"width": 0}, "width=0 must be at least 1"),
@@ -330,7 +336,7 @@ def test_axes_of_other_networks_are_refused():
         ("pixel_discriminator", {"width": [2]}, "2 widths .*, not 1"),
     ],
 )
-def test_impossible_networks_are_refused(make, options, message):
+def test_invalid_networks_raise(make, options, message):
     with pytest.raises(ValueError, match=message):
         getattr(translation, make)(**options)
 
@@ -346,7 +352,7 @@ def test_impossible_networks_are_refused(make, options, message):
         (translation.patch_discriminator(2), (64,), r"not of shape \(2, 64, 3\)"),
     ],
 )
-def test_images_that_do_not_fit_are_refused(network, sides, message):
+def test_invalid_images_raise(network, sides, message):
     with pytest.raises(ValueError, match=message) as caught:
         abstract(network, images(*sides))
     assert "\n" not in str(caught.value)
@@ -360,8 +366,8 @@ def test_images_that_do_not_fit_are_refused(network, sides, message):
         translation.patch_discriminator(2, layers=1, norm=INSTANCE),
     ],
 )
-def test_a_rebuilt_network_is_the_same(network):
+def test_a_network_is_rebuilt_from_its_description(network):
     x = noise(8, 8)
-    made = rebuild(json.loads(json.dumps(describe(network, x)))).network
+    rebuilt = rebuild(json.loads(json.dumps(describe(network, x)))).network
     variables = drawn(network, x)
-    np.testing.assert_array_equal(output(made, variables, x), output(network, variables, x))
+    np.testing.assert_array_equal(output(rebuilt, variables, x), output(network, variables, x))

@@ -1,4 +1,4 @@
-"""Networks of one dimension: shapes, what each sample sees, and where training starts."""
+"""One-dimensional networks: shapes, receptive fields, and fresh networks."""
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +14,12 @@ KEY = jax.random.key(0)
 WAVES = jnp.asarray(np.random.default_rng(0).normal(size=(3, 32, 1)), jnp.float32)
 
 
-def made(network, *inputs):
+def init_and_apply(network, *inputs):
     variables = jax.jit(network.init)(KEY, *inputs)
     return variables, jax.jit(network.apply)(variables, *inputs)
 
 
-def drawn(variables, seed=1):
+def random_variables(variables, seed=1):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda x: jnp.asarray(rng.normal(size=x.shape) / max(1, np.prod(x.shape[:-1])) ** 0.5),
@@ -29,33 +29,33 @@ def drawn(variables, seed=1):
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
 def test_shapes_and_a_fresh_network_interpolates(factor):
-    _, (out, taps, _) = made(waveform.generator(factor, 6, 2), WAVES)
+    _, (out, taps, _) = init_and_apply(waveform.generator(factor, 6, 2), WAVES)
     assert out.shape == (3, factor * 32, 1)
     assert out.dtype == jnp.float32
     assert {name: x.shape for name, x in taps.items()} == {
         **dict.fromkeys(("stem", "block_0", "block_1", "trunk"), (3, 32, 6)),
         "up": (3, factor * 32, 6),
     }
-    np.testing.assert_allclose(out, ops.interpolated(WAVES, factor), atol=0.1)
-    assert np.abs(out - ops.interpolated(WAVES, factor)).max() > 0
+    np.testing.assert_allclose(out, ops.interpolate(WAVES, factor), atol=0.1)
+    assert np.abs(out - ops.interpolate(WAVES, factor)).max() > 0
 
 
-def test_what_a_sample_sees():
-    """A stem, two blocks of two, the layer up and the last: nine samples wide each."""
+def test_receptive_field():
+    """A stem, two blocks of two, the upsampling layer and the last: kernels of nine samples."""
     network = waveform.generator(4, 3, 2)
-    variables = drawn(made(network, WAVES)[0])
+    variables = random_variables(init_and_apply(network, WAVES)[0])
     waves = jnp.zeros((1, 128, 1))
-    moved = network.apply(variables, waves.at[0, 64].set(1.0))[0]
-    difference = np.abs(moved - network.apply(variables, waves)[0])[0, :, 0]
-    (touched,) = np.nonzero(difference > 1e-7)
-    reach = 4 * 6 * 4 + 4  # four to a side at the low rate, six layers; at the high one, one
-    assert 4 * 64 - reach <= touched.min() < 4 * 64 - 50
-    assert 4 * 64 + 50 < touched.max() <= 4 * 64 + 3 + reach
+    impulse = network.apply(variables, waves.at[0, 64].set(1.0))[0]
+    difference = np.abs(impulse - network.apply(variables, waves)[0])[0, :, 0]
+    (affected,) = np.nonzero(difference > 1e-7)
+    reach = 4 * 6 * 4 + 4  # six layers of four to a side at the low rate, one at the high rate
+    assert 4 * 64 - reach <= affected.min() < 4 * 64 - 50
+    assert 4 * 64 + 50 < affected.max() <= 4 * 64 + 3 + reach
 
 
-def test_examples_do_not_meet_and_shifts_stay_shifts():
+def test_examples_are_independent_and_networks_translation_equivariant():
     network = waveform.generator(2, 3, 1)
-    variables = drawn(made(network, WAVES)[0])
+    variables = random_variables(init_and_apply(network, WAVES)[0])
     whole = network.apply(variables, WAVES)[0]
     np.testing.assert_allclose(whole[1:2], network.apply(variables, WAVES[1:2])[0], atol=1e-5)
     long = jnp.pad(WAVES, ((0, 0), (40, 40), (0, 0)))
@@ -68,17 +68,17 @@ def test_examples_do_not_meet_and_shifts_stay_shifts():
     )
 
 
-def test_the_discriminator_scores_stretches():
+def test_the_discriminator_scores_segments():
     waves = jnp.tile(WAVES, (1, 4, 1))
     network = waveform.discriminator(4, 3)
-    _, (scores, taps, _) = made(network, waves, waves)
+    _, (scores, taps, _) = init_and_apply(network, waves, waves)
     assert scores.shape == (3, 16)
     assert {name: x.shape for name, x in taps.items()} == {
         "layer_0": (3, 64, 4),
         "layer_1": (3, 32, 8),
         "layer_2": (3, 16, 16),
     }
-    variables = drawn(made(network, waves, waves)[0])
+    variables = random_variables(init_and_apply(network, waves, waves)[0])
     apply = jax.jit(network.apply)
     before, after = (apply(variables, x, waves)[0] for x in (waves, waves.at[:, 0].add(1.0)))
     changed = np.abs(before - after).max(axis=0) > 1e-6
@@ -86,18 +86,18 @@ def test_the_discriminator_scores_stretches():
     assert not changed[5:].any()
     other = apply(variables, waves, 2 * waves)[0]
     assert np.abs(before - other).max() > 1e-3
-    alone = waveform.discriminator(4, 3)
-    assert made(alone, waves)[0]["params"]["layer_0"]["kernel"].shape == (5, 2, 4)
+    unconditional = waveform.discriminator(4, 3)
+    assert init_and_apply(unconditional, waves)[0]["params"]["layer_0"]["kernel"].shape == (5, 2, 4)
 
 
-def test_half_precision_computes_in_it_and_answers_in_single():
+def test_half_precision_is_used_for_computation_but_not_for_output():
     network = waveform.generator(2, 4, 1, dtype=jnp.bfloat16)
-    variables, (out, taps, _) = made(network, WAVES)
+    variables, (out, taps, _) = init_and_apply(network, WAVES)
     assert out.dtype == jnp.float32
     assert taps["trunk"].dtype == jnp.bfloat16
     assert {x.dtype for x in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    judge = waveform.discriminator(4, 2, dtype=jnp.bfloat16)
-    assert made(judge, WAVES)[1][0].dtype == jnp.float32
+    discriminator = waveform.discriminator(4, 2, dtype=jnp.bfloat16)
+    assert init_and_apply(discriminator, WAVES)[1][0].dtype == jnp.float32
 
 
 def test_channels_are_described():
@@ -115,7 +115,7 @@ def test_channels_are_described():
     )
 
 
-def test_students_are_made_of_a_teachers_channels():
+def test_a_student_is_initialized_from_the_teachers_channels():
     for make, axes in (
         (lambda width: waveform.generator(2, width, 2), waveform.generator_axes),
         (lambda width: waveform.discriminator(width, 2), waveform.discriminator_axes),
@@ -125,16 +125,16 @@ def test_students_are_made_of_a_teachers_channels():
 
 
 @pytest.mark.parametrize("axes", [waveform.generator_axes, waveform.discriminator_axes])
-def test_axes_of_another_network(axes):
+def test_axes_of_another_network_raise(axes):
     with pytest.raises(ValueError, match=r"are not those of such a network: .* is missing"):
         axes({"params": {"Dense_0": {"kernel": jnp.zeros((2, 3))}}})
 
 
-def test_networks_can_be_rebuilt_from_their_description():
+def test_networks_are_rebuilt_from_their_description():
     for network in (waveform.generator(2, 4, 1), waveform.discriminator(4, 2)):
-        again = rebuild(describe(network, WAVES))
-        variables, (out, _, _) = made(network, WAVES)
-        np.testing.assert_array_equal(again.network.apply(variables, WAVES)[0], out)
+        rebuilt = rebuild(describe(network, WAVES))
+        variables, (out, _, _) = init_and_apply(network, WAVES)
+        np.testing.assert_array_equal(rebuilt.network.apply(variables, WAVES)[0], out)
 
 
 @pytest.mark.parametrize(
@@ -145,11 +145,11 @@ def test_networks_can_be_rebuilt_from_their_description():
         (lambda: waveform.generator(2, 2, 0), "blocks=0"),
         (lambda: waveform.discriminator(0), "width=0"),
         (lambda: waveform.discriminator(2, 0), "layers=0"),
-        (lambda: made(waveform.generator(2, 2, 1), WAVES[..., 0]), r"\[B, L, 1\]"),
-        (lambda: made(waveform.generator(2, 2, 1, channels=2), WAVES), r"\[B, L, 2\]"),
-        (lambda: made(waveform.discriminator(2, 6), WAVES), "multiple of 64"),
+        (lambda: init_and_apply(waveform.generator(2, 2, 1), WAVES[..., 0]), r"\[B, L, 1\]"),
+        (lambda: init_and_apply(waveform.generator(2, 2, 1, channels=2), WAVES), r"\[B, L, 2\]"),
+        (lambda: init_and_apply(waveform.discriminator(2, 6), WAVES), "multiple of 64"),
     ],
 )
-def test_what_does_not_fit(make, message):
+def test_invalid_arguments_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -51,15 +51,15 @@ def test_groups_are_strided():
     np.testing.assert_allclose(minibatch_stddev(x), expected, rtol=1e-5)
 
 
-def test_a_batch_without_variation_has_a_finite_gradient():
+def test_a_constant_batch_has_a_finite_gradient():
     x = jnp.ones((4, 2, 2, 3))
     value, gradient = jax.value_and_grad(lambda x: minibatch_stddev(x).sum())(x)
     np.testing.assert_allclose(value, 16 * 1e-4, rtol=1e-4)
     np.testing.assert_array_equal(gradient, np.zeros(x.shape))
 
 
-def test_half_precision_in_and_out_but_not_between():
-    # 1000 and 1008 are bfloat16 numbers; their squares' difference would not survive in it.
+def test_half_precision_is_kept_but_not_used_for_computation():
+    # 1000 and 1008 are bfloat16 numbers; the difference of their squares would be lost in it.
     x = jnp.array([1000.0, 1008.0, 1000.0, 1008.0], jnp.bfloat16).reshape(4, 1, 1, 1)
     actual = minibatch_stddev(x)
     assert actual.dtype == jnp.bfloat16
@@ -67,15 +67,15 @@ def test_half_precision_in_and_out_but_not_between():
 
 
 @pytest.mark.parametrize(("group", "channels"), [(4, 1), (2, 4), (5, 1)])
-def test_what_does_not_divide_is_refused(group, channels):
+def test_sizes_that_do_not_divide_raise(group, channels):
     with pytest.raises(
         ValueError, match=rf"group of {group} must divide the batch, and {channels}"
     ):
         minibatch_stddev(jnp.zeros((6, 2, 2, 6)), group, channels)
 
 
-def test_stylegan2_discriminator_s_last_block(golden):
-    """NVlabs' epilogue: deviation, 3x3 convolution and two dense layers, at their gains."""
+def test_the_last_block_of_stylegan2s_discriminator(golden):
+    """NVlabs' epilogue: deviation, 3x3 convolution and two dense layers, with their gains."""
     file = np.load(golden / "stylegan2_d_a.npz")
     weights = {key.removeprefix("sd/b4."): file[key] for key in file if key.startswith("sd/b4.")}
 

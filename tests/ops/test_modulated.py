@@ -15,8 +15,8 @@ def arrays(*shapes):
     return [jnp.asarray(RNG.normal(size=shape)) for shape in shapes]
 
 
-def in_order(x, kernel, taps, up, down, padding):
-    """Up, correlated, down: one after the other, at full size."""
+def sequential(x, kernel, taps, up, down, padding):
+    """Upsampling, correlation and downsampling, one after the other at full size."""
     x = ops.upsample2d(x, taps, up, padding=padding) if up > 1 else x
     pads = ((0, 0), (0, 0)) if up > 1 else ((padding, padding),) * 2
     x = jax.lax.conv_general_dilated(
@@ -27,7 +27,7 @@ def in_order(x, kernel, taps, up, down, padding):
 
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1), (5, 3)])
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2), (2, 2), (3, 1)])
-def test_the_three_commute(x64, kernel, up, down):
+def test_the_three_operations_commute(x64, kernel, up, down):
     x, weights = arrays((2, 6, 8, 3), (*kernel, 3, 4))
     padding = kernel[0] // 2
 
@@ -35,13 +35,13 @@ def test_the_three_commute(x64, kernel, up, down):
         return ops.conv_resample(x, weights, TAPS, up=up, down=down, padding=padding)
 
     def reference(x, weights):
-        return in_order(x, weights, TAPS, up, down, padding)
+        return sequential(x, weights, TAPS, up, down, padding)
 
-    got, expected = (jax.jit(fn)(x, weights) for fn in (ours, reference))
-    if down > 1:  # beyond the border one sees what the other has cut off
-        assert got.shape == expected.shape
-        got, expected = got[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2]
-    np.testing.assert_allclose(got, expected, rtol=1e-9, atol=1e-9)
+    actual, expected = (jax.jit(fn)(x, weights) for fn in (ours, reference))
+    if down > 1:  # at the border the cropping differs
+        assert actual.shape == expected.shape
+        actual, expected = actual[:, 2:-2, 2:-2], expected[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
     def penalty(fn):
         def total(x, weights):
@@ -51,48 +51,48 @@ def test_the_three_commute(x64, kernel, up, down):
 
         return lambda x, w: (jax.grad(total)(x, w) ** 2).sum()
 
-    for mine, theirs in zip(
+    for gradient, expected_gradient in zip(
         *(jax.jit(jax.grad(penalty(fn), (0, 1)))(x, weights) for fn in (ours, reference)),
         strict=True,
     ):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-7, atol=1e-7)
 
 
-def test_groups_do_not_meet(x64):
+def test_groups_are_independent(x64):
     x, weights = arrays((2, 6, 6, 4), (3, 3, 2, 6))
     both = ops.conv_resample(x, weights, TAPS, up=2, padding=1, groups=2)
     for group in (0, 1):
-        one = ops.conv_resample(
+        single = ops.conv_resample(
             x[..., 2 * group :][..., :2], weights[..., 3 * group :][..., :3], TAPS, up=2, padding=1
         )
-        np.testing.assert_allclose(both[..., 3 * group :][..., :3], one, rtol=1e-9)
+        np.testing.assert_allclose(both[..., 3 * group :][..., :3], single, rtol=1e-9)
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("up", "down"), [(1, 1), (2, 1), (1, 2)])
 def test_each_example_has_its_kernel(x64, fused, normalize, up, down):
-    """Equations 1 and 3 of Karras et al. 2020, an example at a time."""
+    """Equations 1 and 3 of Karras et al. 2020, for one example at a time."""
     x, weights, styles = arrays((3, 6, 6, 4), (3, 3, 4, 5), (3, 4))
     options = {"up": up, "down": down, "padding": 1}
-    got = jax.jit(
+    actual = jax.jit(
         lambda x, weights, styles: ops.modulated_conv(
             x, weights, styles, TAPS, fused=fused, normalize=normalize, input_gain=0.5, **options
         )
     )(x, weights, styles)
-    alone = jax.jit(lambda x, kernel: ops.conv_resample(x, kernel, TAPS, **options))
+    convolve = jax.jit(lambda x, kernel: ops.conv_resample(x, kernel, TAPS, **options))
     for i in range(3):
         kernel = np.asarray(weights) * np.asarray(styles)[i][None, None, :, None]
         kernel = kernel / np.sqrt((kernel**2).sum(axis=(0, 1, 2), keepdims=True))
-        one = alone(x[i : i + 1], jnp.asarray(0.5 * kernel))
-        np.testing.assert_allclose(got[i : i + 1], one, rtol=1e-5, atol=1e-6)
+        single = convolve(x[i : i + 1], jnp.asarray(0.5 * kernel))
+        np.testing.assert_allclose(actual[i : i + 1], single, rtol=1e-5, atol=1e-6)
 
 
 def test_without_demodulation_styles_only_scale(x64):
     x, weights, styles = arrays((2, 4, 4, 3), (1, 1, 3, 2), (2, 3))
-    got = ops.modulated_conv(x, weights, styles, demodulate=False)
+    actual = ops.modulated_conv(x, weights, styles, demodulate=False)
     np.testing.assert_allclose(
-        got, (x * styles[:, None, None]) @ weights[0, 0], rtol=1e-5, atol=1e-6
+        actual, (x * styles[:, None, None]) @ weights[0, 0], rtol=1e-5, atol=1e-6
     )
 
 
@@ -115,6 +115,6 @@ def test_without_demodulation_styles_only_scale(x64):
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line(call, message):
+def test_invalid_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Resampling against zero-stuffing and sums written out, and its derivatives of two orders."""
+"""Resampling against zero-stuffing and explicit sums, with derivatives of two orders."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ FULL = RNG.normal(size=(3, 4))
 
 
 def by_hand(x, taps, up, down, padding, flip=False, gain=1.0):
-    """Zeros between, zeros around, a convolution pixel by pixel, every so-manieth kept."""
+    """Inserted zeros, padding, a convolution pixel by pixel, and subsampling."""
     batch, height, width, channels = x.shape
     stuffed = np.zeros((batch, height * up[0], width * up[1], channels))
     stuffed[:, :: up[0], :: up[1]] = x
@@ -51,19 +51,19 @@ every_case = pytest.mark.parametrize(("taps", "up", "down", "padding", "flip", "
 
 
 @every_case
-def test_values_are_those_of_the_definition(x64, taps, up, down, padding, flip, gain):
+def test_values_equal_the_definition(x64, taps, up, down, padding, flip, gain):
     x = RNG.normal(size=(2, 5, 6, 2))
-    got = ops.upfirdn2d(
+    actual = ops.upfirdn2d(
         jnp.asarray(x), taps, up=up, down=down, padding=padding, flip=flip, gain=gain
     )
     np.testing.assert_allclose(
-        got, by_hand(x, taps, up, down, padding, flip, gain), rtol=1e-10, atol=1e-10
+        actual, by_hand(x, taps, up, down, padding, flip, gain), rtol=1e-10, atol=1e-10
     )
 
 
 @every_case
 def test_derivatives_are_those_of_a_linear_map(x64, taps, up, down, padding, flip, gain):
-    """The gradient is the transposed matrix; of a penalty on it, the matrix again."""
+    """The gradient is that of the transposed matrix; a gradient penalty's uses the matrix again."""
     x = jnp.asarray(RNG.normal(size=(1, 4, 5, 1)))
 
     def fn(x):
@@ -89,7 +89,7 @@ def test_derivatives_are_those_of_a_linear_map(x64, taps, up, down, padding, fli
     )
 
 
-def test_a_constant_stays_what_it_is():
+def test_constants_are_preserved():
     x = jnp.ones((1, 16, 12, 3))
     taps = ops.resampling_filter((1, 3, 3, 1))
     for y, shape in (
@@ -101,8 +101,8 @@ def test_a_constant_stays_what_it_is():
         np.testing.assert_allclose(y[:, 2:-2, 2:-2], 1.0, rtol=1e-6)
 
 
-def test_no_inserted_zero_is_multiplied():
-    """A product of two taps an axis and pixel: half of the taps meet zeros."""
+def test_inserted_zeros_are_not_multiplied():
+    """There are two products per axis and pixel: half of the taps meet zeros."""
     x = jnp.ones((1, 64, 64, 8))
     taps = ops.resampling_filter((1, 3, 3, 1))
     call = jax.jit(lambda x: ops.upsample2d(x, taps))
@@ -121,7 +121,7 @@ def test_filters():
     np.testing.assert_array_equal(ops.resampling_filter([[1, 2]], normalize=False), [[1, 2]])
 
 
-def test_bfloat16_stays_bfloat16():
+def test_bfloat16_is_preserved():
     x = jnp.ones((1, 8, 8, 4), jnp.bfloat16)
     taps = ops.resampling_filter((1, 3, 3, 1))
     y, transpose = jax.vjp(lambda x: ops.upsample2d(x, taps), x)
@@ -142,13 +142,13 @@ def test_bfloat16_stays_bfloat16():
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line(call, message):
+def test_invalid_arguments_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_activations_keep_a_normal_inputs_mean_square():
-    """He et al. 2015: half of it passes a ReLU, 0.52 of it a leaky one of slope 0.2."""
+def test_activations_preserve_a_normal_inputs_mean_square():
+    """He et al. 2015: a ReLU passes half of it, a leaky one of slope 0.2 passes 0.52 of it."""
     x = jnp.asarray(RNG.normal(size=(1, 1, 1, 100_000)), jnp.float32)
     for name, expected in (("relu", 1.0), ("lrelu", 1.04), ("linear", 1.0)):
         y = ops.bias_act(x, activation=ops.ACTIVATIONS[name])
@@ -158,10 +158,10 @@ def test_activations_keep_a_normal_inputs_mean_square():
 def test_a_filtered_activation_of_the_identity_is_a_resampling():
     x = jnp.asarray(RNG.normal(size=(1, 8, 8, 2)), jnp.float32)
     taps = ops.resampling_filter((1, 3, 3, 1))
-    got = ops.filtered_lrelu(
+    actual = ops.filtered_lrelu(
         x, taps, taps, up=2, down=2, padding=((3, 3), (3, 3)), gain=1.0, slope=1.0
     )
     both = ops.upfirdn2d(x, taps, up=2, padding=((3, 3), (3, 3)), gain=4)
-    np.testing.assert_allclose(got, ops.upfirdn2d(both, taps, down=2), rtol=1e-5)
+    np.testing.assert_allclose(actual, ops.upfirdn2d(both, taps, down=2), rtol=1e-5)
     clamped = ops.filtered_lrelu(x, taps, None, up=2, padding=((2, 1), (2, 1)), clamp=0.1)
     assert float(jnp.abs(clamped).max()) == np.float32(0.1)

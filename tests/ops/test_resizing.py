@@ -1,4 +1,4 @@
-"""Resizes against Pillow, `jax.image`, and numbers by hand."""
+"""Resizing against Pillow, `jax.image`, and numbers by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def images(size, channels=3):
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize(("inputs", "outputs"), [(5, 13), (13, 5), (1, 4), (4, 1), (7, 7)])
-def test_weights_keep_constants(weights, inputs, outputs):
+def test_weights_preserve_constants(weights, inputs, outputs):
     matrix = weights(inputs, outputs)
     assert matrix.shape == (outputs, inputs)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-12)
@@ -28,7 +28,7 @@ def test_weights_keep_constants(weights, inputs, outputs):
 
 
 def test_weights_by_hand():
-    """Two pixels as four: read at 0, 1/2, 1, 3/2 and at -1/4, 1/4, 3/4, 5/4."""
+    """From two pixels to four: sampled at 0, 1/2, 1, 3/2 and at -1/4, 1/4, 3/4, 5/4."""
     second = ops.tf1_bilinear(2, 4)[:, 1]
     np.testing.assert_allclose(second, [0, 0.5, 1, 1])
     np.testing.assert_allclose(ops.torch_bilinear(2, 4)[:, 1], [0, 0.25, 0.75, 1])
@@ -42,16 +42,16 @@ def test_weights_by_hand():
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("target", [(9, 12), (299, 299)])
-def test_as_pillow(size, target):
+def test_equals_pillow(size, target):
     x = images(size)
-    found = jax.jit(ops.resize, static_argnums=(1, 2))(x, target, ops.pil_bicubic)
+    resized = jax.jit(ops.resize, static_argnums=(1, 2))(x, target, ops.pil_bicubic)
     for index in np.ndindex(2, 3):
         channel = Image.fromarray(x[index[0], :, :, index[1]])
         assert channel.mode == "F"
         expected = channel.resize(target[::-1], Image.Resampling.BICUBIC)
-        theirs = np.asarray(expected)
-        np.testing.assert_allclose(found[index[0], :, :, index[1]], theirs, atol=1e-4 * 255)
-        assert np.abs(found[index[0], :, :, index[1]] - theirs).max() < 1e-3
+        reference = np.asarray(expected)
+        np.testing.assert_allclose(resized[index[0], :, :, index[1]], reference, atol=1e-4 * 255)
+        assert np.abs(resized[index[0], :, :, index[1]] - reference).max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -59,13 +59,13 @@ def test_as_pillow(size, target):
     [(ops.torch_bilinear, "linear", False), (ops.pil_bicubic, "cubic", True)],
 )
 @pytest.mark.parametrize("target", [(4, 5), (23, 40)])
-def test_as_jax_image(weights, method, antialias, target):
+def test_equals_jax_image(weights, method, antialias, target):
     x = images((16, 13))
     expected = jax.image.resize(x, (2, *target, 3), method, antialias=antialias)
     np.testing.assert_allclose(ops.resize(jnp.asarray(x), target, weights), expected, atol=2e-3)
 
 
-def test_what_cannot_be_resized():
+def test_invalid_shapes_raise():
     for shape, size in (((2, 3, 4), (5, 5)), ((1, 0, 4, 3), (5, 5)), ((1, 2, 2, 1), (0, 5))):
         with pytest.raises(ValueError, match="cannot be resized"):
             ops.resize(jnp.zeros(shape), size, ops.torch_bilinear)
@@ -77,5 +77,5 @@ def test_keys_kernel_by_hand():
     half = [-0.0234375, -0.0703125, 0.2265625, 0.8671875]
     row = np.zeros(18)
     row[5:13] = half + half[::-1]
-    found = ops.resize(impulse, (2, 18), ops.pil_bicubic)[0, :, :, 0]
-    np.testing.assert_allclose(found, [row, row], atol=1e-6)
+    resized = ops.resize(impulse, (2, 18), ops.pil_bicubic)[0, :, :, 0]
+    np.testing.assert_allclose(resized, [row, row], atol=1e-6)

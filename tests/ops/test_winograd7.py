@@ -22,30 +22,30 @@ def both(x, kernel, convolve):
 @pytest.mark.parametrize("sides", [(17, 17), (8, 5), (1, 3)])
 def test_in_double_precision(window, sides, x64):
     x, kernel = RNG.normal(size=(2, *sides, 3)), RNG.normal(size=(*window, 3, 4))
-    found, expected = both(x, kernel, winograd7.conv)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    actual, expected = both(x, kernel, winograd7.conv)
+    assert actual.shape == expected.shape
+    np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("window", [(1, 7), (7, 1)])
 def test_rounding(window):
     x = np.maximum(RNG.normal(size=(2, 17, 17, 64)), 0).astype(np.float32)
     kernel = RNG.normal(size=(*window, 64, 32)).astype(np.float32)
-    found, expected = both(x, kernel, winograd7.conv)
-    error = np.abs(found - expected) / np.abs(expected).max()
+    actual, expected = both(x, kernel, winograd7.conv)
+    error = np.abs(actual - expected) / np.abs(expected).max()
     assert error.max() < 2e-5
     assert error.mean() < 2e-6
 
 
-def test_it_is_used_where_layers_are_large(monkeypatch):
+def test_it_is_used_for_large_layers(monkeypatch):
     x = RNG.normal(size=(1, 6, 6, 8)).astype(np.float32)
     kernel = RNG.normal(size=(1, 7, 8, 8)).astype(np.float32)
 
-    def has_window(limit):
-        monkeypatch.setattr(convolution, "_WORTH_IT", limit)
+    def has_convolution(limit):
+        monkeypatch.setattr(convolution, "_MIN_WORK", limit)
         traced = jax.jit(lambda x, kernel: conv(x, kernel)).lower(x, kernel)
         return "stablehlo.convolution" in traced.as_text()
 
     work = 36 * 8 * 8
-    assert has_window(4 * work + 4)
-    assert not has_window(4 * work)
+    assert has_convolution(4 * work + 4)
+    assert not has_convolution(4 * work)

@@ -1,4 +1,4 @@
-"""Augmentations: of DiffAugment every draw is in the file, of ADA it is a quantile."""
+"""Augmentations: the files contain every draw of DiffAugment, and a quantile for ADA."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,10 @@ from kd_jax.augment import Settings, ada, diff
 from parity.golden import Family, File, Outputs
 
 
-def taken(images, name: str, draws: list):
-    """The images after the augmentation of that name, which takes its draws from the list's head.
+def augment_by_name(images, name: str, draws: list):
+    """Applies the augmentation of that name, which pops its draws from the head of the list.
 
-    Theirs are uniform in [0, 1) for colors; and a shift says where a pixel comes from.
+    The original draws are uniform in [0, 1) for colors; a shift is towards a pixel's source.
     """
     if name == "brightness":
         return diff.brightness(images, draws.pop(0) - 0.5)
@@ -36,8 +36,8 @@ def diffaugment(file: File) -> Outputs:
         def augment(images, parts=parts, draws=draws):
             left = list(draws)
             for part in (one for name in parts for one in GROUPS.get(name, (name,))):
-                images = taken(images, part, left)
-            assert not left, "draws that are not taken"
+                images = augment_by_name(images, part, left)
+            assert not left, "unused draws"
             return images
 
         outputs[key], vjp = jax.vjp(augment, jnp.asarray(file["in/x"]))
@@ -46,8 +46,8 @@ def diffaugment(file: File) -> Outputs:
 
 
 def quantile(shape: tuple[int, ...], q: float) -> ada.Draws:
-    """Theirs: every gate open, no turn after stretching, and `erfinv` where the normal's quantile
-    is sqrt(2) of it.
+    """The original's draws: all gates open, no rotation after stretching, and `erfinv` for normal
+    draws, whose quantile is sqrt(2) times that.
     """
     draws = ada.draw(jax.random.key(0), shape)
     normal = jax.tree.map(lambda x: jnp.full_like(x, jax.lax.erf_inv(2 * q - 1.0)), draws.normal)

@@ -16,12 +16,12 @@ def weights(file: File, prefix: str = "sd/") -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): file.arrays[k] for k in file if k.startswith(prefix)}
 
 
-def settings(file: File, player: str) -> dict[str, object]:
-    """What the weights cannot tell."""
+def settings(file: File, network: str) -> dict[str, object]:
+    """Options that the weights do not determine."""
     kwargs = file.config["kwargs"]
     return {
         "spectral_epsilon": kwargs.get("SN_eps", 1e-12),
-        "iterations": kwargs.get(f"num_{player}_SV_itrs", 1),
+        "iterations": kwargs.get(f"num_{network}_SV_itrs", 1),
     }
 
 
@@ -70,16 +70,16 @@ def _outputs(file: File, converted, *inputs) -> dict[str, object]:
 
 
 def _buffers(file: File, variables) -> Outputs:
-    """The buffers under their original names: the tensors that a changed one would be read as."""
+    """The buffers by their original names, by tracing each entry through the conversion."""
     names = [k.removeprefix("out/train_buf/") for k in file if k.startswith("out/train_buf/")]
-    found = weights(file)
-    generates = biggan.is_brock_generator(found)
+    tensors = weights(file)
+    generates = biggan.is_brock_generator(tensors)
     read = biggan.brock_generator if generates else biggan.brock_discriminator
-    # Numbers that say which entry of which variable an original entry becomes.
-    sizes = np.cumsum([0] + [found[name].size for name in names])
-    marked = dict(found)
+    # Consecutive numbers as entries show where the conversion puts each original entry.
+    sizes = np.cumsum([0] + [tensors[name].size for name in names])
+    marked = dict(tensors)
     for name, start in zip(names, sizes, strict=False):
-        marked[name] = np.arange(start, start + found[name].size).reshape(found[name].shape)
+        marked[name] = np.arange(start, start + tensors[name].size).reshape(tensors[name].shape)
     places = traverse_util.flatten_dict(read(marked).variables, sep="/")
     values = np.full(sizes[-1], np.nan, np.float32)
     for path, leaf in traverse_util.flatten_dict(variables, sep="/").items():
@@ -87,9 +87,11 @@ def _buffers(file: File, variables) -> Outputs:
             values[np.asarray(places[path], int).ravel()] = np.asarray(leaf).ravel()
     outputs = {}
     for name, start in zip(names, sizes, strict=False):
-        entries = values[start : start + found[name].size].reshape(found[name].shape)
-        counts = name.endswith("accumulation_counter")  # sums of statistics, which kd_jax never has
-        outputs[f"out/train_buf/{name}"] = found[name] if counts else entries
+        entries = values[start : start + tensors[name].size].reshape(tensors[name].shape)
+        counts = name.endswith(
+            "accumulation_counter"
+        )  # sums of statistics, which kd_jax does not keep
+        outputs[f"out/train_buf/{name}"] = tensors[name] if counts else entries
     return outputs
 
 
@@ -102,7 +104,7 @@ def huggingface(file: File) -> Outputs:
     )
     labels = file["in/class_label"].argmax(axis=1)
     np.testing.assert_array_equal(np.eye(kwargs["num_classes"])[labels], file["in/class_label"])
-    apply = converted.network.apply  # every truncation would be compiled anew
+    apply = converted.network.apply  # under jit, every truncation would be compiled separately
     position = kwargs["attention_layer_position"]
     outputs, taps = {}, {}
     for key in file:
@@ -121,9 +123,9 @@ def huggingface(file: File) -> Outputs:
 
 
 def tinygan_nets(file: File) -> Outputs:
-    found = weights(file)
+    tensors = weights(file)
     converted = biggan.tinygan_discriminator(
-        {k.removeprefix("D."): v for k, v in found.items() if k.startswith("D.")},
+        {k.removeprefix("D."): v for k, v in tensors.items() if k.startswith("D.")},
         size=file["in/img"].shape[1],
     )
     scores, taps, _ = converted.network.apply(
@@ -141,26 +143,26 @@ def tinygan_nets(file: File) -> Outputs:
 
 
 def _gblock(file: File):
-    found = weights(file, "sd/gblock.")
+    tensors = weights(file, "sd/gblock.")
 
     def conv(name):
-        kernel = found[f"{name}.weight"].transpose(2, 3, 1, 0)
-        return {"kernel": kernel, "bias": found[f"{name}.bias"]}
+        kernel = tensors[f"{name}.weight"].transpose(2, 3, 1, 0)
+        return {"kernel": kernel, "bias": tensors[f"{name}.bias"]}
 
     params, stats = {"shortcut": conv("c_sc")}, {}
     for number, name in ((1, "cbn0"), (2, "cbn1")):
-        gain, bias = np.split(found[f"{name}.embed.weight"].T, 2, axis=1)
-        one, zero = np.split(found[f"{name}.embed.bias"], 2)
+        gain, bias = np.split(tensors[f"{name}.embed.weight"].T, 2, axis=1)
+        one, zero = np.split(tensors[f"{name}.embed.bias"], 2)
         params[f"norm{number}"] = {
             "gain": {"kernel": gain, "bias": one - 1},
             "bias": {"kernel": bias, "bias": zero},
         }
         params[f"conv{number}"] = {
-            "depthwise": found[f"dw_conv{number}.weight"][:, 0].transpose(1, 2, 0),
-            "depthwise_bias": found[f"dw_conv{number}.bias"],
+            "depthwise": tensors[f"dw_conv{number}.weight"][:, 0].transpose(1, 2, 0),
+            "depthwise_bias": tensors[f"dw_conv{number}.bias"],
             "pointwise": conv(f"pw_conv{number}"),
         }
-        statistics = {part: found[f"{name}.bn.running_{part}"] for part in ("mean", "var")}
+        statistics = {part: tensors[f"{name}.bn.running_{part}"] for part in ("mean", "var")}
         stats[f"norm{number}"] = {"norm": statistics}
 
     def normalisation(name):
@@ -174,12 +176,12 @@ def _gblock(file: File):
 
 
 def images(name: str) -> float:
-    """Of a generator: images and buffers to 1e-5; activations, which have no bound, to 1e-4."""
+    """Tolerance for generators: images and buffers 1e-5; activations, which are unbounded, 1e-4."""
     return 1e-4 if "act" in name else 1e-5
 
 
 def scores(name: str) -> float:
-    """Of a discriminator: buffers to 1e-5, scores and activations, which are long sums, to 1e-4."""
+    """Tolerance for discriminators: buffers 1e-5; scores and activations, long sums, 1e-4."""
     return 1e-5 if "train_buf" in name else 1e-4
 
 

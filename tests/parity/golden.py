@@ -1,4 +1,4 @@
-"""Golden files, and what the families share to read them."""
+"""Golden files, and the functions shared by the families to read them."""
 
 import json
 import os
@@ -22,12 +22,13 @@ class Family(NamedTuple):
 
     Attributes:
       outputs: computes every output of a file, by its name there.
-      tolerance: of an output's name: relative to each number, and to the largest of the array.
-      as_stored: of an output's name: whether it is compared in the file's layout (a kernel's
-        gradient, say), and not as an image is, in kd_jax's.
-      absolute: of an output's name: a tolerance that takes the place of the one relative to the
-        largest number; None where that holds.
-      slow: whether it takes so long that the gate is without it.
+      tolerance: maps an output's name to a tolerance relative to each number, and to the largest
+        number of the array.
+      as_stored: maps an output's name to whether it is compared in the file's layout (a kernel's
+        gradient, say) instead of kd_jax's layout for images.
+      absolute: maps an output's name to an absolute tolerance that replaces the one relative to the
+        largest number, or None.
+      slow: whether only `make test-all` checks them.
     """
 
     outputs: Callable[["File"], Outputs]
@@ -38,7 +39,7 @@ class Family(NamedTuple):
 
 
 class File:
-    """A golden file: images in kd_jax's layout, everything else as it is."""
+    """A golden file: images in kd_jax's layout, other arrays as stored."""
 
     def __init__(self, path: Path):
         self.arrays = dict(np.load(path, allow_pickle=False))

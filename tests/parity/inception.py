@@ -27,15 +27,15 @@ def shapes(classes: int = 1008) -> dict[str, tuple[int, ...]]:
     network = models.fid(classes)
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     params = jax.eval_shape(network.init, jax.random.key(0), image)["params"]
-    found: dict[str, tuple[int, ...]] = {"fc.weight": (classes, 2048), "fc.bias": (classes,)}
+    tensors: dict[str, tuple[int, ...]] = {"fc.weight": (classes, 2048), "fc.bias": (classes,)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = ".".join(key.key for key in path[:-1])
         if name != "fc" and path[-1].key == "kernel":
             h, w, inputs, outputs = leaf.shape
-            found[f"{name}.conv.weight"] = (outputs, inputs, h, w)
-            found |= {f"{name}.bn.{part}": (outputs,) for part in STATISTICS[:-1]}
-            found[f"{name}.bn.num_batches_tracked"] = ()
-    return found
+            tensors[f"{name}.conv.weight"] = (outputs, inputs, h, w)
+            tensors |= {f"{name}.bn.{part}": (outputs,) for part in STATISTICS[:-1]}
+            tensors[f"{name}.bn.num_batches_tracked"] = ()
+    return tensors
 
 
 @cache
@@ -96,7 +96,7 @@ def tf1_resize(file: File) -> Outputs:
 
 
 def of_bytes(name: str) -> float:
-    """1e-5, and 1e-4 of 255 of what is resized."""
+    """Absolute tolerance: 1e-5, and 1e-4 of 255 for resized images."""
     return 1e-4 * 255 if "resized" in name else 1e-5
 
 

@@ -1,7 +1,7 @@
-"""The losses of distillation and of the game.
+"""Distillation and adversarial losses.
 
-Where an original deviates from its paper kd_jax computes the paper's loss, and the family below
-says what differs.
+Where an original deviates from its paper, kd_jax computes the paper's loss; comments in the
+families below describe the difference.
 """
 
 import re
@@ -11,27 +11,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import latent
+from kd_jax import sefa
 from kd_jax.losses import adversarial, feature, image, penalties, relation, response
 from parity.golden import Family, File, Outputs, connector, oihw, with_gradients
 
 
 def ganlosses(file: File) -> Outputs:
     real, fake = file["in/logits_real"], file["in/logits_fake"]
-    # Both halves of a discriminator's loss: real and fake scores do not meet in these losses, and
-    # where the originals take one half kd_jax's is that of scores that cost nothing.
-    players = {
+    # In these losses a discriminator's loss is a sum over real and fake scores. Where the originals
+    # compute one of the two, kd_jax's other scores are set to values whose loss is zero.
+    losses = {
         "hinge": (adversarial.hinge_d, adversarial.hinge_g, 1),
         "vanilla": (adversarial.minimax_d, adversarial.nonsaturating_g, 1),
         "lsgan": (adversarial.least_squares_d, adversarial.least_squares_g, 2),  # no 1/2
         "wgangp": (adversarial.wasserstein_d, adversarial.wasserstein_g, 1),
     }
     free = {"hinge": (2, -2), "vanilla": (1e3, -1e3), "lsgan": (1, 0), "wgangp": (0, 0)}
-    originals = [f"ganloss_{name}" for name in players] + ["biggan_hinge", "biggan_dcgan"]
+    originals = [f"ganloss_{name}" for name in losses] + ["biggan_hinge", "biggan_dcgan"]
     outputs: dict[str, object] = {}
     for original in originals:
         name = original.split("_")[1].replace("dcgan", "vanilla")
-        d, g, times = players[name]
+        d, g, times = losses[name]
         free_real, free_fake = (jnp.full_like(real, score) for score in free[name])
         nonsaturating = "(nonsat)" if original == "biggan_dcgan" else ""
         for part, scores, fn in (
@@ -55,7 +55,7 @@ def ganlosses(file: File) -> Outputs:
             x, target, weight = images[match[2]], float(match[3]), float(match[4])
 
             def penalty(weights, x=x, target=target, weight=weight):
-                # Between an image and itself there is only that image.
+                # Interpolation between an image and itself gives that image.
                 score, key = critic(layers, weights), jax.random.key(0)
                 return weight * penalties.gradient_penalty(score, x, x, key, target).mean()
 
@@ -73,7 +73,7 @@ def ganlosses(file: File) -> Outputs:
 
 
 def critic(layers: list[str], weights: Mapping[str, object]) -> Callable:
-    """The file's critic, built from the sentence that describes it."""
+    """The critic of the file, built from its textual description."""
 
     def score(x):
         for index, layer in enumerate(layers):
@@ -98,7 +98,7 @@ def critic(layers: list[str], weights: Mapping[str, object]) -> Callable:
 def distill_mapping(file: File) -> Outputs:
     students, teachers = file.numbered("in/S"), file.numbered("in/T")
     adapt = [connector(file, f"netA{i}") for i in range(len(students))]
-    given = {f"S{i}": s for i, s in enumerate(students)}
+    features = {f"S{i}": s for i, s in enumerate(students)}
 
     def layers(fn):
         return [lambda a, i=i: fn(i, a[f"S{i}"], teachers[i]) for i in range(len(students))]
@@ -108,12 +108,14 @@ def distill_mapping(file: File) -> Outputs:
     aligned = layers(lambda i, s, t: relation.kernel_alignment(s, t))
     outputs = {}
     for name, fns in (("gancompression", mapped), ("omgd_CD", means), ("cat_ka", aligned)):
-        outputs |= with_gradients(name, lambda a, fns=fns: sum(fn(a) for fn in fns), given)
+        outputs |= with_gradients(name, lambda a, fns=fns: sum(fn(a) for fn in fns), features)
     outputs["out/gancompression_distill"] = outputs.pop("out/gancompression")
     outputs["out/cat_mse"] = outputs["out/gancompression_distill"]
     for i, (l2, alignment) in enumerate(zip(mapped, aligned, strict=True)):
-        outputs[f"out/gancompression_distill_layer{i}"] = l2(given)
-        outputs[f"out/cat_KA_layer{i}"] = -alignment(given)  # theirs is the alignment itself
+        outputs[f"out/gancompression_distill_layer{i}"] = l2(features)
+        outputs[f"out/cat_KA_layer{i}"] = -alignment(
+            features
+        )  # the original returns the alignment itself
     return outputs
 
 
@@ -127,7 +129,7 @@ def distill_omgd(file: File) -> Outputs:
     weights = file.config["weights"]
 
     def maps(x):
-        x, kept = (x + 1) / 2, []
+        x, features = (x + 1) / 2, []
         for kernel, stride, pad in zip(kernels, strides, pads, strict=True):
             x = jax.lax.conv_general_dilated(
                 x,
@@ -137,13 +139,13 @@ def distill_omgd(file: File) -> Outputs:
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
             )
             x = jax.nn.relu(x)
-            kept.append(x)
-        return kept
+            features.append(x)
+        return features
 
     def parts(student, teacher):
         ours, theirs = maps(student), maps(teacher)
         return {
-            # Theirs takes the constants of images whose values span 1.
+            # The original uses the SSIM constants for images whose values span 1.
             "SSIM": image.structural(student, teacher, data_range=1.0).mean(),
             "style": sum(image.style(s, t).mean() for s, t in zip(ours, theirs, strict=True)),
             "feature": feature.l1(ours[1], theirs[1]).mean(),
@@ -188,7 +190,7 @@ def distill_stylekd(file: File) -> Outputs:
         for single in (0, 1):
 
             def total(a, loss=loss, single=single):
-                # Without the moved half both views are of the same images.
+                # Without the perturbed half, both views are of the same images.
                 other = slice(None, batch) if single else slice(batch, None)
                 return sum(
                     loss(
@@ -206,16 +208,16 @@ def distill_stylekd(file: File) -> Outputs:
                     [l1, jnp.zeros(()), simi, style]
                 )
     weights = file.numbered("in/mod_weight")
-    chosen = [weights[2 * i - 2 : 2 * i] for i in file.config["directions_mimic_layer"]]
-    for name, groups in (("split", chosen), ("global", [weights])):
-        # Numpy's `eig` orders and signs eigenvectors as it likes; ours go by their weight.
-        found = np.concatenate([latent.directions(group) for group in groups])
+    selected = [weights[2 * i - 2 : 2 * i] for i in file.config["directions_mimic_layer"]]
+    for name, groups in (("split", selected), ("global", [weights])):
+        # Order and sign of eigenvectors from NumPy's `eig` are arbitrary; ours are sorted.
+        directions = np.concatenate([sefa.sefa_directions(group) for group in groups])
         theirs_ = file[f"out/directions_{name}"]
         rows = theirs_ if np.allclose(np.linalg.norm(theirs_, axis=1), 1, atol=1e-4) else theirs_.T
-        products = found @ rows.T
+        products = directions @ rows.T
         best = np.abs(products).argmax(axis=0)
         signs = np.sign(products[best, np.arange(len(rows))])
-        matched = found[best] * signs[:, None]
+        matched = directions[best] * signs[:, None]
         outputs[f"out/directions_{name}"] = matched if rows is theirs_ else matched.T
     return outputs
 
@@ -253,12 +255,12 @@ def distill_torchdistill(file: File) -> Outputs:
         return lambda a: sum((i + 1) * loss(a[str(i)], t).mean() for i, t in enumerate(teachers))
 
     def flow(a):
-        # Theirs: the norm over the first layer's channels, summed over the second's.
+        # The original takes the norm over the first layer's channels and sums over the second's.
         pairs = [feature.flow_matrix(a["0"], a["1"]), feature.flow_matrix(*teachers[:2])]
         return jnp.linalg.norm(pairs[0] - pairs[1], axis=1).sum() / batch
 
     def softened(temperature, alpha):
-        if alpha == "None":  # where theirs leaves T^2 out
+        if alpha == "None":  # the original omits T^2 here
             return lambda a: (
                 response.softened_kl(a["0"], teacher, temperature).mean() / temperature**2
             )
@@ -275,7 +277,7 @@ def distill_torchdistill(file: File) -> Outputs:
         {"0": students[0]},
         {"0": logits},
     )
-    # Theirs divides the rows of the similarities by their L1 norm.
+    # The original divides the rows of the similarities by their L1 norm.
     cases: dict[str, tuple[Callable, Mapping[str, object]]] = {
         "AT_code": (attention(feature.attention_transfer), both),
         "AT_paper": (attention(feature.attention_transfer_norm), both),

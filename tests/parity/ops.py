@@ -8,17 +8,17 @@ from kd_jax.models import stylegan3
 from parity.golden import Family, File, Outputs, oihw
 
 
-def pads(given):
-    """`n`, `[x, y]` or `[left, right, top, bottom]`, as kd_jax's."""
-    if isinstance(given, int):
-        return given
-    if len(given) == 2:
-        return (given[1], given[1]), (given[0], given[0])
-    return (given[2], given[3]), (given[0], given[1])
+def pads(padding):
+    """The padding `n`, `[x, y]` or `[left, right, top, bottom]` in kd_jax's form."""
+    if isinstance(padding, int):
+        return padding
+    if len(padding) == 2:
+        return (padding[1], padding[1]), (padding[0], padding[0])
+    return (padding[2], padding[3]), (padding[0], padding[1])
 
 
-def factor(given):
-    return given if isinstance(given, int) else (given[1], given[0])
+def factor(factors):
+    return factors if isinstance(factors, int) else (factors[1], factors[0])
 
 
 def resampling(file: File, case: dict, fn, **options):
@@ -35,30 +35,32 @@ def kernel(file: File, case: dict, default: bool = True):
 
 
 def outputs(file: File) -> Outputs:
-    x, found = file["in/x"], {}
+    x, results = file["in/x"], {}
     for case in file.config["cases"]:
         op, key = case["op"], case["key"]
         factors = {k: factor(case[k]) for k in ("up", "down") if k in case}
         if op == "upfirdn2d":
             fn = resampling(file, case, ops.upfirdn2d, **factors)
             y, vjp = jax.vjp(fn, x)
-            found[f"out/{key}"] = y
-            found["out/" + key.replace("upfirdn2d", "upfirdn2d_vjp")] = vjp(file[f"in/ct/{key}"])[0]
+            results[f"out/{key}"] = y
+            results["out/" + key.replace("upfirdn2d", "upfirdn2d_vjp")] = vjp(file[f"in/ct/{key}"])[
+                0
+            ]
         elif op in ("filter2d", "upsample2d", "downsample2d"):
-            found[f"out/{key}"] = resampling(file, case, getattr(ops, op), **factors)(x)
+            results[f"out/{key}"] = resampling(file, case, getattr(ops, op), **factors)(x)
         elif op == "setup_filter":
             options = {k: case[k] for k in ("normalize", "gain", "separable") if k in case}
             flip = case.get("flip_filter", False)
-            found[f"out/{key}"] = ops.resampling_filter(case["arg"], flip=flip, **options)
+            results[f"out/{key}"] = ops.resampling_filter(case["arg"], flip=flip, **options)
         elif op == "bias_act":
-            found[f"out/{key}"] = biased(file, case)
+            results[f"out/{key}"] = bias_act(file, case)
         elif op == "filtered_lrelu":
             fu, fd, b = (
                 None if case.get(k) is None else file.arrays[f"in/{case[k]}"]
                 for k in ("fu", "fd", "b")
             )
             options = {k: case[k] for k in ("gain", "slope", "clamp") if k in case}
-            found[f"out/{key}"] = ops.filtered_lrelu(
+            results[f"out/{key}"] = ops.filtered_lrelu(
                 file["in/xf"],
                 fu,
                 fd,
@@ -70,7 +72,7 @@ def outputs(file: File) -> Outputs:
             )
         elif op == "conv2d_resample":
             taps = file.arrays[f"in/{case['f']}"]
-            found[f"out/{key}"] = ops.conv_resample(
+            results[f"out/{key}"] = ops.conv_resample(
                 file["in/xc"],
                 kernel(file, case),
                 taps[::-1, ::-1] if case.get("flip_filter", False) else taps,
@@ -90,11 +92,11 @@ def outputs(file: File) -> Outputs:
                 **factors,
             )
             noise = case.get("noise")
-            found[f"out/{key}"] = y if noise is None else y + file[f"in/{noise}"]
+            results[f"out/{key}"] = y if noise is None else y + file[f"in/{noise}"]
         elif op == "sg3.modulated_conv2d":
-            padding = case.get("padding", 0)  # of the height and the width here
+            padding = case.get("padding", 0)  # of height and width here
             padding = [padding] * 2 if isinstance(padding, int) else padding
-            found[f"out/{key}"] = ops.modulated_conv(
+            results[f"out/{key}"] = ops.modulated_conv(
                 file["in/xc"],
                 kernel(file, case),
                 file["in/styles"],
@@ -106,19 +108,19 @@ def outputs(file: File) -> Outputs:
         elif op == "design_lowpass_filter":
             options = {k: case[k] for k in ("numtaps", "cutoff", "width", "fs")}
             options["radial"] = case.get("radial", False)
-            found[f"out/{key}"] = stylegan3.lowpass_filter(**options)
+            results[f"out/{key}"] = stylegan3.lowpass_filter(**options)
         else:
             raise ValueError(f"no case for the op {op}")
-    return found
+    return results
 
 
-def biased(file: File, case: dict):
+def bias_act(file: File, case: dict):
     activation = ops.ACTIVATIONS[case["act"]]
     if case["act"] == "lrelu" and "alpha" in case:
         activation = ops.leaky_relu(case["alpha"])
     x = file.arrays["in/xb"]
     bias = None if case["b"] is None else file.arrays[f"in/{case['b']}"]
-    # The bias goes along any axis there, along the last one here.
+    # The original supports a bias along any axis, kd_jax along the last.
     axis = case.get("dim", 1)
     y = ops.bias_act(
         np.moveaxis(x, axis, -1), bias, activation, gain=case.get("gain"), clamp=case.get("clamp")

@@ -25,7 +25,7 @@ def module(file: File) -> dict[str, np.ndarray]:
 
 
 def halves(tensors: dict[str, np.ndarray]) -> tuple[dict, dict]:
-    """The same as torchvision's file and the weights'."""
+    """The same tensors, split into torchvision's file and the file of channel weights."""
     trunk = {
         f"features.{name.split('.', 2)[2]}": value
         for name, value in tensors.items()
@@ -58,7 +58,7 @@ def distances(file: File) -> Outputs:
         "out/dist_baseline_nolin": lpips(a, b).reshape(column),
         "out/dist_spatial": lpips_map(a, b, heads, size=first.shape[1:3])[..., None],
     }
-    # Of images in [0, 1], which its own scaling brings to [-1, 1].
+    # Images in [0, 1], which the original rescales to [-1, 1].
     images, others = (2 * ((x + 1) / 2) - 1 for x in (first, second))
     outputs["out/dist_norm01"] = between(variables, images, others).reshape(column)
     plain = jax.jit(lambda v, x: unscaled.network.apply(v, x)[1])
@@ -72,7 +72,7 @@ def distances(file: File) -> Outputs:
 
 
 def gradient(file: File, converted: Converted) -> jax.Array:
-    """With respect to the first image. It jumps where a ReLU reads 0: rounding must not decide."""
+    """The gradient by the first image, in float64, since it is discontinuous at a ReLU's zero."""
     name = str(file.config["net"])
     with jax.enable_x64(True):
         make = {"vgg": vgg16, "alex": alexnet, "squeeze": squeezenet}[name]

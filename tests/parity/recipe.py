@@ -1,4 +1,4 @@
-"""The weights of the large networks, which are no part of their files but made from their names."""
+"""Weights of the large networks, generated from their names instead of stored in the files."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def tensor(key: str, shape: Sequence[int]) -> np.ndarray:
-    """The tensor of a name and PyTorch's shape."""
+    """The tensor with this name and PyTorch shape."""
     last = key.rpartition(".")[2]
     if last == "num_batches_tracked":
         return np.zeros(shape, np.int64)
@@ -28,5 +28,5 @@ def tensor(key: str, shape: Sequence[int]) -> np.ndarray:
 
 
 def tensors(shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-    """The state dict of these names and shapes."""
+    """The state dict with these names and shapes."""
     return {key: tensor(key, shape) for key, shape in shapes.items()}

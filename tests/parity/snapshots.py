@@ -1,26 +1,26 @@
-"""NVIDIA's snapshots, read from `pkl/` beside the files that say what is in them."""
+"""NVIDIA's snapshots, read from `pkl/` beside the files with their expected contents."""
 
 import numpy as np
 
 from kd_jax import pretrained
-from kd_jax.pretrained import containers, stand_ins
+from kd_jax.pretrained import allowed_types, containers
 from parity.golden import FOLDER, Family, File, Outputs
 from parity.stylegan2 import labels
 
 
 def tensors(tree) -> dict[str, np.ndarray]:
-    """Every tensor of a snapshot, as the files name them."""
+    """Every tensor of a snapshot, by its name in the golden files."""
     if isinstance(tree, tuple):
         return {
             f"tf/{name}/{key}": value
             for name, network in zip(("G", "D", "Gs"), tree, strict=True)
-            for key, value in stand_ins.variables(network).items()
+            for key, value in allowed_types.variables(network).items()
         }
     return {
         f"sd/{name}.{key}": value
         for name, module in tree.items()
-        if isinstance(module, stand_ins.Persistent)
-        for key, value in stand_ins.state_dict(module).items()
+        if isinstance(module, allowed_types.Persistent)
+        for key, value in allowed_types.state_dict(module).items()
     }
 
 
@@ -40,9 +40,9 @@ def snapshot(file: File) -> Outputs:
     outputs: dict[str, object] = {"out/w_psi07": styles}
     outputs["out/img"] = network.synthesis(variables, styles)[0]
     parts = pretrained.parts(path)
-    judge = parts["D"].convert()
+    discriminator = parts["D"].convert()
     condition = labels(file.arrays.get("in/d_c", np.zeros((0, 0))))
-    scores = judge.network.apply(judge.variables, file["in/d_img"], *condition)[0]
+    scores = discriminator.network.apply(discriminator.variables, file["in/d_img"], *condition)[0]
     outputs["out/d_logits"] = scores[:, None]
     if "out/G_w" in file:
         other = pretrained.load(path, "G")

@@ -53,8 +53,8 @@ def genforce_discriminator(file: File) -> Outputs:
     return outputs
 
 
-def grown(file: File) -> dict:
-    """The side and the level of detail of a step and an alpha; outside [0, 1) it has no meaning."""
+def growth(file: File) -> dict:
+    """The size and level of detail for a step and alpha, which has no effect outside [0, 1)."""
     step, alpha = file.config["step"], file.config["alpha"]
     fading = step > 0 and 0 <= alpha < 1
     return {"size": 4 << step, "lod": 1.0 - alpha if fading else 0.0}
@@ -63,7 +63,7 @@ def grown(file: File) -> dict:
 def rosinality_generator(file: File) -> Outputs:
     average = file.arrays.get("in/mean_style")
     network, variables, *_ = stylegan1.rosinality_generator(
-        weights(file), average=average, **grown(file)
+        weights(file), average=average, **growth(file)
     )
     styles = network.mapping(variables, file["in/z"])
     noise = [image for image in file.numbered("in/noise") for _ in range(2)]
@@ -84,7 +84,7 @@ def rosinality_generator(file: File) -> Outputs:
 
 
 def rosinality_discriminator(file: File) -> Outputs:
-    network, variables, *_ = stylegan1.rosinality_discriminator(weights(file), **grown(file))
+    network, variables, *_ = stylegan1.rosinality_discriminator(weights(file), **growth(file))
     return {"out/logits": network.apply(variables, file["in/img"])[0][:, None]}
 
 

@@ -26,9 +26,9 @@ def generator(file: File) -> Outputs:
     network, variables, *_ = converted
     inputs = (file["in/z"], *labels(file["in/c"]))
     outputs: dict[str, object] = {"out/w": network.mapping(variables, *inputs)}
-    # The images are truncated as the styles are that have no cutoff.
-    found = [re.fullmatch(r"out/w_psi([\d.]+)", name) for name in file]
-    truncation = next((float(match[1]) for match in found if match), 1.0)
+    # The images are truncated like the styles without a cutoff.
+    matches = [re.fullmatch(r"out/w_psi([\d.]+)", name) for name in file]
+    truncation = next((float(match[1]) for match in matches if match), 1.0)
     usual = network.mapping(variables, *inputs, truncation=truncation)
     _, taps, _ = network.apply(variables, *inputs, truncation=truncation)
     for name in file:
@@ -41,9 +41,9 @@ def generator(file: File) -> Outputs:
         elif match := re.fullmatch(r"out/act_b(\d+)", name):
             outputs[name] = taps[f"{match[1]}x{match[1]}"][: len(file[name])]
         elif match := re.fullmatch(r"out/img_(const|none)(_nonfused|_mixed|)", name):
-            given = stylegan2.generator(weights(file), fused=not match[2], **overrides)
+            variant = stylegan2.generator(weights(file), fused=not match[2], **overrides)
             styles = file["in/ws_mixed"] if match[2] == "_mixed" else usual
-            outputs[name] = given.network.synthesis(variables, styles, noise=match[1])[0]
+            outputs[name] = variant.network.synthesis(variables, styles, noise=match[1])[0]
     _, _, after = network.apply(variables, *inputs, train=True)
     outputs["out/w_avg_after_update"] = after["averages"]["mapping"]["w_avg"]
     return outputs
@@ -70,13 +70,13 @@ def rosinality_generator(file: File) -> Outputs:
         options = {}
         if match := re.fullmatch(r"out/img_trunc([\d]+)", name):
             options = {"truncation": int(match[1]) / 10 ** (len(match[1]) - 1)}
-        given = network.mapping(variables, file["in/z"], **options)
+        used = network.mapping(variables, file["in/z"], **options)
         if match := re.fullmatch(r"out/img_mix(\d+)", name):
             other = network.mapping(variables, file["in/z2"])
             first = np.arange(styles.shape[1]) < int(match[1])
-            given = jnp.where(first[None, :, None], styles, other)
+            used = jnp.where(first[None, :, None], styles, other)
         if name.startswith("out/img"):
-            outputs[name] = network.synthesis(variables, given, noise="const")[0]
+            outputs[name] = network.synthesis(variables, used, noise="const")[0]
     return outputs
 
 
@@ -91,19 +91,19 @@ def rosinality_discriminator(file: File) -> Outputs:
 
 
 def sources(file: File, prefix: str, convert) -> tuple[dict, dict]:
-    """For each converted parameter, which of the file's numbers each of its numbers is.
+    """For each converted parameter, the index of each of its entries among the file's entries.
 
-    The conversion is a permutation: it is applied to numbers that count.
+    The conversion is a permutation, which is applied to consecutive numbers.
     """
-    found, start, places = weights(file, prefix), 0, {}
-    for name, value in found.items():
+    tensors, start, places = weights(file, prefix), 0, {}
+    for name, value in tensors.items():
         if "filter" not in name and value.size:
             places[name] = (start, value.shape)
-            found[name] = np.arange(start, start + value.size, dtype=np.float32).reshape(
+            tensors[name] = np.arange(start, start + value.size, dtype=np.float32).reshape(
                 value.shape
             )
             start += value.size
-    return convert(found).variables["params"], places
+    return convert(tensors).variables["params"], places
 
 
 def as_stored(gradients, numbers, places) -> dict[str, np.ndarray]:
@@ -118,28 +118,28 @@ def as_stored(gradients, numbers, places) -> dict[str, np.ndarray]:
 
 
 def training(file: File) -> Outputs:
-    """NVIDIA's losses: the terms of `recipes.stylegan2`, and the gradients of each phase."""
+    """NVIDIA's losses: the terms of `methods.stylegan2`, and the gradients of each phase."""
     config, gains = file.config, file.config["gains"]
     group = {"stddev_group": config["D"]["mbstd_group_size"]}
-    making = {
+    converters = {
         "G": stylegan2.generator,
-        "D": lambda found: stylegan2.discriminator(found, **group),
+        "D": lambda tensors: stylegan2.discriminator(tensors, **group),
     }
     (g, g_variables, *_), (d, d_variables, *_) = (
-        making[name](weights(file, f"sd/{name}.")) for name in "GD"
+        converters[name](weights(file, f"sd/{name}.")) for name in "GD"
     )
     z, real, noise = file["in/z"], file["in/real"], file["in/pl_noise"]
     condition, real_condition = labels(file["in/c"]), labels(file["in/real_c"])
     outputs: dict[str, object] = {}
 
-    def of_generator(params):
+    def generate(params):
         return g.apply({**g_variables, "params": params}, z, *condition)[0]
 
-    def score(params, images, given=condition):
-        return d.apply({**d_variables, "params": params}, images, *given)[0]
+    def score(params, images, inputs=condition):
+        return d.apply({**d_variables, "params": params}, images, *inputs)[0]
 
     def g_main(params):
-        fake = score(d_variables["params"], of_generator(params))
+        fake = score(d_variables["params"], generate(params))
         loss = adversarial.nonsaturating_g(fake)
         return gains["Gmain"] * loss.mean(), {"fake": fake, "loss": loss}
 
@@ -155,7 +155,7 @@ def training(file: File) -> Outputs:
         return gains["Greg"] * regular.mean(), {"penalty": penalty, "reg": regular, "mean": mean}
 
     def d_main(params):
-        fake = score(params, of_generator(g_variables["params"]))
+        fake = score(params, generate(g_variables["params"]))
         true = score(params, real, real_condition)
         loss = adversarial.minimax_d(true, fake)
         return gains["Dmain"] * loss.mean(), {"fake": fake, "real": true, "loss": loss}
@@ -166,30 +166,33 @@ def training(file: File) -> Outputs:
         regular = config["r1_gamma"] * r1
         return gains["Dreg"] * regular.mean(), {"real": true, "r1": 2 * r1, "reg": regular}
 
-    # The average of w follows the images that the discriminator is shown, once.
+    # The average of w is updated once, by the images for the discriminator.
     after = g.apply(g_variables, z, *condition, train=True)[2]
     outputs["out/w_avg_after_Dmain"] = after["averages"]["mapping"]["w_avg"]
     for phase, fn, name in (
         ("Gmain", g_main, "G"), ("Greg", g_reg, "G"), ("Dmain", d_main, "D"), ("Dreg", d_reg, "D"),
     ):  # fmt: skip
         params = (g_variables if name == "G" else d_variables)["params"]
-        gradients, seen = jax.grad(fn, has_aux=True)(params)
-        stored = as_stored(gradients, *sources(file, f"sd/{name}.", making[name]))
+        gradients, auxiliary = jax.grad(fn, has_aux=True)(params)
+        stored = as_stored(gradients, *sources(file, f"sd/{name}.", converters[name]))
         outputs |= {f"out/grad/{phase}/{k}": v for k, v in stored.items()}
         for kind in ("fake", "real"):
-            if kind in seen:
-                outputs[f"out/{phase}/scores/{kind}/0"] = seen[kind][:, None]
-                outputs[f"out/{phase}/signs/{kind}/0"] = jnp.sign(seen[kind])[:, None]
+            if kind in auxiliary:
+                outputs[f"out/{phase}/scores/{kind}/0"] = auxiliary[kind][:, None]
+                outputs[f"out/{phase}/signs/{kind}/0"] = jnp.sign(auxiliary[kind])[:, None]
         if phase == "Greg":
             outputs |= {
-                "out/Greg/pl_penalty/0": seen["penalty"],
-                "out/Greg/G/reg/0": seen["reg"],
-                "out/pl_mean_after": seen["mean"],
+                "out/Greg/pl_penalty/0": auxiliary["penalty"],
+                "out/Greg/G/reg/0": auxiliary["reg"],
+                "out/pl_mean_after": auxiliary["mean"],
             }
         elif phase == "Dreg":
-            outputs |= {"out/Dreg/r1_penalty/0": seen["r1"], "out/Dreg/D/reg/0": seen["reg"]}
+            outputs |= {
+                "out/Dreg/r1_penalty/0": auxiliary["r1"],
+                "out/Dreg/D/reg/0": auxiliary["reg"],
+            }
         else:
-            outputs[f"out/{phase}/{name}/loss/0"] = seen["loss"][:, None]
+            outputs[f"out/{phase}/{name}/loss/0"] = auxiliary["loss"][:, None]
     return outputs
 
 

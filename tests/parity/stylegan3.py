@@ -12,15 +12,15 @@ from parity.golden import Family, File, Outputs
 
 
 def outputs(file: File) -> Outputs:
-    found = {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
+    tensors = {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
     beta = {k: v for k, v in file.config.items() if k == "magnitude_ema_beta"}
     settings = {**beta, **file.config["kwargs"]}
-    network, variables, config, _ = stylegan3.generator(found, settings)
+    network, variables, config, _ = stylegan3.generator(tensors, settings)
     inputs = [file["in/z"]] + ([file["in/c"]] if config["classes"] else [])
-    layers = [match[0] for k in found if (match := re.match(r"synthesis\.(L\d+)_\d+_\d+", k))]
+    layers = [match[0] for k in tensors if (match := re.match(r"synthesis\.(L\d+)_\d+_\d+", k))]
     layers = sorted({name.removeprefix("synthesis.") for name in layers}, key=_number)
 
-    # Images are made of the truncated styles, the first where there are several.
+    # Images are generated from the first truncated styles.
     truncated = [key for key in file if key.startswith("out/w_")]
     options = _truncation(truncated[0]) if truncated else {}
     apply = jax.jit(partial(network.apply, **options), static_argnames="train")
@@ -39,7 +39,7 @@ def outputs(file: File) -> Outputs:
             results[key] = network.mapping(variables, *inputs, **_truncation(key))
         elif match := re.fullmatch(r"out/img_(transform\w*)", key):
             results[key] = apply(variables, *inputs, transform=file[f"in/{match[1]}"])[0]
-    # Of activations the file may have the first examples only.
+    # The file may contain activations of the first examples only.
     for key in results.keys() & set(file):
         if key.startswith("out/act_"):
             results[key] = np.asarray(results[key])[: len(file[key])]

@@ -26,13 +26,16 @@ def resnet(file: File) -> Outputs:
         return translation.resnet_generator(tensors, padding=config["padding_type"])
 
     converted = read(weights(file))
-    found = converted.config
-    assert found["blocks"] == config["n_blocks"]
-    assert bool(found["dropout"]) == (config["use_dropout"] and config["n_blocks"] > 0)
+    inferred = converted.config
+    assert inferred["blocks"] == config["n_blocks"]
+    assert bool(inferred["dropout"]) == (config["use_dropout"] and config["n_blocks"] > 0)
     outputs, layers = _outputs(file, converted, read)
     at = 10 + config["n_blocks"]
     names = {1: "stem", 4: "down_0", 7: "down_1", at: "up_0", at + 3: "up_1"}
-    images = {0: _reflected(file["in/x"]), at + 6: _reflected(_of(layers, "up_1", jax.nn.relu))}
+    images = {
+        0: _reflect_pad(file["in/x"]),
+        at + 6: _reflect_pad(_activation(layers, "up_1", jax.nn.relu)),
+    }
     images |= {at + 7: layers["image"]["__call__"][0], at + 8: outputs["out/eval"]}
     images |= {10 + i: layers[f"block_{i}"]["__call__"][0] for i in range(config["n_blocks"])}
     return outputs | _activations(file, layers, names, jax.nn.relu, images)
@@ -49,7 +52,7 @@ def patch(file: File) -> Outputs:
     count = converted.config["layers"]
     assert count == file.config["n_layers"]
     outputs, layers = _outputs(file, converted, translation.patch_discriminator)
-    # A conditional one sees the source before the image that it judges.
+    # A conditional discriminator takes the source before the image.
     source, image = np.split(file["in/x"], [file["in/x"].shape[-1] // 2], axis=-1)
     scores = converted.network.apply(converted.variables, image, source)[0]
     outputs["out/eval"] = scores[..., None]
@@ -68,30 +71,30 @@ def _leaky(x):
     return jax.nn.leaky_relu(x, 0.2)
 
 
-def _reflected(x):
+def _reflect_pad(x):
     return np.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)), mode="reflect")
 
 
-def _of(layers: Layers, name: str, activation: Callable):
+def _activation(layers: Layers, name: str, activation: Callable):
     return activation(layers[name]["__call__"][0])
 
 
 def _outputs(file: File, converted: Converted, read: Callable) -> tuple[dict[str, Any], Layers]:
-    """What the network makes, and what its layers do in inference, by their names."""
-    wanted = file.config["norm"]
-    assert type(converted.config["norm"]).__name__.lower().replace("nonetype", "none") == wanted
+    """The network's outputs, and the outputs of its layers in inference, by their names."""
+    expected = file.config["norm"]
+    assert type(converted.config["norm"]).__name__.lower().replace("nonetype", "none") == expected
     x, module = file["in/x"], converted.network.module
     (output, _), state = jax.jit(
         lambda v, x: module.apply(v, x, train=False, capture_intermediates=True)
     )(converted.variables, x)
-    # Without a key nothing is dropped.
+    # Without a key there is no dropout.
     trained, _, variables = jax.jit(converted.network.apply, static_argnames="train")(
         converted.variables, x, train=True
     )
-    judges = output.ndim == 3
+    scores = output.ndim == 3
     outputs = {
-        "out/eval": output[..., None] if judges else output,
-        "out/train": trained[..., None] if judges else trained,
+        "out/eval": output[..., None] if scores else output,
+        "out/train": trained[..., None] if scores else trained,
     }
     return outputs | _buffers(file, read, variables), state["intermediates"]
 
@@ -103,22 +106,22 @@ def _activations(
     activation: Callable,
     others: Mapping[int, Any],
 ) -> Outputs:
-    """The outputs of numbered layers, of the first example: convolution, norm, activation."""
-    found = dict(others)
+    """Outputs of numbered layers for the first example: convolution, norm, activation."""
+    outputs = dict(others)
     for at, name in names.items():
-        found[at] = layers[name]["conv"]["__call__"][0]
-        found[at + 1] = layers[name]["__call__"][0]
-        found[at + 2] = activation(found[at + 1])
+        outputs[at] = layers[name]["conv"]["__call__"][0]
+        outputs[at + 1] = layers[name]["__call__"][0]
+        outputs[at + 2] = activation(outputs[at + 1])
     keys = [key for key in file if key.startswith("out/act_model.")]
-    return {key: found[int(key.rpartition(".")[2])][: len(file.arrays[key])] for key in keys}
+    return {key: outputs[int(key.rpartition(".")[2])][: len(file.arrays[key])] for key in keys}
 
 
 def _buffers(file: File, read: Callable, variables) -> Outputs:
-    """The statistics by their original names: where a tensor of that name is read to."""
+    """The statistics by their original names, by tracing each tensor through the conversion."""
     prefix, outputs = "out/train_buf/", {}
     names = [key.removeprefix(prefix) for key in file if key.startswith(prefix)]
-    kept = [name for name in names if re.search(r"running_(mean|var)$", name)]
-    marked = {name: np.full_like(weights(file)[name], i + 1) for i, name in enumerate(kept)}
+    statistics = [name for name in names if re.search(r"running_(mean|var)$", name)]
+    marked = {name: np.full_like(weights(file)[name], i + 1) for i, name in enumerate(statistics)}
     places = {
         int(leaf[0]): path
         for path, leaf in traverse_util.flatten_dict(
@@ -127,9 +130,9 @@ def _buffers(file: File, read: Callable, variables) -> Outputs:
         if path.startswith("batch_stats/")
     }
     after = traverse_util.flatten_dict(variables, sep="/")
-    for i, name in enumerate(kept):
+    for i, name in enumerate(statistics):
         outputs[prefix + name] = after[places[i + 1]]
-    for name in set(names) - set(kept):
+    for name in set(names) - set(statistics):
         outputs[prefix + name] = weights(file)[name] + 1
     return outputs
 

@@ -1,8 +1,8 @@
-"""StyleGAN2 under genforce's names: the original networks' numbers, and what is refused.
+"""StyleGAN2 under genforce's names: agreement with the original networks, and refusals.
 
-Weights, images and scores are those of NVIDIA's program. Here they are laid out as genforce's
-converters lay them out: kernels of layers that double the side are turned, styles are counted from
-one, filters have the gain of what they filter.
+Weights, images and scores are those of NVIDIA's program. Here they are converted to the layout of
+genforce's converters: kernels of upsampling layers are flipped, the biases of styles are reduced by
+one, and filters include their gain.
 """
 
 import re
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from parity.golden import FILES, FOLDER, File
-from pretrained.test_published import as_checkpoint
+from pretrained.test_registry import as_checkpoint
 
 from kd_jax import pretrained
 from kd_jax.pretrained import stylegan1, stylegan2
@@ -23,34 +23,34 @@ FILTER = np.outer([1, 3, 3, 1], [1, 3, 3, 1]).astype(np.float32)[None, None] / 6
 
 
 def files(family: str):
-    """A parameter for each file of NVIDIA's networks, or the reason why there is none."""
-    found = [path for path in FILES if re.fullmatch(rf"{family}_[a-z]\d*", path.stem)]
+    """Parametrizes over the files of NVIDIA's networks; skips with the reason if there are none."""
+    paths = [path for path in FILES if re.fullmatch(rf"{family}_[a-z]\d*", path.stem)]
     return pytest.mark.parametrize(
-        "path", found or [pytest.param(None, marks=pytest.mark.skip(f"no {family} at {FOLDER}"))]
+        "path", paths or [pytest.param(None, marks=pytest.mark.skip(f"no {family} at {FOLDER}"))]
     )
 
 
-def of_nvidia(path, unknown: dict[str, str]) -> tuple[File, dict[str, np.ndarray]]:
-    """A file and its weights; skips those that have a tensor that genforce has no place for."""
+def read_nvidia(path, unknown: dict[str, str]) -> tuple[File, dict[str, np.ndarray]]:
+    """A file and its weights; skips files with a tensor that genforce's networks do not have."""
     file = File(path)
-    found = {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
-    for name, value in found.items():
+    weights = {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
+    for name, value in weights.items():
         if name.endswith("resample_filter") and value.shape != (4, 4):
             pytest.skip("genforce's filters have 4x4 taps")
         for pattern, reason in unknown.items():
             if re.search(pattern, name):
                 pytest.skip(reason)
-    return file, found
+    return file, weights
 
 
-def turned(taps, gain):
-    """A filter to convolve with, as one to correlate with."""
+def correlation_filter(taps, gain):
+    """A convolution filter as a correlation filter."""
     return gain * taps[None, None, ::-1, ::-1]
 
 
-def generator_as_genforce(found):
+def generator_as_genforce(weights):
     tensors = {}
-    for name, value in found.items():
+    for name, value in weights.items():
         if match := re.fullmatch(r"mapping\.(fc|embed)(\d*)\.(weight|bias)", name):
             layer = f"dense{match[2]}" if match[1] == "fc" else "LabelEmbed"
             tensors[f"mapping.{layer}.{match[3]}"] = value
@@ -58,15 +58,15 @@ def generator_as_genforce(found):
             tensors["truncation.w_avg"] = value
         elif name == "synthesis.b4.const":
             tensors["synthesis.early_layer.const"] = value[None]
-        elif name == "synthesis.b4.resample_filter" and "synthesis.b4.torgb.weight" in found:
-            tensors["synthesis.upsample.kernel"] = turned(value, 4)
+        elif name == "synthesis.b4.resample_filter" and "synthesis.b4.torgb.weight" in weights:
+            tensors["synthesis.upsample.kernel"] = correlation_filter(value, 4)
         elif match := re.fullmatch(r"synthesis\.b(\d+)\.(conv\d|torgb)\.(.+)", name):
             number, part = int(match[1]).bit_length() - 3, match[2]
             index = 2 * number - (part == "conv0")
             layer = f"synthesis.output{number}" if part == "torgb" else f"synthesis.layer{index}"
             if match[3] == "resample_filter":
                 if part == "conv0":
-                    tensors[f"{layer}.filter.kernel"] = turned(value, 4)
+                    tensors[f"{layer}.filter.kernel"] = correlation_filter(value, 4)
             elif match[3] == "weight":
                 kernel = value[:, :, ::-1, ::-1] if part == "conv0" else value
                 tensors[f"{layer}.weight"] = kernel
@@ -79,10 +79,10 @@ def generator_as_genforce(found):
     return tensors
 
 
-def discriminator_as_genforce(found):
-    size = max(int(match[1]) for name in found if (match := re.match(r"b(\d+)\.", name)))
+def discriminator_as_genforce(weights):
+    size = max(int(match[1]) for name in weights if (match := re.match(r"b(\d+)\.", name)))
     tensors = {}
-    for name, value in found.items():
+    for name, value in weights.items():
         match = re.fullmatch(r"b(\d+)\.(?:(\w+)\.)?(\w+)", name)
         number = (size // int(match[1])).bit_length() - 1
         names = {"fromrgb": "input{}", "skip": "skip_layer{}"}
@@ -91,26 +91,28 @@ def discriminator_as_genforce(found):
         if match[3] != "resample_filter":
             tensors[f"{layer}.{match[3]}"] = value
         elif match[2] in ("conv1", "skip"):
-            tensors[f"{layer}.filter.kernel"] = turned(value, 1)
-        elif match[2] is None and "b4.fromrgb.weight" in found:
-            tensors["downsample.kernel"] = turned(value, 1)
+            tensors[f"{layer}.filter.kernel"] = correlation_filter(value, 1)
+        elif match[2] is None and "b4.fromrgb.weight" in weights:
+            tensors["downsample.kernel"] = correlation_filter(value, 1)
     return tensors
 
 
-def close(ours, theirs):
+def assert_close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
 @pytest.mark.slow
 @files("stylegan2_g")
-def test_a_generator_is_nvidias(path):
-    file, found = of_nvidia(path, {r"\.skip\.": "genforce has no residual generator"})
-    if "synthesis.b4.conv1.noise_const" not in found:
+def test_generators_match_nvidias(path):
+    file, weights = read_nvidia(path, {r"\.skip\.": "genforce has no residual generator"})
+    if "synthesis.b4.conv1.noise_const" not in weights:
         pytest.skip("genforce's generators have noise")
     overrides = stylegan2.generator_settings(file.config["kwargs"])
-    network, variables, *_ = stylegan2.genforce_generator(generator_as_genforce(found), **overrides)
+    network, variables, *_ = stylegan2.genforce_generator(
+        generator_as_genforce(weights), **overrides
+    )
     inputs = (file["in/z"], *([file["in/c"]] if file["in/c"].size else []))
-    close(network.mapping(variables, *inputs), file["out/w"])
+    assert_close(network.mapping(variables, *inputs), file["out/w"])
     usual = {}
     for name in file:
         if match := re.fullmatch(r"out/w_psi([\d.]+)(?:_cut(\d+))?", name):
@@ -118,24 +120,24 @@ def test_a_generator_is_nvidias(path):
             cutoff = int(match[2]) if match[2] else None
             usual = options if cutoff is None else usual
             styles = network.mapping(variables, *inputs, truncation_cutoff=cutoff, **options)
-            close(styles, file[name])
+            assert_close(styles, file[name])
     styles = network.mapping(variables, *inputs, **usual)
     for noise in ("const", "none"):
-        close(network.synthesis(variables, styles, noise=noise)[0], file[f"out/img_{noise}"])
+        assert_close(network.synthesis(variables, styles, noise=noise)[0], file[f"out/img_{noise}"])
 
 
 @pytest.mark.slow
 @files("stylegan2_d")
-def test_a_discriminator_is_nvidias(path):
-    file, found = of_nvidia(path, {r"^mapping\.": "genforce's discriminators have no mapping"})
+def test_discriminators_match_nvidias(path):
+    file, weights = read_nvidia(path, {r"^mapping\.": "genforce's discriminators have no mapping"})
     overrides = stylegan2.discriminator_settings(file.config["kwargs"])
     read = stylegan2.genforce_discriminator
-    network, variables, *_ = read(discriminator_as_genforce(found), **overrides)
-    close(network.apply(variables, file["in/img"])[0][:, None], file["out/logits"])
+    network, variables, *_ = read(discriminator_as_genforce(weights), **overrides)
+    assert_close(network.apply(variables, file["in/img"])[0][:, None], file["out/logits"])
 
 
 def numbers(shapes, seed=0):
-    """A state dict of these shapes; filters that are given stay what they are."""
+    """A random state dict of these shapes; arrays in place of shapes are kept."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.normal(size=shape).astype(np.float32) if isinstance(shape, tuple) else shape
@@ -206,9 +208,9 @@ every_reader = pytest.mark.parametrize("which", READERS)
 
 
 @every_reader
-def test_the_configuration_is_that_of_the_shapes(which):
-    found, read = READERS[which]
-    config = read(found).config
+def test_the_configuration_is_inferred_from_shapes(which):
+    tensors, read = READERS[which]
+    config = read(tensors).config
     expected = {"size": 16, "channels": 3, "widths": {4: 7, 8: 6, 16: 4}}
     expected["classes"] = CLASSES if "labels" in which else 0
     if "generator" in which:
@@ -224,35 +226,35 @@ def test_the_configuration_is_that_of_the_shapes(which):
 
 
 @every_reader
-def test_no_tensor_may_be_missing(which):
-    found, read = READERS[which]
-    for name in found:
-        rest = {other: value for other, value in found.items() if other != name}
+def test_missing_tensors_are_refused(which):
+    tensors, read = READERS[which]
+    for name in tensors:
+        rest = {other: value for other, value in tensors.items() if other != name}
         with pytest.raises(ValueError, match=rf"^[^\n]*{re.escape(name)} is missing$"):
             read(rest)
 
 
 @every_reader
-def test_no_tensor_may_have_another_shape(which):
-    found, read = READERS[which]
-    for name, value in found.items():
+def test_tensors_of_another_shape_are_refused(which):
+    tensors, read = READERS[which]
+    for name, value in tensors.items():
         with pytest.raises(ValueError, match=rf"^[^\n]*{re.escape(name)} has shape \(1,[^\n]*$"):
-            read({**found, name: value[None]})
+            read({**tensors, name: value[None]})
 
 
 @every_reader
 @pytest.mark.parametrize("more", ["more.weight", "layer99999999999.bias", "synthesis.layer9.bias"])
-def test_no_tensor_may_be_unknown(which, more):
-    found, read = READERS[which]
+def test_unknown_tensors_are_refused(which, more):
+    tensors, read = READERS[which]
     message = rf"^not a StyleGAN2 [^\n]*unknown tensors {re.escape(more)}$"
     with pytest.raises(ValueError, match=message):
-        read({**found, more: np.zeros(3, np.float32)})
+        read({**tensors, more: np.zeros(3, np.float32)})
 
 
-def test_what_a_network_here_cannot_compute_is_refused():
-    read, found = stylegan2.genforce_generator, generator()
+def test_unsupported_networks_are_refused():
+    read, tensors = stylegan2.genforce_generator, generator()
     with pytest.raises(ValueError, match=r"mapping\.label_weight is of labels without"):
-        read({**found, "mapping.label_weight": np.zeros((3, 4), np.float32)})
+        read({**tensors, "mapping.label_weight": np.zeros((3, 4), np.float32)})
     for change, message in (
         ({"synthesis.layer3.filter.kernel": FILTER}, "layer3.filter.kernel sums to 1 instead of 4"),
         (
@@ -261,21 +263,21 @@ def test_what_a_network_here_cannot_compute_is_refused():
         ),
     ):
         with pytest.raises(ValueError, match=message):
-            read(found | change)
+            read(tensors | change)
     few = {"layer4.weight": np.zeros((7, 5, 3, 3), np.float32)}
-    with pytest.raises(ValueError, match=r"layer4\.weight reads 5 channels of 7"):
+    with pytest.raises(ValueError, match=r"layer4\.weight has 5 inputs"):
         stylegan2.genforce_discriminator(discriminator() | few)
 
 
-def test_a_filter_is_correlated_with():
+def test_filters_are_correlated():
     taps = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4) / 120
-    found = generator()
-    found |= {name: 4 * taps for name in found if name.endswith(".kernel")}
-    config = stylegan2.genforce_generator(found).config
+    tensors = generator()
+    tensors |= {name: 4 * taps for name in tensors if name.endswith(".kernel")}
+    config = stylegan2.genforce_generator(tensors).config
     np.testing.assert_allclose(config["resample_filter"], taps[0, 0, ::-1, ::-1])
-    found = discriminator()
-    found |= {name: taps for name in found if name.endswith(".kernel")}
-    config = stylegan2.genforce_discriminator(found).config
+    tensors = discriminator()
+    tensors |= {name: taps for name in tensors if name.endswith(".kernel")}
+    config = stylegan2.genforce_discriminator(tensors).config
     np.testing.assert_allclose(config["resample_filter"], taps[0, 0, ::-1, ::-1])
 
 
@@ -292,7 +294,7 @@ def test_overrides_reach_the_network():
         read(discriminator(), loudness=3)
 
 
-def test_a_file_tells_its_networks(tmp_path):
+def test_parts_of_a_file(tmp_path):
     path, average = tmp_path / "stylegan2.pth", generator()
     other = {**average, "truncation.w_avg": average["truncation.w_avg"] + 1}
     content = {"generator": other, "discriminator": discriminator(), "generator_smooth": average}
@@ -310,16 +312,16 @@ def test_a_file_tells_its_networks(tmp_path):
     assert jax.tree.leaves(variables)
 
 
-def test_relatives_are_told_apart():
-    """genforce's StyleGAN and progressive GAN have similar names."""
-    for found in (generator(), generator(skip=False), generator(labels=True)):
-        assert stylegan2.is_genforce_generator(found)
-        assert not stylegan1.is_genforce_generator(found)
-        assert not stylegan2.is_genforce_discriminator(found)
-    for found in (discriminator(), discriminator("skip"), discriminator("orig")):
-        assert stylegan2.is_genforce_discriminator(found)
-        assert not stylegan1.is_genforce_discriminator(found)
-        assert not stylegan2.is_genforce_generator(found)
+def test_similar_networks_are_distinguished():
+    """genforce's StyleGAN and progressive GAN have similar tensor names."""
+    for tensors in (generator(), generator(skip=False), generator(labels=True)):
+        assert stylegan2.is_genforce_generator(tensors)
+        assert not stylegan1.is_genforce_generator(tensors)
+        assert not stylegan2.is_genforce_discriminator(tensors)
+    for tensors in (discriminator(), discriminator("skip"), discriminator("orig")):
+        assert stylegan2.is_genforce_discriminator(tensors)
+        assert not stylegan1.is_genforce_discriminator(tensors)
+        assert not stylegan2.is_genforce_generator(tensors)
     for names in (
         ("synthesis.layer0.const", "synthesis.layer0.apply_noise.weight", "synthesis.lod"),
         ("input0.weight", "input1.weight", "layer0.weight", "layer1.blur.kernel", "lod"),

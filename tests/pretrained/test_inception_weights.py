@@ -1,4 +1,4 @@
-"""Inception's files: folding by hand, and what is refused."""
+"""Inception's weight files: folding of normalisation computed by hand, and refusals."""
 
 import json
 import re
@@ -17,7 +17,7 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 @pytest.fixture(scope="module")
 def zeros():
-    """A state dict of 3 classes; only its shapes matter."""
+    """A state dict for 3 classes; only its shapes matter."""
     return {name: np.zeros(shape, np.float32) for name, shape in shapes(3).items()}
 
 

@@ -1,8 +1,8 @@
-"""Files made to run something, or to cost more than they are long: each is refused in one line.
+"""Malicious files, which try to execute code or waste memory: each is refused by a one-line error.
 
-They are written by hand, opcode by opcode, and read in a process of their own, where Python's
-audit hook hears every import, execution, command and file that is opened, where no more than 1 GiB
-of memory can be had, and where the one command that the files would run leaves a file behind.
+They are written by hand, opcode by opcode, and read in a separate process. There, Python's audit
+hook records every import, execution, command and opened file; memory is limited to 1 GiB; and the
+command that the files try to run would create a file.
 """
 
 import copyreg
@@ -25,14 +25,14 @@ from test_containers import (
     TENSOR_V3,
     UINT16,
     Call,
-    Stored,
+    Storage,
     legacy,
     module,
     plain,
     safetensors,
     tensor,
     torch_zip,
-    zipped,
+    zip_archive,
 )
 
 from kd_jax.pretrained import archive, containers
@@ -54,11 +54,11 @@ def text(value):
 
 
 def name(dotted):
-    """A GLOBAL of what stands before the last dot, and after it."""
+    """A GLOBAL of the module before the last dot and the name after it."""
     return b"c" + b"\n".join(part.encode() for part in dotted.rsplit(".", 1)) + b"\n"
 
 
-def stacked(module, name):
+def stack_global(module, name):
     return text(module) + text(name) + b"\x93"
 
 
@@ -67,7 +67,7 @@ def blob(value):
 
 
 def items(*values):
-    """A tuple of what these push."""
+    """A tuple of the values that these push."""
     return MARK + b"".join(values) + b"t"
 
 
@@ -80,7 +80,7 @@ def file(body):
 
 
 def entry(value):
-    """A file in which a value stands where a state dict's would."""
+    """A file with a value in place of a tensor of a state dict."""
     return file(b"}" + text("weight") + value + b"s")
 
 
@@ -90,16 +90,16 @@ ATTACK = SYSTEM + RUN + REDUCE
 
 
 def opcode_routes():
-    """The command, through every opcode that can name or make something."""
+    """The command, via every opcode that can refer to a name or create an object."""
     line = COMMAND.encode()
     return {
         "GLOBAL": file(ATTACK),
         "GLOBAL os": file(name("os.system") + RUN + REDUCE),
         "GLOBAL nt": file(name("nt.system") + RUN + REDUCE),
-        "STACK_GLOBAL": file(stacked("posix", "system") + RUN + REDUCE),
-        "STACK_GLOBAL of parts": file(stacked("os", "path.os.system") + RUN + REDUCE),
+        "STACK_GLOBAL": file(stack_global("posix", "system") + RUN + REDUCE),
+        "STACK_GLOBAL of parts": file(stack_global("os", "path.os.system") + RUN + REDUCE),
         "STACK_GLOBAL of numbers": file(b"K\x01K\x02\x93" + RUN + REDUCE),
-        "STACK_GLOBAL of an empty module": file(stacked("", "eval") + RUN + REDUCE),
+        "STACK_GLOBAL of an empty module": file(stack_global("", "eval") + RUN + REDUCE),
         "INST": file(MARK + text(COMMAND) + b"iposix\nsystem\n"),
         "OBJ": file(MARK + SYSTEM + text(COMMAND) + b"o"),
         "NEWOBJ": file(name("subprocess.Popen") + items(text(COMMAND)) + NEW),
@@ -143,7 +143,7 @@ def opcode_routes():
 
 
 def names_refused():
-    """Names that would do, or lead to it, called with the command."""
+    """Names that execute code or give access to it, called with the command."""
     dotted = [
         *(
             "builtins.eval",
@@ -193,10 +193,10 @@ def dtype(kind="f4", *state):
 
 
 def array(shape, data, kind=None, by_column=b"\x89"):
-    made = call(
+    pending = call(
         "numpy._core.multiarray._reconstruct", name("numpy.ndarray"), b"K\x00\x85", b"C\x01b"
     )
-    return made + items(b"K\x01", shape, kind or dtype(), by_column, data) + BUILD
+    return pending + items(b"K\x01", shape, kind or dtype(), by_column, data) + BUILD
 
 
 NEGATIVE, HUGE = b"J\xff\xff\xff\xff", b"\x8a\x08" + bytes(7) + b"\x40"
@@ -347,7 +347,7 @@ def pid(key="0", count=4, kind="torch.FloatStorage", word="storage", *view):
 
 
 def old(body=None, keys=("0",), raw=None, **parts):
-    """A PyTorch file of the first kind, each part of which may be another one."""
+    """A PyTorch file from before 1.6, any part of which can be replaced."""
     head = {"magic": MAGIC, "protocol": PROTOCOL, "system": SYSTEM_INFO}
     pickles = [parts.get(part, pickle.dumps(value, 2)) for part, value in head.items()]
     keys = parts.get("list", pickle.dumps(list(keys), 2))
@@ -356,11 +356,11 @@ def old(body=None, keys=("0",), raw=None, **parts):
 
 
 def from_bytes(inner):
-    """A pickle with a storage of these bytes, which a tensor shows."""
-    return file(rebuilt(call("torch.storage._load_from_bytes", blob(inner))))
+    """A pickle of a tensor whose storage is in these bytes."""
+    return file(rebuild_tensor(call("torch.storage._load_from_bytes", blob(inner))))
 
 
-def rebuilt(storage, offset=b"K\x00", size=b"K\x04\x85", stride=b"K\x01\x85"):
+def rebuild_tensor(storage, offset=b"K\x00", size=b"K\x04\x85", stride=b"K\x01\x85"):
     return call("torch._utils._rebuild_tensor_v2", storage, offset, size, stride, b"\x89", b"}")
 
 
@@ -404,18 +404,22 @@ def storage_routes():
         "a storage of nothing": from_bytes(b""),
         "a storage alone": file(call("torch.storage._load_from_bytes", blob(good))),
         "a storage alone in a file": good,
-        "a storage of a tensor's bytes": file(rebuilt(b"C\x10" + bytes(16))),
+        "a storage of a tensor's bytes": file(rebuild_tensor(b"C\x10" + bytes(16))),
         "a storage of a name": file(call("torch.storage._load_from_bytes", SYSTEM)),
         "two storages of one key": old(
-            file(items(rebuilt(pid()), rebuilt(pid(count=2, kind="torch.DoubleStorage"))))
+            file(
+                items(
+                    rebuild_tensor(pid()), rebuild_tensor(pid(count=2, kind="torch.DoubleStorage"))
+                )
+            )
         ),
-        "_load_from_bytes in an archive": archived(from_bytes(good)),
-        "an id in a bare pickle": file(rebuilt(pid())),
+        "_load_from_bytes in an archive": torch_archive(from_bytes(good)),
+        "an id in a bare pickle": file(rebuild_tensor(pid())),
     }
 
 
 def tensor_routes():
-    """Tensors that are not in their storage of four elements."""
+    """Tensors outside the bounds of their storage of four elements."""
     cases = {
         "of five elements": (b"K\x00", b"K\x05\x85", b"K\x01\x85"),
         "that begins too late": (b"K\x01", b"K\x04\x85", b"K\x01\x85"),
@@ -446,19 +450,19 @@ def tensor_routes():
     routes = {}
     for case, parts in cases.items():
         inner = call("torch.storage._load_from_bytes", blob(old()))
-        routes[f"a tensor {case}"] = file(rebuilt(inner, *parts))
-        routes[f"an archive's tensor {case}"] = archived(file(rebuilt(pid(), *parts)))
-        routes[f"an old file's tensor {case}"] = old(file(rebuilt(pid(), *parts)))
-    whole = (Stored(FLOATS), 0, (4,), (1,), False, {})
+        routes[f"a tensor {case}"] = file(rebuild_tensor(inner, *parts))
+        routes[f"an archive's tensor {case}"] = torch_archive(file(rebuild_tensor(pid(), *parts)))
+        routes[f"an old file's tensor {case}"] = old(file(rebuild_tensor(pid(), *parts)))
+    whole = (Storage(FLOATS), 0, (4,), (1,), False, {})
     return routes | {
-        "a tensor without a storage": file(rebuilt(b"N")),
+        "a tensor without a storage": file(rebuild_tensor(b"N")),
         "a tensor of more arguments": plain(Call(TENSOR, *whole, 1, 2)),
         "a tensor of fewer arguments": plain(Call(TENSOR, *whole[:3])),
         "a tensor of too wide a dtype": plain(
-            Call(TENSOR_V3, Stored(FLOATS), 0, (9,), (1,), False, {}, UINT16)
+            Call(TENSOR_V3, Storage(FLOATS), 0, (9,), (1,), False, {}, UINT16)
         ),
         "a tensor of no dtype": plain(
-            Call(TENSOR_V3, Stored(FLOATS), 0, (4,), (1,), False, {}, "f4")
+            Call(TENSOR_V3, Storage(FLOATS), 0, (4,), (1,), False, {}, "f4")
         ),
         "a parameter of text": file(call("torch._utils._rebuild_parameter", text("x"), b"\x89")),
         "a tensor's class that runs": file(
@@ -478,9 +482,9 @@ def tensor_routes():
 # --------------------------------------------------------------------------- archives
 
 
-def archived(body, **files):
-    """An archive of PyTorch's with that pickle."""
-    return zipped(
+def torch_archive(body, **files):
+    """A PyTorch archive with this pickle."""
+    return zip_archive(
         {
             "net/data.pkl": body,
             "net/byteorder": files.pop("byteorder", b"little"),
@@ -490,39 +494,39 @@ def archived(body, **files):
     )
 
 
-GOOD = file(rebuilt(pid()))
+GOOD = file(rebuild_tensor(pid()))
 
 
 def with_entry(title, content=b"x", **attributes):
-    """An archive of PyTorch's with one more entry."""
-    found = io.BytesIO(archived(GOOD))
+    """A PyTorch archive with one more entry."""
+    buffer = io.BytesIO(torch_archive(GOOD))
     info = zipfile.ZipInfo("placeholder")
     for key, value in attributes.items():
         setattr(info, key, value)
-    with zipfile.ZipFile(found, "a") as archive:
+    with zipfile.ZipFile(buffer, "a") as archive:
         info.filename = title
         archive.writestr(info, content)
-    return found.getvalue()
+    return buffer.getvalue()
 
 
-def patched(data, place, value, signature=b"PK\x01\x02", which=0):
-    """An archive with other bytes at a place in a record, counted from its signature."""
+def patch_record(data, place, value, signature=b"PK\x01\x02", which=0):
+    """An archive with other bytes at an offset in a record, counted from its signature."""
     at = -1
     for _ in range(which + 1):
         at = data.index(signature, at + 1)
     return data[: at + place] + value + data[at + place + len(value) :]
 
 
-def twice(title, content):
+def with_duplicate(title, content):
     with pytest.warns(UserWarning, match="Duplicate name"):
         return with_entry(title, content)
 
 
-def overlapping():
+def overlapping_entries():
     """An entry within another one's bytes (Fifield 2019, "A better zip bomb")."""
-    inner = zipped({"net/data/2": bytes(100)})
+    inner = zip_archive({"net/data/2": bytes(100)})
     start, end = inner.index(b"PK\x01\x02"), inner.index(b"PK\x05\x06")
-    outer = archived(GOOD, **{"net/data/1": inner[:start]})
+    outer = torch_archive(GOOD, **{"net/data/1": inner[:start]})
     place = struct.pack("<I", outer.index(inner[:start]))
     more = inner[start : start + 42] + place + inner[start + 46 : end]
     begin, stop = outer.index(b"PK\x01\x02"), outer.index(b"PK\x05\x06")
@@ -532,7 +536,7 @@ def overlapping():
 
 
 def zip_routes():
-    good = archived(GOOD)
+    good = torch_archive(GOOD)
     big = b"\xff\xff\xff\x7f"
     titles = [
         "../x",
@@ -546,16 +550,18 @@ def zip_routes():
         "..",
     ]
     return {
-        "an archive that runs": archived(file(ATTACK)),
-        "an archive that runs by INST": archived(file(MARK + text(COMMAND) + b"iposix\nsystem\n")),
-        "an archive that runs by an id": archived(file(ATTACK + b"Q")),
-        "an archive with a class's id": archived(file(pid(kind="posix.system"))),
-        "an archive with a module's id": archived(
+        "an archive that runs": torch_archive(file(ATTACK)),
+        "an archive that runs by INST": torch_archive(
+            file(MARK + text(COMMAND) + b"iposix\nsystem\n")
+        ),
+        "an archive that runs by an id": torch_archive(file(ATTACK + b"Q")),
+        "an archive with a class's id": torch_archive(file(pid(kind="posix.system"))),
+        "an archive with a module's id": torch_archive(
             file(pid("0", 4, "torch.FloatStorage", "module"))
         ),
-        "an archive with a view's id": archived(
+        "an archive with a view's id": torch_archive(
             file(
-                rebuilt(
+                rebuild_tensor(
                     pid(
                         "0",
                         4,
@@ -566,43 +572,49 @@ def zip_routes():
                 )
             )
         ),
-        "an archive with a path for a key": archived(file(rebuilt(pid("../data.pkl")))),
-        "an archive with no such storage": archived(file(rebuilt(pid("7")))),
-        "an archive that claims": archived(file(rebuilt(pid(count=2**60)))),
-        "an archive that claims less": archived(file(rebuilt(pid(count=3)))),
-        "an archive that claims less than nothing": archived(file(rebuilt(pid(count=-1)))),
-        "an archive of one storage in two dtypes": archived(
-            file(items(rebuilt(pid()), rebuilt(pid(count=2, kind="torch.DoubleStorage"))))
+        "an archive with a path for a key": torch_archive(file(rebuild_tensor(pid("../data.pkl")))),
+        "an archive with no such storage": torch_archive(file(rebuild_tensor(pid("7")))),
+        "an archive that claims": torch_archive(file(rebuild_tensor(pid(count=2**60)))),
+        "an archive that claims less": torch_archive(file(rebuild_tensor(pid(count=3)))),
+        "an archive that claims less than nothing": torch_archive(
+            file(rebuild_tensor(pid(count=-1)))
         ),
-        "an archive of a longer pickle": archived(GOOD + b"x"),
-        "an archive of no pickle": archived(b""),
-        "an archive of another order": archived(GOOD, byteorder=b"middle"),
-        "an archive of two roots": archived(GOOD, **{"other/data.pkl": GOOD}),
-        "an archive of a program": archived(GOOD, **{"net/constants.pkl": file(ATTACK)}),
-        "an archive of another kind": zipped({"weights.npy": bytes(100)}),
-        "an empty archive": zipped({}),
+        "an archive of one storage in two dtypes": torch_archive(
+            file(
+                items(
+                    rebuild_tensor(pid()), rebuild_tensor(pid(count=2, kind="torch.DoubleStorage"))
+                )
+            )
+        ),
+        "an archive of a longer pickle": torch_archive(GOOD + b"x"),
+        "an archive of no pickle": torch_archive(b""),
+        "an archive of another order": torch_archive(GOOD, byteorder=b"middle"),
+        "an archive of two roots": torch_archive(GOOD, **{"other/data.pkl": GOOD}),
+        "an archive of a program": torch_archive(GOOD, **{"net/constants.pkl": file(ATTACK)}),
+        "an archive of another kind": zip_archive({"weights.npy": bytes(100)}),
+        "an empty archive": zip_archive({}),
         **{f"an entry named {title!r}": with_entry(title) for title in titles},
-        "an entry twice": twice("net/data.pkl", GOOD),
-        "a storage twice": twice("net/data/0", FLOATS.tobytes()),
-        "an encrypted entry": patched(good, 8, b"\x01\x00"),
-        "an entry encrypted where it stands": patched(good, 6, b"\x01\x00", b"PK\x03\x04"),
+        "an entry twice": with_duplicate("net/data.pkl", GOOD),
+        "a storage twice": with_duplicate("net/data/0", FLOATS.tobytes()),
+        "an encrypted entry": patch_record(good, 8, b"\x01\x00"),
+        "an entry encrypted where it stands": patch_record(good, 6, b"\x01\x00", b"PK\x03\x04"),
         "a link": with_entry("net/link", b"/etc/passwd", external_attr=0o120777 << 16),
         "a device": with_entry("net/device", b"", external_attr=0o060777 << 16),
         "an entry packed in another way": with_entry("net/x", bytes(99), compress_type=14),
-        "entries that overlap": overlapping(),
-        "an entry that begins after the end": patched(good, 42, big),
-        "an entry that begins elsewhere": patched(good, 42, b"\x01\x00\x00\x00"),
-        "an entry of another name": patched(good, 30, b"not/data.pkl", b"PK\x03\x04"),
-        "an entry longer than it is": patched(good, 24, big),
-        "an entry longer than the file": patched(patched(good, 24, big), 20, big),
-        "a stored entry that inflates": patched(good, 24, b"\x00\x00\x00\x01"),
-        "a directory of more entries": patched(good, 8, b"\x09\x00\x09\x00", b"PK\x05\x06"),
-        "a directory of fewer entries": patched(
+        "entries that overlap": overlapping_entries(),
+        "an entry that begins after the end": patch_record(good, 42, big),
+        "an entry that begins elsewhere": patch_record(good, 42, b"\x01\x00\x00\x00"),
+        "an entry of another name": patch_record(good, 30, b"not/data.pkl", b"PK\x03\x04"),
+        "an entry longer than it is": patch_record(good, 24, big),
+        "an entry longer than the file": patch_record(patch_record(good, 24, big), 20, big),
+        "a stored entry that inflates": patch_record(good, 24, b"\x00\x00\x00\x01"),
+        "a directory of more entries": patch_record(good, 8, b"\x09\x00\x09\x00", b"PK\x05\x06"),
+        "a directory of fewer entries": patch_record(
             with_entry("net/version"), 8, b"\x03\x00\x03\x00", b"PK\x05\x06"
         ),
-        "a directory that begins elsewhere": patched(good, 16, bytes(4), b"PK\x05\x06"),
-        "a directory longer than the file": patched(good, 12, big, b"PK\x05\x06"),
-        "an archive of two disks": patched(good, 4, b"\x01", b"PK\x05\x06"),
+        "a directory that begins elsewhere": patch_record(good, 16, bytes(4), b"PK\x05\x06"),
+        "a directory longer than the file": patch_record(good, 12, big, b"PK\x05\x06"),
+        "an archive of two disks": patch_record(good, 4, b"\x01", b"PK\x05\x06"),
         "an archive with something after it": good + b"x",
         "an archive with something before it": b"PK" + good,
     }
@@ -610,24 +622,26 @@ def zip_routes():
 
 def zip_bombs():
     count = 16 << 20
-    large = file(rebuilt(pid(count=count), size=b"J" + struct.pack("<i", count) + b"\x85"))
+    large = file(rebuild_tensor(pid(count=count), size=b"J" + struct.pack("<i", count) + b"\x85"))
     files = {"net/data.pkl": large, "net/data/0": bytes(4 * count)}
-    zeros = zipped(files, compression=zipfile.ZIP_DEFLATED)
+    zeros = zip_archive(files, compression=zipfile.ZIP_DEFLATED)
     deflater = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
     block = deflater.compress(bytes(1 << 24)) + deflater.flush(zlib.Z_FULL_FLUSH)
-    gigabytes = zipped({"net/data.pkl": GOOD, "net/data/0": block * 128 + deflater.flush()})
-    lying = patched(gigabytes, 8, b"\x08", b"PK\x03\x04", which=1)
-    lying = patched(patched(lying, 10, b"\x08", which=1), 24, struct.pack("<I", 16), which=1)
-    small = zipped({"net/data.pkl": GOOD}, compression=zipfile.ZIP_DEFLATED)
+    gigabytes = zip_archive({"net/data.pkl": GOOD, "net/data/0": block * 128 + deflater.flush()})
+    lying = patch_record(gigabytes, 8, b"\x08", b"PK\x03\x04", which=1)
+    lying = patch_record(
+        patch_record(lying, 10, b"\x08", which=1), 24, struct.pack("<I", 16), which=1
+    )
+    small = zip_archive({"net/data.pkl": GOOD}, compression=zipfile.ZIP_DEFLATED)
     many = {f"net/{index}": b"" for index in range(archive.MAX_ENTRIES)}
     return {
         "a zip bomb": zeros,
         "a zip bomb that lies": lying,
-        "a zip bomb in the pickle": zipped(
+        "a zip bomb in the pickle": zip_archive(
             {"net/data.pkl": bytes(64 << 20)}, compression=zipfile.ZIP_DEFLATED
         ),
-        "a zip of many entries": archived(GOOD, **many),
-        "a zip entry that is not deflated": patched(
+        "a zip of many entries": torch_archive(GOOD, **many),
+        "a zip entry that is not deflated": patch_record(
             small, 30 + len("net/data.pkl"), b"\xff" * 8, b"PK\x03\x04"
         ),
     }
@@ -674,7 +688,7 @@ def safetensors_routes():
         "a header of any length": struct.pack("<Q", 2**39) + b'{"a": 1}',
         "a header of more than is read": safetensors(b"{" + b" " * size + b"}"),
         "a header of a list": struct.pack("<Q", 9) + b"{}, [] []" + body,
-        "a header that is no text": safetensors(b"{\xff\xfe}"),
+        "a header that is not text": safetensors(b"{\xff\xfe}"),
         "a header with a name twice": safetensors(
             b'{"a": %s, "a": %s}' % ((json.dumps(claim()).encode(),) * 2), body
         ),
@@ -690,21 +704,21 @@ def safetensors_routes():
 # --------------------------------------------------------------------------- bombs
 
 
-def again(place):
-    """What stands at a place of the memo."""
+def memo_get(place):
+    """The value at an index of the memo."""
     return b"j" + struct.pack("<I", place)
 
 
-def laughs(holding):
-    """Each value holds the one before it twice: sixty times over, 2^60 of the first."""
-    body = b"K\x01\x94" + b"".join(holding(again(place)) + b"\x94" for place in range(60))
+def billion_laughs(holding):
+    """Each value contains the one before it twice: after sixty levels, 2^60 copies of the first."""
+    body = b"K\x01\x94" + b"".join(holding(memo_get(place)) + b"\x94" for place in range(60))
     return MARK + body + b"t"
 
 
-def repeated(dotted, *arguments, count=200_000):
-    """A list of the same call, of the same arguments."""
+def repeat_call(dotted, *arguments, count=200_000):
+    """A list of repeated calls with the same arguments."""
     first = name(dotted) + items(*arguments) + b"\x94" + REDUCE
-    return file(b"](" + first + (name(dotted) + again(0) + REDUCE) * count + b"e")
+    return file(b"](" + first + (name(dotted) + memo_get(0) + REDUCE) * count + b"e")
 
 
 def nested_modules(depth):
@@ -716,8 +730,8 @@ def nested_modules(depth):
 def bombs():
     deep, many = 30_000, 1_100_000
     mebibyte = np.zeros(1 << 20, "u1")
-    tensors = [tensor(mebibyte, shared) for shared in [Stored(mebibyte)] for _ in range(100)]
-    pairs = laughs(lambda last: last + last + b"\x86")
+    tensors = [tensor(mebibyte, shared) for shared in [Storage(mebibyte)] for _ in range(100)]
+    pairs = billion_laughs(lambda last: last + last + b"\x86")
     itself = call(
         "torch_utils.persistence._reconstruct_persistent_obj",
         b"}(" + text("type") + text("class") + text("class_name") + text("G"),
@@ -725,14 +739,16 @@ def bombs():
     namespace = name("argparse.Namespace") + EMPTY + NEW
     attributes = b"".join(b"M" + struct.pack("<H", i) + b"N" for i in range(60_000))
     return {
-        "laughs of tuples": file(laughs(lambda last: MARK + last + last + b"t")),
+        "laughs of tuples": file(billion_laughs(lambda last: MARK + last + last + b"t")),
         "laughs of pairs": file(pairs),
-        "laughs of lists": file(laughs(lambda last: b"](" + last + last + b"e")),
-        "laughs of dicts": file(laughs(lambda last: b"}(N" + last + b"K\x01" + last + b"u")),
+        "laughs of lists": file(billion_laughs(lambda last: b"](" + last + last + b"e")),
+        "laughs of dicts": file(
+            billion_laughs(lambda last: b"}(N" + last + b"K\x01" + last + b"u")
+        ),
         "laughs by DUP": file(b"]" + b"2\x86" * 100),
         "laughs for a key": file(b"}" + pairs + b"Ns"),
         "laughs in a set": file(b"\x8f(" + pairs + b"\x90"),
-        "laughs in an archive": archived(file(pairs)),
+        "laughs in an archive": torch_archive(file(pairs)),
         "laughs in an old file": old(file(pairs), keys=(), raw=b""),
         "deep tuples": file(EMPTY + b"\x85" * deep),
         "deep lists": file(b"]" * deep + b"a" * (deep - 1)),
@@ -748,7 +764,7 @@ def bombs():
         "too many dicts": file(b"](" + b"}" * many + b"e"),
         "too many sets": file(b"](" + b"\x8f" * many + b"e"),
         "too many marks": file(MARK * many),
-        "too many calls": repeated("collections.OrderedDict", count=many // 3),
+        "too many calls": repeat_call("collections.OrderedDict", count=many // 3),
         "LONG4": file(b"\x8b" + struct.pack("<I", 1 << 20) + b"\x7f" * (1 << 20)),
         "LONG1": file(b"\x8a\xff" + b"\x7f" * 255),
         "LONG in text": b"\x80\x02L" + b"9" * 1_000_000 + b"L\n.",
@@ -765,24 +781,24 @@ def bombs():
         "FRAME that is not there": file(b"\x95" + struct.pack("<Q", 2**62) + b"N"),
         "a long text": file(text("x" * (17 << 20))),
         "a long name": file(b"c" + b"x" * 1_000_000 + b"\nsystem\n"),
-        "a long name on the stack": file(stacked("x" * 1_000_000, "y" * 1_000_000)),
+        "a long name on the stack": file(stack_global("x" * 1_000_000, "y" * 1_000_000)),
         "a long key": file(b"}" + text("x" * 100_000) + b"Ns"),
         "a large number for a key": file(b"}\x8a\x10" + b"\x7f" * 16 + b"Ns"),
-        "a storage read again": repeated("torch.storage._load_from_bytes", blob(old())),
-        "a text encoded again": repeated(
+        "a storage read again": repeat_call("torch.storage._load_from_bytes", blob(old())),
+        "a text encoded again": repeat_call(
             "_codecs.encode", text("x" * 1_000_000), text("latin1"), count=1000
         ),
-        "a list made a set again": repeated("builtins.set", b"](" + b"N" * 100_000 + b"e"),
-        "pairs made a dict again": repeated(
+        "a list made a set again": repeat_call("builtins.set", b"](" + b"N" * 100_000 + b"e"),
+        "pairs made a dict again": repeat_call(
             "collections.OrderedDict", b"](" + b"NN\x86" * 100_000 + b"e"
         ),
-        "long arguments again": repeated("collections.OrderedDict", b"N" * 100_000),
+        "long arguments again": repeat_call("collections.OrderedDict", b"N" * 100_000),
         "attributes given again": file(
             (b"](" + namespace + b"}(" + attributes + b"u\x94" + BUILD)
-            + (namespace + again(0) + BUILD) * 20_000
+            + (namespace + memo_get(0) + BUILD) * 20_000
             + b"e"
         ),
-        "bytes as an array again": repeated(
+        "bytes as an array again": repeat_call(
             "numpy._core.numeric._frombuffer",
             *(blob(bytes(1 << 20)), dtype("u1"), b"J\x00\x00\x10\x00\x85", text("C")),
             count=1000,
@@ -794,7 +810,7 @@ def bombs():
 
 
 def corpus():
-    """Every file, by what is wrong with it."""
+    """Every file, by a description of its defect."""
     return {
         **opcode_routes(),
         **names_refused(),
@@ -809,50 +825,50 @@ def corpus():
     }
 
 
-# --------------------------------------------------------------------------- the trial
+# --------------------------------------------------------------------------- the tests
 
 
-def judge(folder):
-    """Reads every file of a folder, and prints what became of each as a line of JSON."""
+def read_all(folder):
+    """Reads every file in a folder, and prints the outcome of each as a line of JSON."""
     copyreg.add_extension("posix", "system", 0xF0)
-    heard: list[str] = []
-    listening = None
+    events: list[str] = []
+    current = None
 
-    def hear(event, arguments):
-        if not listening or event == "builtins.id":
+    def audit(event, arguments):
+        if not current or event == "builtins.id":
             return
-        if event != "open" or str(arguments[0]) != listening:
-            heard.append(f"{event} {arguments[:2]}"[:200])
+        if event != "open" or str(arguments[0]) != current:
+            events.append(f"{event} {arguments[:2]}"[:200])
 
-    sys.addaudithook(hear)
+    sys.addaudithook(audit)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for path in sorted(folder.glob("*.pkl")):
-        heard.clear()
-        listening = str(path)
+        events.clear()
+        current = str(path)
         start = time.process_time()
         try:
             kind, message = "read", repr(read(path))[:1000]
         except BaseException as error:
             kind, message = type(error).__name__, str(error)
         seconds = time.process_time() - start
-        listening = None
+        current = None
         resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        verdict = {"kind": kind, "message": message, "heard": heard[:], "seconds": seconds}
-        print(json.dumps({"file": path.stem, "resident": resident, **verdict}), flush=True)
+        outcome = {"kind": kind, "message": message, "events": events[:], "seconds": seconds}
+        print(json.dumps({"file": path.stem, "resident": resident, **outcome}), flush=True)
 
 
 FILES = {} if __name__ == "__main__" else corpus()
 BENIGN = {
     "a snapshot": plain({"G_ema": module("Generator", {"weight": tensor(FLOATS)}, z_dim=4)}),
-    "an archive": archived(GOOD),
-    "an old file": old(file(rebuilt(pid()))),
+    "an archive": torch_archive(GOOD),
+    "an old file": old(file(rebuild_tensor(pid()))),
     "a storage in a snapshot": from_bytes(old()),
     "arrays": file(array(b"K\x04\x85", FOUR)),
     "a part of a storage": old(
         file(
-            rebuilt(
+            rebuild_tensor(
                 pid("0", 4, "torch.FloatStorage", "storage", items(text("1"), b"K\x01", b"K\x02")),
                 *(b"K\x00", b"K\x02\x85", b"K\x01\x85"),
             )
@@ -861,23 +877,23 @@ BENIGN = {
     "one more entry": with_entry("net/x"),
     "safetensors": safetensors({"a": claim()}, FLOATS.tobytes()),
     "modules in modules": file(nested_modules(30)),
-    "the same call twice": repeated("builtins.set", b"](Ne", count=1),
+    "the same call twice": repeat_call("builtins.set", b"](Ne", count=1),
 }
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
-    """What became of each file, and the folder it was read in."""
+def outcomes(tmp_path_factory):
+    """The outcome of reading each file, and the folder of the files."""
     folder = tmp_path_factory.mktemp("malicious")
     cases = {**FILES, **BENIGN}
     stems = {f"{index:04}": key for index, key in enumerate(cases)}
     for stem, key in stems.items():
         (folder / f"{stem}.pkl").write_bytes(cases[key])
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, folder], cwd=folder, capture_output=True, text=True, check=False
     )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in process.stdout.splitlines()]
+    assert process.returncode == 0, process.stderr
     return {stems[line["file"]]: line for line in lines}, folder
 
 
@@ -887,33 +903,33 @@ def test_there_are_many_files():
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_refused(verdicts, name):
-    found = verdicts[0][name]
-    assert found["kind"] in ("ValueError", "UnsafeFileError"), found["message"]
-    assert found["message"].isprintable()
-    assert found["message"].startswith(str(verdicts[1]))
-    assert len(found["message"]) < len(str(verdicts[1])) + 300
-    assert found["heard"] == []
-    assert found["seconds"] < SECONDS
+def test_refused(outcomes, name):
+    outcome = outcomes[0][name]
+    assert outcome["kind"] in ("ValueError", "UnsafeFileError"), outcome["message"]
+    assert outcome["message"].isprintable()
+    assert outcome["message"].startswith(str(outcomes[1]))
+    assert len(outcome["message"]) < len(str(outcomes[1])) + 300
+    assert outcome["events"] == []
+    assert outcome["seconds"] < SECONDS
 
 
 @pytest.mark.parametrize("name", BENIGN)
-def test_the_same_without_the_malice(verdicts, name):
-    """What the files are made of is read: they are refused for what is wrong with them."""
-    found = verdicts[0][name]
-    assert found["kind"] == "read", found["message"]
-    assert found["heard"] == []
+def test_benign_files_are_read(outcomes, name):
+    """The same constructs without a defect are read, so the others are refused for their defect."""
+    outcome = outcomes[0][name]
+    assert outcome["kind"] == "read", outcome["message"]
+    assert outcome["events"] == []
 
 
-def test_nothing_was_run_and_nothing_written(verdicts):
-    found, folder = verdicts
+def test_nothing_is_executed_or_written(outcomes):
+    by_name, folder = outcomes
     assert {path.suffix for path in folder.iterdir()} == {".pkl"}
-    assert len(list(folder.iterdir())) == len(found) == len(FILES) + len(BENIGN)
+    assert len(list(folder.iterdir())) == len(by_name) == len(FILES) + len(BENIGN)
 
 
 @pytest.mark.parametrize("name", names_refused())
-def test_refused_by_name(verdicts, name):
-    assert f"refers to {name.removeprefix('the name ')}, which" in verdicts[0][name]["message"]
+def test_refused_names_are_in_the_error(outcomes, name):
+    assert f"refers to {name.removeprefix('the name ')}, which" in outcomes[0][name]["message"]
 
 
 LIVE = [
@@ -924,8 +940,8 @@ LIVE = [
 
 
 @pytest.mark.parametrize("name", LIVE)
-def test_the_files_are_live(tmp_path, name):
-    """Python's own unpickler, in a process of its own, does run the command."""
+def test_the_files_are_dangerous(tmp_path, name):
+    """Python's own unpickler, in a separate process, executes the command."""
     (tmp_path / "net.pkl").write_bytes(FILES[name])
     script = (
         "import copyreg, pickle; copyreg.add_extension('posix', 'system', 0xF0)\n"
@@ -936,4 +952,4 @@ def test_the_files_are_live(tmp_path, name):
 
 
 if __name__ == "__main__":
-    judge(Path(sys.argv[1]))
+    read_all(Path(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The trunks' and LPIPS's files, narrow: which tensor goes where, and what is refused."""
+"""Weight files of narrow trunks and LPIPS: the place of each tensor, and refusals."""
 
 import re
 
@@ -9,7 +9,7 @@ from parity.perceptual import halves
 from kd_jax.pretrained import perceptual
 
 RNG = np.random.default_rng(0)
-# Torchvision's convolutions: index, outputs, inputs, window; of the narrow networks below.
+# The narrow networks' convolutions in torchvision's order: index, outputs, inputs, kernel size.
 VGG16 = [
     *((0, 2, 3), (2, 2, 2), (5, 4, 2), (7, 4, 4), (10, 5, 4), (12, 5, 5), (14, 5, 5)),
     *((17, 6, 5), (19, 6, 6), (21, 6, 6), (24, 7, 6), (26, 7, 7), (28, 7, 7)),
@@ -29,11 +29,11 @@ def _normal(*shape):
 
 
 def trunk(net):
-    found = {}
+    tensors = {}
 
     def layer(name, outputs, inputs, window):
-        found[f"features.{name}.weight"] = _normal(outputs, inputs, window, window)
-        found[f"features.{name}.bias"] = _normal(outputs)
+        tensors[f"features.{name}.weight"] = _normal(outputs, inputs, window, window)
+        tensors[f"features.{name}.bias"] = _normal(outputs)
 
     if net == "squeeze":
         layer(0, 2, 3, 3)
@@ -45,7 +45,7 @@ def trunk(net):
             before = 2 * half
     for index, outputs, inputs, *window in {"vgg": VGG16, "alex": ALEXNET}.get(net, []):
         layer(index, outputs, inputs, window[0] if window else 3)
-    return found
+    return tensors
 
 
 def heads(net):
@@ -54,37 +54,37 @@ def heads(net):
 
 
 def whole(net, tensors, weights):
-    found = {f"scaling_layer.{part}": _normal(1, 3, 1, 1) for part in ("shift", "scale")}
+    module = {f"scaling_layer.{part}": _normal(1, 3, 1, 1) for part in ("shift", "scale")}
     for name, value in tensors.items():
         _, index, rest = name.split(".", 2)
-        found[f"net.slice{SLICES[net][int(index)]}.{index}.{rest}"] = value
-    found |= weights
-    return found | {name.replace("lin", "lins."): value for name, value in weights.items()}
+        module[f"net.slice{SLICES[net][int(index)]}.{index}.{rest}"] = value
+    module |= weights
+    return module | {name.replace("lin", "lins."): value for name, value in weights.items()}
 
 
 @pytest.mark.parametrize("net", CLASSIFIERS)
 def test_both_layouts(net):
     tensors, weights = trunk(net), heads(net)
-    above = {
+    classifier = {
         f"classifier.{i}.{p}": _normal(2) for i in CLASSIFIERS[net] for p in ("weight", "bias")
     }
-    split = perceptual.lpips({**tensors, **above}, weights)
+    split = perceptual.lpips({**tensors, **classifier}, weights)
     module = whole(net, tensors, weights)
     both = perceptual.lpips(module)
-    alone = perceptual.trunk({**tensors, **above})
+    trunk_only = perceptual.trunk({**tensors, **classifier})
     first = split.variables["params"]["conv1_1" if net == "vgg" else "conv1"]
     np.testing.assert_array_equal(
         first["kernel"], tensors["features.0.weight"].transpose(2, 3, 1, 0)
     )
-    for found in (both, alone):
-        for name, layer in found.variables["params"].items():
+    for converted in (both, trunk_only):
+        for name, layer in converted.variables["params"].items():
             for part, value in layer.items():
                 expected = split.variables["params"][name][part]
                 np.testing.assert_array_equal(
                     value["kernel"] if isinstance(value, dict) else value,
                     expected["kernel"] if isinstance(expected, dict) else expected,
                 )
-    assert "heads" not in alone.variables
+    assert "heads" not in trunk_only.variables
     for index, value in enumerate(split.variables["heads"].values()):
         np.testing.assert_array_equal(value, weights[f"lin{index}.model.1.weight"].reshape(-1))
     np.testing.assert_allclose(both.config["shift"], module["scaling_layer.shift"].reshape(3))

@@ -1,4 +1,4 @@
-"""BigGAN files: all options, against a second computation straight from the PyTorch tensors."""
+"""BigGAN files: all options, against a second implementation on the PyTorch tensors."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def _normal(*shape):
 
 
 class Writer:
-    """A state dict as Brock's program has them, of random numbers."""
+    """A random state dict in the layout of Brock's program."""
 
     def __init__(self, vectors=1):
         self.vectors, self.tensors = vectors, {}
@@ -98,7 +98,7 @@ def _discriminator(widths, halvings, *, wide=True, attention=(), channels=3, **o
     return w.tensors
 
 
-# --- the second computation: channels first, layer by layer as the README of the formats says -----
+# --- the second implementation: channels first, layer by layer as in the README of the formats ---
 
 
 class Layers:
@@ -106,7 +106,7 @@ class Layers:
         self.t = tensors
 
     def weight(self, name):
-        """Divided by v M u, after one step from u0."""
+        """Divided by v M u, after one power iteration from u0."""
         weight = self.t[f"{name}.weight"].astype(np.float64)
         if f"{name}.u0" not in self.t:
             return weight
@@ -288,7 +288,7 @@ def _without(tensors, name):
     return {key: value for key, value in tensors.items() if key != name}
 
 
-def test_what_does_not_fit_is_named():
+def test_tensors_that_do_not_fit_are_named():
     tensors = _generator((8, 7, 6, 5), attention=())
     read = biggan.brock_generator
     for name in ("blocks.1.0.bn2.stored_var", "linear.bias", "output_layer.0.gain"):
@@ -298,7 +298,7 @@ def test_what_does_not_fit_is_named():
         read({**tensors, "blocks.0.0.conv9.weight": _normal(1)})
     with pytest.raises(ValueError, match=r"block_1/conv2/kernel has shape \(3, 3, 7, 6\)"):
         read({**tensors, "blocks.1.0.conv2.weight": _normal(6, 7, 3, 3)})
-    with pytest.raises(ValueError, match=r"linear\.weight has 100 rows; 128 would make 4x4"):
+    with pytest.raises(ValueError, match=r"linear\.weight has 100 rows; 128 are needed for 4x4"):
         read({**tensors, "linear.weight": _normal(100, 7)})
     for empty in (read, biggan.brock_discriminator, biggan.huggingface_generator):
         with pytest.raises(ValueError, match=r"not a .*BigGAN .*\.weight\w* is missing"):
@@ -373,12 +373,12 @@ def test_huggingface_defaults_are_those_of_the_published_files():
         "statistics": 3,
     }
     params = converted.variables["params"]
-    # The latents come first in the file, the class in kd_jax; weights are divided by u M v.
+    # Latents come first in the file, classes in kd_jax; weights are divided by u M v.
     name = "generator.layers.3.bn_1.scale"
     weight, u, v = (tensors[f"{name}.weight_{part}"] for part in ("orig", "u", "v"))
     expected = weight[:, [3, 4, 0, 1, 2]].T / (u @ weight @ v)
     np.testing.assert_allclose(params["block_2"]["norm2"]["gain"]["kernel"], expected, rtol=1e-5)
-    # Channels that are no image are left out, but count for the singular value.
+    # Channels beyond the image are left out, but contribute to the singular value.
     name = "generator.conv_to_rgb"
     weight, u, v = (tensors[f"{name}.weight_{part}"] for part in ("orig", "u", "v"))
     expected = weight[:3].transpose(2, 3, 1, 0) / (u @ weight.reshape(4, -1) @ v)
@@ -400,7 +400,7 @@ def test_huggingface_files_that_do_not_fit():
 
 
 def _dcgan(first_norm, widths):
-    """Weights `main.N` between widths, with norms between the layers but the last."""
+    """Weights `main.N` between widths, with norms after all but the outermost layers."""
     tensors = {}
     for i, (a, b) in enumerate(itertools.pairwise(widths)):
         number = 3 * i if first_norm == 1 else max(3 * i - 1, 0)
@@ -414,7 +414,7 @@ def _dcgan(first_norm, widths):
 
 
 def test_dcgan_of_another_size():
-    """32 pixels, a single channel: one layer less than the program's own."""
+    """32 pixels and one channel: one layer fewer than in the program."""
     g = _dcgan(1, (5, 8, 6, 4, 1))
     converted = dcgan.generator(g)
     assert dcgan.is_generator(g)
@@ -450,7 +450,7 @@ def test_dcgan_files_that_do_not_fit_are_named():
         dcgan.discriminator({})
 
 
-def test_inputs_of_a_conversion_are_known():
+def test_inputs_of_a_conversion():
     converted = biggan.brock_generator(_generator((4, 4, 4, 4), chunk=2))
     assert [x.shape for x in converted.inputs] == [(1, 8), (1,)]
     assert converted.inputs[1].dtype == jnp.int32

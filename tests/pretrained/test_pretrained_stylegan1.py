@@ -1,6 +1,6 @@
-"""Readers of StyleGAN's weights: what they make of names and shapes, and what they refuse.
+"""Converters of StyleGAN's weights: configurations from names and shapes, and refusals.
 
-That the networks then compute what the original programs did is checked in tests/test_parity.py.
+Agreement of the networks with the original programs is checked in tests/test_parity.py.
 """
 
 import re
@@ -20,7 +20,7 @@ BLUR = np.outer([1, 2, 1], [1, 2, 1]) / 16
 
 
 def numbers(shapes, seed=0):
-    """A state dict of these shapes; filters and scalars that are given stay what they are."""
+    """A random state dict of these shapes; arrays and scalars in place of shapes are kept."""
     rng = np.random.default_rng(seed)
     return {
         name: rng.normal(size=shape).astype(np.float32)
@@ -182,7 +182,7 @@ every_reader = pytest.mark.parametrize("which", READERS)
         ),
     ],
 )
-def test_the_configuration_is_that_of_the_shapes(which, expected):
+def test_the_configuration_is_inferred_from_shapes(which, expected):
     make, read, options = READERS[which]
     config = read(make(), **options).config
     assert {name: config[name] for name in expected} == expected
@@ -191,74 +191,74 @@ def test_the_configuration_is_that_of_the_shapes(which, expected):
 
 
 @every_reader
-def test_no_tensor_may_be_missing(which):
+def test_missing_tensors_are_refused(which):
     make, read, options = READERS[which]
-    found = make()
-    for name in found:
-        rest = {other: value for other, value in found.items() if other != name}
+    tensors = make()
+    for name in tensors:
+        rest = {other: value for other, value in tensors.items() if other != name}
         with pytest.raises(ValueError, match=rf"^[^\n]*{re.escape(name)} is missing$"):
             read(rest, **options)
 
 
 @every_reader
-def test_no_tensor_may_have_another_shape(which):
+def test_tensors_of_another_shape_are_refused(which):
     make, read, options = READERS[which]
-    found = make()
-    for name, value in found.items():
+    tensors = make()
+    for name, value in tensors.items():
         with pytest.raises(ValueError, match=rf"^[^\n]*{re.escape(name)} has shape \(1,[^\n]*$"):
-            read({**found, name: value[None]}, **options)
+            read({**tensors, name: value[None]}, **options)
 
 
 @every_reader
-def test_no_tensor_may_be_unknown(which):
+def test_unknown_tensors_are_refused(which):
     make, read, options = READERS[which]
     with pytest.raises(ValueError, match=r"^not a StyleGAN .*: unknown tensors more\.weight$"):
         read({**make(), "more.weight": np.zeros(3, np.float32)}, **options)
 
 
-def test_each_reader_knows_its_own():
-    asked = {
+def test_each_predicate_recognises_its_own_files():
+    predicates = {
         "genforce_g": stylegan1.is_genforce_generator,
         "genforce_d": stylegan1.is_genforce_discriminator,
         "rosinality_g": stylegan1.is_rosinality_generator,
         "rosinality_d": stylegan1.is_rosinality_discriminator,
     }
     for which, (make, _, _) in READERS.items():
-        assert [name for name, known in asked.items() if known(make())] == [which]
+        assert [name for name, known in predicates.items() if known(make())] == [which]
     # StyleGAN2's generator and discriminator in genforce's names, and the progressive GAN's.
     for names in (
         ("synthesis.early_layer.const", "synthesis.layer0.weight", "synthesis.layer0.noise"),
         ("input.weight", "layer0.weight", "layer1.weight", "layer1.filter.kernel"),
         ("input0.weight", "input1.weight", "layer0.weight", "layer1.weight"),
     ):
-        assert not any(known(names) for known in asked.values())
+        assert not any(known(names) for known in predicates.values())
 
 
 @pytest.mark.parametrize("which", ["genforce_g", "rosinality_g"])
 def test_fused_kernels_are_transposed_convolutions(which):
-    """Pixel x[i] is added to y[2 i + m - 1] with the sum of the kernel and its neighbours."""
+    """Pixel x[i] is added to y[2 i + m - 1], weighted by sums of neighbouring kernel entries."""
     make, read, options = READERS[which]
-    found = make()
+    tensors = make()
     if which == "genforce_g":
-        options, own = {"fused_from": 16}, found["synthesis.layer4.weight"]
-    else:  # theirs are [in, out], and averaged over the four
-        own = found["generator.progression.2.conv1.0.weight"].swapaxes(0, 1) / 4
+        options, stored = {"fused_from": 16}, tensors["synthesis.layer4.weight"]
+    else:  # stored as [in, out], and averaged over the four
+        stored = tensors["generator.progression.2.conv1.0.weight"].swapaxes(0, 1) / 4
     x = np.random.default_rng(1).normal(size=(8, 8, 6))
-    padded = np.pad(own, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    padded = np.pad(stored, ((0, 0), (0, 0), (1, 1), (1, 1)))
     kernel = sum(padded[:, :, a : a + 4, b : b + 4] for a in (0, 1) for b in (0, 1))
     y = np.zeros((18, 18, 4))
     for i in range(8):
         for j in range(8):
             y[2 * i : 2 * i + 4, 2 * j : 2 * j + 4] += np.einsum("c,ochw->hwo", x[i, j], kernel)
-    weight = read(found, **options).variables["params"]["synthesis"]["b16"]["conv0"]["weight"]
+    weight = read(tensors, **options).variables["params"]["synthesis"]["b16"]["conv0"]["weight"]
     spread = model._spread(jnp.asarray(weight))
     image = ops.conv_transpose(jnp.asarray(x, jnp.float32)[None], spread, stride=2)
     np.testing.assert_allclose(image[0], y[1:-1, 1:-1], rtol=1e-4, atol=1e-4)
 
 
 def test_the_stored_level_of_detail_is_the_default():
-    found = genforce_g() | {"synthesis.lod": np.float32(1.0)}
-    network, variables, config, *_ = stylegan1.genforce_generator(found)
+    tensors = genforce_g() | {"synthesis.lod": np.float32(1.0)}
+    network, variables, config, *_ = stylegan1.genforce_generator(tensors)
     assert config["lod"] == 1.0
     z = jnp.ones((2, LATENT))
     apply = jax.jit(lambda lod: network.apply(variables, z, lod=lod)[0], static_argnums=0)
@@ -283,65 +283,65 @@ def test_overrides_reach_the_network():
         stylegan1.genforce_discriminator(genforce_d(), loudness=3)
 
 
-def test_a_file_can_hold_blocks_beyond_the_training():
-    """Below its full size, a network is what is left of the full one at a level of detail."""
+def test_files_may_contain_untrained_blocks():
+    """A network below full size equals the full network at a level of detail."""
     z = jnp.asarray(np.random.default_rng(1).normal(size=(2, LATENT)), jnp.float32)
-    found, average = rosinality_g(), np.zeros(LATENT)
-    full = stylegan1.rosinality_generator(found, average=average)
-    part = stylegan1.rosinality_generator(found, average=average, size=8)
+    tensors, average = rosinality_g(), np.zeros(LATENT)
+    full = stylegan1.rosinality_generator(tensors, average=average)
+    part = stylegan1.rosinality_generator(tensors, average=average, size=8)
     assert part.config["widths"] == {4: 7, 8: 6}
     coarse = jax.jit(lambda v: full.network.apply(v, z, lod=1.0)[0])(full.variables)
     image = jax.jit(part.network.apply)(part.variables, z)[0]
     np.testing.assert_allclose(coarse[:, ::2, ::2], image, rtol=1e-4, atol=1e-4)
 
-    found = rosinality_d()
-    full = stylegan1.rosinality_discriminator(found)
-    part = stylegan1.rosinality_discriminator(found, size=8)
+    tensors = rosinality_d()
+    full = stylegan1.rosinality_discriminator(tensors)
+    part = stylegan1.rosinality_discriminator(tensors, size=8)
     images = jnp.repeat(jnp.repeat(image, 2, axis=1), 2, axis=2)
     coarse = jax.jit(lambda v: full.network.apply(v, images, lod=1.0)[0])(full.variables)
     scores = jax.jit(part.network.apply)(part.variables, image)[0]
     np.testing.assert_allclose(scores, coarse, rtol=1e-4, atol=1e-4)
     for read in (stylegan1.rosinality_generator, stylegan1.rosinality_discriminator):
         make = rosinality_g if read is stylegan1.rosinality_generator else rosinality_d
-        with pytest.raises(ValueError, match=r"size=32 is none of its sides \[4, 8, 16\]"):
+        with pytest.raises(ValueError, match=r"size=32 is not one of its sizes \[4, 8, 16\]"):
             read(make(), size=32)
 
 
 def test_the_average_style():
-    found = rosinality_g()
+    tensors = rosinality_g()
     average = np.arange(LATENT, dtype=np.float32)
-    variables = stylegan1.rosinality_generator(found, average=average[None]).variables
+    variables = stylegan1.rosinality_generator(tensors, average=average[None]).variables
     np.testing.assert_array_equal(variables["averages"]["mapping"]["w_avg"], average)
     with pytest.raises(ValueError, match=r"averages/mapping/w_avg has shape \(3,\)"):
-        stylegan1.rosinality_generator(found, average=np.zeros(3))
+        stylegan1.rosinality_generator(tensors, average=np.zeros(3))
 
     w = np.random.default_rng(2).normal(size=(20_000, LATENT))
     w = w / np.sqrt((w**2).mean(axis=1, keepdims=True))
     for i in (1, 3, 5):
-        weight, bias = (found[f"style.{i}.linear.{part}"] for part in ("weight_orig", "bias"))
+        weight, bias = (tensors[f"style.{i}.linear.{part}"] for part in ("weight_orig", "bias"))
         w = w @ weight.T * np.sqrt(2 / LATENT) + bias
         w = np.where(w < 0, 0.2 * w, w)
-    variables = stylegan1.rosinality_generator(found, size=4).variables
+    variables = stylegan1.rosinality_generator(tensors, size=4).variables
     away = variables["averages"]["mapping"]["w_avg"] - w.mean(axis=0)
     assert (np.abs(away) < 5 * w.std(axis=0) / np.sqrt(10_000)).all()
 
 
-def test_every_layer_has_the_same_filter():
-    found = genforce_g()
+def test_all_layers_share_a_filter():
+    tensors = genforce_g()
     taps = np.array([[1, 2, 3], [0, 1, 0], [2, 0, 1]], np.float32) / 10
     for i in (2, 4):
-        shape = found[f"synthesis.layer{i}.blur.kernel"].shape
-        found[f"synthesis.layer{i}.blur.kernel"] = np.broadcast_to(taps, shape)
-    config = stylegan1.genforce_generator(found).config
-    np.testing.assert_allclose(config["blur"], taps[::-1, ::-1])  # convolved with, not correlated
-    with pytest.raises(ValueError, match=r"layer4\.blur\.kernel is another filter than"):
-        stylegan1.genforce_generator({**found, "synthesis.layer4.blur.kernel": blur(4)})
-    small = {**found, "synthesis.layer4.blur.kernel": np.ones((4, 1, 2, 2), np.float32)}
+        shape = tensors[f"synthesis.layer{i}.blur.kernel"].shape
+        tensors[f"synthesis.layer{i}.blur.kernel"] = np.broadcast_to(taps, shape)
+    config = stylegan1.genforce_generator(tensors).config
+    np.testing.assert_allclose(config["blur"], taps[::-1, ::-1])  # convolved, not correlated
+    with pytest.raises(ValueError, match=r"filters .*layer4\.blur\.kernel and"):
+        stylegan1.genforce_generator({**tensors, "synthesis.layer4.blur.kernel": blur(4)})
+    small = {**tensors, "synthesis.layer4.blur.kernel": np.ones((4, 1, 2, 2), np.float32)}
     with pytest.raises(ValueError, match=r"has shape \(4, 1, 2, 2\), not \[C, 1, 3, 3\]"):
         stylegan1.genforce_generator(small)
 
 
-def test_a_huge_number_in_a_name_costs_nothing():
+def test_huge_numbers_in_names_are_refused():
     tensors = genforce_g()
     for number in (99_999_999, 10**40):
         with pytest.raises(ValueError, match="too few tensors for synthesis"):

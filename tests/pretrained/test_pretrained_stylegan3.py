@@ -1,4 +1,4 @@
-"""The reader of StyleGAN3's generators: what it finds out by itself, and what it refuses."""
+"""The converter of StyleGAN3's generators: inferred configurations, and refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ LATENT, STYLE = 6, 5
 
 
 def _state(widths=(7, 4, 3), *, size=32, classes=0, depth=2, channels=2, **design):
-    """A state dict of NVIDIA's names and shapes."""
+    """A random state dict with NVIDIA's names and shapes."""
     rng = np.random.default_rng(0)
     design = models.Design(size, **{"num_layers": len(widths), "num_critical": 1} | design)
     shapes = {}
@@ -52,11 +52,11 @@ def _state(widths=(7, 4, 3), *, size=32, classes=0, depth=2, channels=2, **desig
             if (taps := getattr(resampling, part)) is not None:
                 filters[f"{name}.{part}"] = taps
         before = width
-    drawn = {
+    tensors = {
         name: rng.normal(size=shape).astype(np.float32) ** (2 if name.endswith("_ema") else 1)
         for name, shape in shapes.items()
     }
-    return drawn | filters
+    return tensors | filters
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def _state(widths=(7, 4, 3), *, size=32, classes=0, depth=2, channels=2, **desig
     ],
     ids=lambda options: " ".join(options) or "default",
 )
-def test_the_configuration_is_found_in_the_tensors(options):
+def test_the_configuration_is_inferred_from_the_tensors(options):
     config = stylegan3.generator(_state(**options)).config
     widths = options.get("widths", (7, 4, 3))
     expected = {
@@ -94,7 +94,7 @@ def test_the_configuration_is_found_in_the_tensors(options):
     assert {name: config[name] for name in expected} == expected
 
 
-def test_settings_that_agree_change_nothing_but_what_tensors_do_not_show():
+def test_consistent_settings_only_add_what_tensors_do_not_determine():
     settings = {
         "z_dim": LATENT,
         "w_dim": STYLE,
@@ -112,20 +112,20 @@ def test_settings_that_agree_change_nothing_but_what_tensors_do_not_show():
         "conv_clamp": None,
     }
     state = _state(models.Design(32, num_layers=3, num_critical=1).widths(64, 8), classes=3)
-    alone = stylegan3.generator(state)
-    told = stylegan3.generator(state, settings, output_scale=0.5)
+    inferred = stylegan3.generator(state)
+    converted = stylegan3.generator(state, settings, output_scale=0.5)
     mapping = {"depth": 2, "average_decay": 0.9}
-    assert told.config == {
-        **alone.config,
+    assert converted.config == {
+        **inferred.config,
         "magnitude_ema_beta": 0.99,
         "conv_clamp": None,
         "output_scale": 0.5,
         "mapping": mapping,
     }
-    jax.tree.map(np.testing.assert_array_equal, told.variables, alone.variables)
+    jax.tree.map(np.testing.assert_array_equal, converted.variables, inferred.variables)
 
 
-def test_another_filter_design_is_accepted_where_it_is_told():
+def test_another_filter_design_needs_a_setting():
     state = _state(first_cutoff=3.0)
     with pytest.raises(ValueError, match=r"up_filter is not the filter of a design with num_layer"):
         stylegan3.generator(state)
@@ -135,7 +135,7 @@ def test_another_filter_design_is_accepted_where_it_is_told():
     assert stylegan3.generator(upsampled, lrelu_upsampling=4).config["filter_size"] == 6
 
 
-def test_tensors_take_their_places():
+def test_the_layout_of_converted_tensors():
     state = _state(classes=3)
     network, variables, _, inputs = stylegan3.generator(state)
     assert [x.shape for x in inputs] == [(1, LATENT), (1,)]
@@ -178,7 +178,7 @@ def _reshaped(name, *shape):
         (_without("synthesis.L1_52_4.down_filter"), "L1_52_4.down_filter is missing from those of"),
         (_without("synthesis.L1_52_4.weight"), r"it has layers \[0, 2, 3\], not 0, 1 and so on"),
         (_reshaped("noise.strength", 1), "unknown tensors noise.strength"),
-        (_reshaped("synthesis.L3_32_2.up_filter", 6), "L3_32_2.up_filter is one more than those"),
+        (_reshaped("synthesis.L3_32_2.up_filter", 6), "L3_32_2.up_filter is not among those"),
         (_reshaped("mapping.fc0.weight", 5), r"mapping.fc0.weight has shape \(5,\), not 2 axes"),
         (_reshaped("mapping.w_avg"), r"mapping.w_avg has shape \(\) instead of \(5,\)"),
         (
@@ -222,12 +222,12 @@ def test_bad_tensors_are_refused_by_name(change, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"conv_kernel": 1}, "conv_kernel is 1 by the settings and 3 by the tensors"),
-        ({"img_resolution": 64}, "size is 64 by the settings and 32 by the tensors"),
-        ({"z_dim": 7}, "latent is 7 by the settings and 6 by the tensors"),
-        ({"use_radial_filters": True}, "use_radial_filters is True by the settings and False"),
-        ({"channel_max": 6}, r"widths is \(6, 6, 6\) by the settings and \(7, 4, 3\) by the"),
-        ({"mapping_kwargs": {"num_layers": 8}}, "mapping's depth is 8 by the settings and 2"),
+        ({"conv_kernel": 1}, "conv_kernel is 1 in the settings and 3 in the tensors"),
+        ({"img_resolution": 64}, "size is 64 in the settings and 32 in the tensors"),
+        ({"z_dim": 7}, "latent is 7 in the settings and 6 in the tensors"),
+        ({"use_radial_filters": True}, "use_radial_filters is True in the settings and False"),
+        ({"channel_max": 6}, r"widths is \(6, 6, 6\) in the settings and \(7, 4, 3\) in the"),
+        ({"mapping_kwargs": {"num_layers": 8}}, "mapping's depth is 8 in the settings and 2"),
         ({"num_critical": 2}, "L1_52_4.* of a design with"),
         ({"margin_size": 8}, "synthesis.L0_36_7 has size 36, not the 32 of a design with"),
         ({"first_cutoff": 2.5}, "is not the filter of a design with .*first_cutoff=2.5"),
@@ -240,6 +240,6 @@ def test_settings_that_contradict_the_tensors_are_refused(settings, message):
         stylegan3.generator(_state(), settings)
 
 
-def test_its_state_dict_is_told_by_its_names():
+def test_state_dicts_are_recognised_by_their_names():
     assert stylegan3.is_generator(_state())
     assert not stylegan3.is_generator(["synthesis.b4.const", "mapping.w_avg"])

@@ -1,7 +1,7 @@
-"""Pix2pix's and CycleGAN's files, against the originals' layers written out in float64.
+"""Pix2pix's and CycleGAN's files, against the original layers implemented in float64.
 
-The classes below are those layers as PyTorch numbers and computes them, on `[B, C, H, W]`. What is
-made of them has the originals' names, whatever the configuration.
+The classes below are those layers as PyTorch numbers and computes them, on `[B, C, H, W]`. Networks
+of them have the original tensor names in every configuration.
 """
 
 import re
@@ -12,7 +12,7 @@ import pytest
 from pretrained.test_containers import torch_zip
 
 from kd_jax import pretrained
-from kd_jax.pretrained import published, translation
+from kd_jax.pretrained import registry, translation
 
 RNG = np.random.default_rng(0)
 NORMS = ("batch", "instance", "none")
@@ -35,7 +35,7 @@ class Conv:
 
 
 class ConvTranspose:
-    """Doubles the sides; each pixel is spread over the kernel."""
+    """Doubles the resolution; each pixel is scattered over the kernel."""
 
     def __init__(self, inputs, outputs, side, bias=True):
         scale = np.sqrt(8 / (inputs * side**2))
@@ -176,7 +176,7 @@ def float32(tensors):
     return {k: v.astype(np.float32) if v.dtype == float else v for k, v in tensors.items()}
 
 
-def compare(original, converted, *sides):
+def assert_close(original, converted, *sides):
     shape = converted.inputs[0].shape
     x = RNG.uniform(-1, 1, (2, *sides, shape[3]))
     ours = jax.jit(converted.network.apply)(converted.variables, x.astype(np.float32))[0]
@@ -187,7 +187,7 @@ def compare(original, converted, *sides):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=3e-5)
 
 
-# --- what is read ---------------------------------------------------------------------------------
+# --- supported files ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def compare(original, converted, *sides):
 )
 def test_resnet_generators(norm, padding, dropout, blocks):
     original = resnet(2, blocks, norm, padding, dropout, inputs=4, outputs=2)
-    told = {"padding": padding} if padding == "replicate" else {}
-    converted = translation.resnet_generator(float32(original.tensors), **told)
+    options = {"padding": padding} if padding == "replicate" else {}
+    converted = translation.resnet_generator(float32(original.tensors), **options)
     config = dict(converted.config)
     assert type(config.pop("norm")).__name__.lower().startswith(norm)
     assert config == {
@@ -213,7 +213,7 @@ def test_resnet_generators(norm, padding, dropout, blocks):
         "padding": padding,
         "dropout": 0.5 if dropout else 0.0,
     }
-    compare(original, converted, 16, 20)
+    assert_close(original, converted, 16, 20)
 
 
 @pytest.mark.parametrize(("norm", "downs"), [("instance", 2), ("none", 3), ("batch", 6)])
@@ -223,7 +223,7 @@ def test_unet_generators(norm, downs):
     assert converted.config["downs"] == downs
     assert converted.config["dropout"] == 0.25
     assert converted.inputs[0].shape == (1, 256, 256, 1)
-    compare(original, converted, 2**downs, 2 ** (downs + 1))
+    assert_close(original, converted, 2**downs, 2 ** (downs + 1))
 
 
 @pytest.mark.parametrize(("norm", "layers"), [("batch", 1), ("instance", 2), ("none", 5)])
@@ -231,17 +231,17 @@ def test_patch_discriminators(norm, layers):
     original = patch(2, layers, norm, inputs=4)
     converted = translation.patch_discriminator(float32(original.tensors))
     assert converted.config["layers"] == layers
-    compare(original, converted, 3 * 2**layers, 4 * 2**layers + 1)
+    assert_close(original, converted, 3 * 2**layers, 4 * 2**layers + 1)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_pixel_discriminators(norm):
     original = pixel(3, norm)
-    compare(original, translation.pixel_discriminator(float32(original.tensors)), 5, 7)
+    assert_close(original, translation.pixel_discriminator(float32(original.tensors)), 5, 7)
 
 
 def test_the_first_files_of_parallel_training():
-    """Of 2017: unused statistics of instance norms, no counters, names with a prefix."""
+    """Files of 2017: unused statistics of instance norms, no counters, names with a prefix."""
     original = resnet(2, 1, "instance")
     tensors = dict(original.tensors)
     for name, width in (("model.2", 2), ("model.10.conv_block.6", 8), ("model.15", 2)):
@@ -249,7 +249,7 @@ def test_the_first_files_of_parallel_training():
         tensors[f"{name}.running_var"] = RNG.uniform(size=width)
     tensors = {f"module.module.{name}": value for name, value in float32(tensors).items()}
     assert translation.is_resnet_generator(tensors)
-    compare(original, translation.resnet_generator(tensors), 8, 8)
+    assert_close(original, translation.resnet_generator(tensors), 8, 8)
     newer = {f"{n}.num_batches_tracked": np.array(0) for n in ("model.2", "model.5")}
     translation.resnet_generator(float32(original.tensors) | newer)
     unbiased = {
@@ -267,24 +267,24 @@ KINDS = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_files_are_known_by_their_tensors(name, tmp_path):
+def test_files_are_recognised_by_their_tensors(name, tmp_path):
     original, kind = KINDS[name]
     path = tmp_path / "latest_net_G_A.pth"
     path.write_bytes(torch_zip(float32(original.tensors)))
     (part,) = pretrained.parts(path).values()
     assert part.kind == kind
     assert part.generates == (name in ("resnet", "unet"))
-    fitting = [other.name for other in published.KINDS if other.fits(list(original.tensors))]
+    fitting = [other.name for other in registry.KINDS if other.fits(list(original.tensors))]
     assert fitting == [kind]
     network, variables = pretrained.load(path)
     x = np.zeros((1, 8, 8, 3), np.float32)
     assert network.apply(variables, x)[0].shape[:1] == (1,)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
-def changed(name, **changes):
+def modify(name, **changes):
     tensors = float32(KINDS[name][0].tensors)
     for key, value in changes.items():
         if value is None:
@@ -328,12 +328,12 @@ def test_refusals(name, changes, message):
         "pixel": translation.pixel_discriminator,
     }[name]
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        read(changed(name, **changes))
+        read(modify(name, **changes))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("zero", "reflect"), ("reflect", "zero")])
-def test_padding_that_is_not_the_files(theirs, ours):
+def test_padding_that_contradicts_the_file(theirs, ours):
     tensors = float32(resnet(2, 1, "batch", theirs).tensors)
-    with pytest.raises(ValueError, match=f"padding='{ours}', but the tensors are those of blocks"):
+    with pytest.raises(ValueError, match=f"padding='{ours}'"):
         translation.resnet_generator(tensors, padding=ours)

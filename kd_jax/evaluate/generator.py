@@ -1,0 +1,232 @@
+"""Generators under evaluation, from checkpoints and published files, and their samples."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from kd_jax import checkpoint
+from kd_jax.evaluate.pictures import to_uint8
+from kd_jax.evaluate.ppl import slerp
+from kd_jax.network import Network
+from kd_jax.pretrained import registry
+from kd_jax.sharding import BATCH, make_mesh, place, place_batch
+from kd_jax.types import Array, Variables
+
+_INNER = ("checkpoints", "checkpoint")
+"""Checkpoint folders within the output of a training run or of `python -m kd_jax.pretrained`."""
+
+GROUP = 16
+"""The number of examples per forward pass in sampling."""
+
+
+class EvaluatedGenerator(NamedTuple):
+    """A generator under evaluation.
+
+    Attributes:
+      name: its name in the report.
+      path: the path it was read from.
+      network: the generator.
+      variables: its variables.
+      inputs: its inputs for a batch of one: latents, and labels if it is conditional.
+      classes: the number of classes; 0 if it is unconditional.
+      options: keyword options of `network.apply` (`truncation`).
+    """
+
+    name: str
+    path: str
+    network: Network
+    variables: Variables
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    classes: int
+    options: dict[str, Any]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(H, W, C)`, from an abstract evaluation."""
+        images = jax.eval_shape(
+            lambda v, *x: self.network.apply(v, *x, **self.options)[0], self.variables, *self.inputs
+        )
+        return images.shape[1:]
+
+
+def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> EvaluatedGenerator:
+    """Loads a generator from `PATH` or `NAME=PATH`.
+
+    Args:
+      spec: the path of a published file, of a checkpoint folder, or of the folder of a training run
+        with its checkpoints in `checkpoints` (or `checkpoint`); the optional name is used in the
+        report.
+      packages: further packages whose modules a checkpoint may contain.
+      **options: options of `network.apply`.
+
+    Raises:
+      ValueError: the path holds none of these, the network is not a generator, or it does not take
+        the options.
+      OSError, CheckpointError: the file or checkpoint cannot be read, or is damaged.
+    """
+    name, equals, path = spec.rpartition("=")
+    if not equals:
+        name, path = "", spec
+    location = Path(path).expanduser()
+    if location.is_dir():
+        inner = [location / part for part in _INNER if (location / part).is_dir()]
+        within = sorted(
+            str(f.parent.relative_to(location)) for f in location.glob(f"**/{_INNER[0]}")
+        )
+        if within and not inner:
+            raise ValueError(
+                f"{path} holds several trainings; pass the path of one of: {', '.join(within)}"
+            )
+        loaded, variables = checkpoint.load_network(inner[0] if inner else location, packages)
+        network, inputs, classes = loaded
+    elif location.is_file():
+        parts = registry.parts(location)
+        part = parts[registry.choose(location, parts, None)]
+        if not part.generates:
+            purpose = f", which is for {part.purpose}" if part.purpose else ""
+            raise ValueError(f"{path}: a generator is needed, not {part.kind}{purpose}")
+        converted = registry.convert(location, part)
+        network, variables, inputs = converted.network, converted.variables, converted.inputs
+        classes = int(converted.config.get("classes", 0))
+    else:
+        raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    if any(len(like.shape) == 4 for like in inputs):
+        raise ValueError(f"{path} takes images, not latents; only latent inputs can be sampled")
+    subject = EvaluatedGenerator(
+        name or _display_name(location), path, network, variables, inputs, classes, options
+    )
+    try:
+        shape = subject.image_shape
+    except TypeError as error:
+        raise ValueError(f"{path} does not take {', '.join(options)}: {error}") from None
+    if len(shape) != 3:
+        raise ValueError(f"{path} generates shape {shape}; images [H, W, C] are needed")
+    return subject
+
+
+def _display_name(path: Path) -> str:
+    """The last two parts of the path, without the checkpoint folder: `seed0/teacher`."""
+    parts = [part for part in path.parts if part not in _INNER]
+    return "/".join(parts[-2:]) if path.is_dir() else path.name
+
+
+def draw(subject: EvaluatedGenerator, count: int, seed: int) -> tuple[Array, ...]:
+    """The inputs of `count` images; networks with the same latent shape get the same latents.
+
+    Latents are standard normal; labels cycle through the classes.
+    """
+    inputs: list[Array] = []
+    for number, like in enumerate(subject.inputs):
+        shape = (count, *like.shape[1:])
+        if jnp.issubdtype(like.dtype, jnp.integer):
+            inputs.append(jnp.arange(count, dtype=like.dtype) % max(subject.classes, 1))
+        else:
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            inputs.append(jax.random.normal(key, shape, like.dtype))
+    return tuple(inputs)
+
+
+class Samples(NamedTuple):
+    """Images in 8 bits, as published tools store them.
+
+    Attributes:
+      images: `[N, H, W, C]` uint8.
+      labels: int32 `[N]`; None for an unconditional network.
+      clipped: the share of values outside [-1, 1] by more than half a quantisation step.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    clipped: float
+
+
+def sampler(
+    subject: EvaluatedGenerator, batch: int, mesh: Mesh | None = None
+) -> Callable[..., Samples]:
+    """`sample(inputs, progress=...) -> Samples`: images, clipped to [-1, 1] and rounded to 8 bits.
+
+    The function is compiled once for any number of inputs from `draw` or `interpolate`. `progress`
+    is called after each batch with the number of finished images.
+
+    Every forward pass has `GROUP` examples, so the images are bit-identical for any batch size and
+    any number of devices. Otherwise a rounding difference could select another of the 256 levels,
+    which is visible in the sixth digit of a distance.
+
+    Args:
+      subject: the generator.
+      batch: the number of images per transfer from the devices, rounded up to a whole number of
+        groups on each device.
+      mesh: the devices that share a batch; by default only the first one.
+
+    Raises:
+      ValueError: by the returned function: an image (the first is named) is not finite.
+    """
+
+    def generate(variables: Variables, inputs: Sequence[Array]) -> Array:
+        groups = tuple(x.reshape(-1, GROUP, *x.shape[1:]) for x in inputs)
+        images = jax.lax.map(
+            lambda group: subject.network.apply(variables, *group, **subject.options)[0], groups
+        )
+        return images.reshape(-1, *images.shape[2:])
+
+    mesh = mesh or make_mesh(devices=jax.devices()[:1])
+    apply = jax.jit(
+        jax.shard_map(
+            generate,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), BATCH),
+            out_specs=BATCH,
+            check_vma=False,
+        )
+    )
+    variables = place(subject.variables, mesh)
+    batch = -(-batch // (GROUP * mesh.size)) * GROUP * mesh.size
+
+    def sample(
+        inputs: Sequence[Any], progress: Callable[[int], None] = lambda done: None
+    ) -> Samples:
+        count, parts, outside = len(inputs[0]), [], 0
+        for start in range(0, count, batch):
+            indices = np.arange(start, start + batch) % count
+            arrays = {str(i): np.asarray(x)[indices] for i, x in enumerate(inputs)}
+            placed = place_batch(arrays, mesh)
+            images = np.asarray(apply(variables, tuple(placed[str(i)] for i in range(len(inputs)))))
+            images = images[: count - start]
+            finite = np.isfinite(images).all(axis=(1, 2, 3))
+            if not finite.all():
+                index = start + int(finite.argmin())
+                raise ValueError(f"{subject.name}: image {index} is not finite")
+            outside += int((np.abs(images) > 1 + 1 / 255).sum())
+            parts.append(to_uint8(images))
+            progress(min(start + batch, count))
+        joined = np.concatenate(parts)
+        labels = [np.asarray(x) for x in inputs if jnp.issubdtype(x.dtype, jnp.integer)]
+        return Samples(joined, labels[0] if labels else None, outside / joined.size)
+
+    return sample
+
+
+def interpolate(
+    subject: EvaluatedGenerator, seed: int, rows: int, columns: int
+) -> tuple[np.ndarray, ...]:
+    """Inputs of `rows` interpolations of `columns` steps between two latents each, row by row.
+
+    Interpolates on great circles in z (White 2016), within one class. Style networks are
+    interpolated in z as well, for comparability.
+    """
+    ends = draw(subject, 2 * rows, seed)
+    positions = np.tile(np.linspace(0.0, 1.0, columns), rows)[:, None]
+    paths = []
+    for x in ends:
+        a, b = (np.repeat(np.asarray(end), columns, axis=0) for end in (x[:rows], x[rows:]))
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            paths.append(a)
+            continue
+        first, last = (end.reshape(len(end), -1).astype(np.float64) for end in (a, b))
+        paths.append(slerp(first, last, positions).reshape(a.shape).astype(np.float32))
+    return tuple(paths)

@@ -1,0 +1,343 @@
+"""Finds the networks in a published weight file and converts them."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kd_jax.network import Network
+from kd_jax.pretrained import (
+    biggan,
+    dcgan,
+    inception,
+    perceptual,
+    snapshots,
+    stylegan1,
+    stylegan2,
+    stylegan3,
+    translation,
+)
+from kd_jax.pretrained.allowed_types import Persistent, TFNetwork
+from kd_jax.pretrained.containers import read
+from kd_jax.pretrained.convert import Converted
+from kd_jax.types import Variables
+
+
+class Kind(NamedTuple):
+    """A kind of state dict.
+
+    Attributes:
+      name: a readable name.
+      fits: whether tensor names are those of such a network.
+      convert: `convert(state dict, **overrides) -> Converted`.
+      generates: whether it is a generator.
+      purpose: the use of a network that is neither a generator nor a discriminator.
+    """
+
+    name: str
+    fits: Callable[[Iterable[str]], bool]
+    convert: Callable[..., Converted]
+    generates: bool
+    purpose: str = ""
+
+
+def _is_torchvision_inception(names: Iterable[str]) -> bool:
+    names = set(names)
+    return inception.is_inception(names) and any(name.startswith("AuxLogits.") for name in names)
+
+
+KINDS = (
+    Kind("StyleGAN3 generator", stylegan3.is_generator, stylegan3.generator, True),
+    Kind("StyleGAN2 generator", stylegan2.is_generator, stylegan2.generator, True),
+    Kind("StyleGAN2 discriminator", stylegan2.is_discriminator, stylegan2.discriminator, False),
+    Kind(
+        "StyleGAN2 generator (rosinality)",
+        stylegan2.is_rosinality_generator,
+        stylegan2.rosinality_generator,
+        True,
+    ),
+    Kind(
+        "StyleGAN2 discriminator (rosinality)",
+        stylegan2.is_rosinality_discriminator,
+        stylegan2.rosinality_discriminator,
+        False,
+    ),
+    Kind(
+        "StyleGAN2 generator (genforce)",
+        stylegan2.is_genforce_generator,
+        stylegan2.genforce_generator,
+        True,
+    ),
+    Kind(
+        "StyleGAN2 discriminator (genforce)",
+        stylegan2.is_genforce_discriminator,
+        stylegan2.genforce_discriminator,
+        False,
+    ),
+    Kind(
+        "StyleGAN1 generator (genforce)",
+        stylegan1.is_genforce_generator,
+        stylegan1.genforce_generator,
+        True,
+    ),
+    Kind(
+        "StyleGAN1 discriminator (genforce)",
+        stylegan1.is_genforce_discriminator,
+        stylegan1.genforce_discriminator,
+        False,
+    ),
+    Kind(
+        "StyleGAN1 generator (rosinality)",
+        stylegan1.is_rosinality_generator,
+        stylegan1.rosinality_generator,
+        True,
+    ),
+    Kind(
+        "StyleGAN1 discriminator (rosinality)",
+        stylegan1.is_rosinality_discriminator,
+        stylegan1.rosinality_discriminator,
+        False,
+    ),
+    Kind(
+        "BigGAN-deep generator (Hugging Face)",
+        biggan.is_huggingface,
+        biggan.huggingface_generator,
+        True,
+    ),
+    Kind("BigGAN generator (Brock)", biggan.is_brock_generator, biggan.brock_generator, True),
+    Kind(
+        "BigGAN discriminator (Brock)",
+        biggan.is_brock_discriminator,
+        biggan.brock_discriminator,
+        False,
+    ),
+    Kind("DCGAN generator", dcgan.is_generator, dcgan.generator, True),
+    Kind("DCGAN discriminator", dcgan.is_discriminator, dcgan.discriminator, False),
+    Kind(
+        "ResNet generator (CycleGAN)",
+        translation.is_resnet_generator,
+        translation.resnet_generator,
+        True,
+    ),
+    Kind(
+        "U-Net generator (pix2pix)", translation.is_unet_generator, translation.unet_generator, True
+    ),
+    Kind(
+        "patch discriminator (pix2pix, CycleGAN)",
+        translation.is_patch_discriminator,
+        translation.patch_discriminator,
+        False,
+    ),
+    Kind(
+        "pixel discriminator (pix2pix, CycleGAN)",
+        translation.is_pixel_discriminator,
+        translation.pixel_discriminator,
+        False,
+    ),
+    Kind(
+        "Inception-v3 (torchvision)",
+        _is_torchvision_inception,
+        inception.torchvision,
+        False,
+        "features of images",
+    ),
+    Kind(
+        "Inception-v3 (FID)",
+        inception.is_inception,
+        inception.fid,
+        False,
+        "the Frechet inception distance: kd_jax.evaluate --inception FILE",
+    ),
+    Kind(
+        "LPIPS",
+        perceptual.is_lpips,
+        perceptual.lpips,
+        False,
+        "distances between images: kd_jax.evaluate --lpips FILE",
+    ),
+    Kind(
+        "VGG16, AlexNet or SqueezeNet (torchvision)",
+        perceptual.is_trunk,
+        perceptual.trunk,
+        False,
+        "features of images, and with LPIPS's weights for distances between them: "
+        "kd_jax.evaluate --lpips FILE WEIGHTS",
+    ),
+)
+"""The supported kinds of state dicts, recognised by their tensor names."""
+
+AVERAGED = ("G_ema", "Gs", "g_ema", "generator_smooth", "g_running", "ema")
+"""Names of the averaged generator in files; it is loaded by default."""
+
+_TF_NAMES = ("G", "D", "Gs")
+
+
+class Part(NamedTuple):
+    """A network of a file.
+
+    Attributes:
+      kind: a readable name of its kind.
+      convert: `convert(**overrides) -> Converted`; raises a ValueError if the tensors do not fit.
+      generates: whether it is a generator.
+      purpose: the use of a network that is neither a generator nor a discriminator.
+    """
+
+    kind: str
+    convert: Callable[..., Converted]
+    generates: bool
+    purpose: str = ""
+
+
+class Loaded(NamedTuple):
+    """A published network: `network.apply(variables, ...)`."""
+
+    network: Network
+    variables: Variables
+
+
+def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any) -> Loaded:
+    """Loads a network from a published weight file; nothing in the file is executed.
+
+        network, variables = pretrained.load("ffhq.pkl")
+        images, taps, _ = network.apply(variables, latents, truncation=0.7)
+
+    Supported are NVIDIA's StyleGAN2 and StyleGAN3 snapshots (PyTorch, and TensorFlow's of
+    StyleGAN2), and the state dicts, as `.pkl`, `.pt`, `.pth` or `.safetensors`, of rosinality's and
+    genforce's StyleGAN1 and StyleGAN2, Hugging Face's BigGAN-deep, Brock's BigGAN and BigGAN-deep,
+    PyTorch's example DCGAN, pix2pix and CycleGAN, the Inception-v3 of the FID and torchvision's,
+    and LPIPS and its trunks.
+
+    Args:
+      path: the file. Its format is recognised by its content, not by its name.
+      part: the name of the network in `parts`; by default the averaged generator, else the only
+        generator.
+      **overrides: arguments of the network's factory that the file does not determine
+        (`conv_clamp`, ...).
+
+    Raises:
+      ValueError: the file is damaged or contains something unknown; it has no known network, or
+        none of the name `part`; or a tensor is missing, unknown or of a wrong shape.
+      OSError: the file cannot be read.
+    """
+    available = parts(path)
+    converted = convert(path, available[choose(path, available, part)], **overrides)
+    return Loaded(converted.network, converted.variables)
+
+
+def choose(path: str | os.PathLike[str], available: Mapping[str, Part], part: str | None) -> str:
+    """The name of the part to load: `part`, or the averaged generator, or the only candidate.
+
+    Raises:
+      ValueError: there is no part of that name, or the choice is ambiguous.
+    """
+    if part is not None:
+        if part not in available:
+            raise ValueError(f"{path}: no part {part!r}; it has {', '.join(available)}")
+        return part
+    generators = [name for name, candidate in available.items() if candidate.generates]
+    averaged = [name for name in AVERAGED if name in generators]
+    candidates = averaged or generators or list(available)
+    if not averaged and len(candidates) > 1:
+        raise ValueError(f"{path}: specify the part to load: {', '.join(available)}")
+    return candidates[0]
+
+
+def convert(path: str | os.PathLike[str], part: Part, **overrides: Any) -> Converted:
+    """Converts a part to a network; errors are prefixed with the file's name."""
+    try:
+        return part.convert(**overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def parts(path: str | os.PathLike[str]) -> dict[str, Part]:
+    """The networks in a published weight file, by their names there.
+
+    The state dict of a single network has no name: it is called "generator", "discriminator" or
+    "features".
+
+    Raises:
+      ValueError: the file is damaged, or it has no known network.
+      OSError: the file cannot be read.
+    """
+    tree = read(path)
+    try:
+        networks = _parts(tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not networks:
+        raise ValueError(f"{path}: no known network; {_describe(tree)}")
+    return networks
+
+
+def _parts(tree: Any) -> dict[str, Part]:
+    if isinstance(tree, Persistent):
+        return _module_parts({"network": tree})
+    if isinstance(tree, tuple | list) and tree and all(isinstance(x, TFNetwork) for x in tree):
+        names = _TF_NAMES if len(tree) == 3 else [f"network{i}" for i in range(len(tree))]
+        return {
+            name: Part(
+                "StyleGAN2 " + ("discriminator" if name == "D" else "generator") + " (TensorFlow)",
+                partial(snapshots.from_tensorflow, network),
+                name != "D",
+            )
+            for name, network in zip(names, tree, strict=True)
+        }
+    if not isinstance(tree, Mapping):
+        return {}
+    modules = {k: v for k, v in tree.items() if isinstance(v, Persistent)}
+    if modules:
+        return _module_parts(modules)
+    if (kind := _kind(tensors := _tensors(tree))) is not None:
+        name = "generator" if kind.generates else "features" if kind.purpose else "discriminator"
+        return {name: _part(kind, tensors)}
+    networks: dict[str, Part] = {}
+    average = tree.get("latent_avg")
+    for name, inner in tree.items():
+        if not isinstance(inner, Mapping):
+            continue
+        if (kind := _kind(tensors := _tensors(inner))) is not None:
+            options = {}
+            if kind.convert is stylegan2.rosinality_generator and average is not None:
+                options = {"average": average}
+            networks[str(name)] = _part(kind, tensors, **options)
+        elif name in ("models", "state_dict", "state_dicts"):
+            networks |= _parts(inner)
+    return networks
+
+
+def _part(kind: Kind, tensors: Mapping[str, np.ndarray], **options: Any) -> Part:
+    make = partial(kind.convert, tensors, **options)
+    return Part(kind.name, make, kind.generates, kind.purpose)
+
+
+def _module_parts(modules: Mapping[str, Persistent]) -> dict[str, Part]:
+    networks = {}
+    for name, module in modules.items():
+        if module.class_name in ("Generator", "Discriminator"):
+            generates = module.class_name == "Generator"
+            kind = f"{module.class_name.lower()} of an NVIDIA snapshot"
+            make = partial(snapshots.from_module, module)
+            networks[str(name)] = Part(kind, make, generates)
+    return networks
+
+
+def _tensors(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of a flat dict, without the `module.` prefix of data-parallel training."""
+    tensors = {str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)}
+    if tensors and all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def _kind(tensors: Mapping[str, np.ndarray]) -> Kind | None:
+    return next((kind for kind in KINDS if tensors and kind.fits(tensors)), None)
+
+
+def _describe(tree: Any) -> str:
+    if isinstance(tree, Mapping):
+        names = ", ".join(map(str, list(tree)[:4]))
+        return f"it is a dict of {len(tree)} entries: {names}{', ...' if len(tree) > 4 else ''}"
+    return f"it is a {type(tree).__name__}"
