@@ -1,4 +1,4 @@
-# A virtual environment of our own, so that python3 and make are all that is assumed.
+# Targets run in a virtual environment of the project: only python3 and make are required.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= runs/demo
@@ -6,7 +6,7 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 export KD_JAX_CACHE ?= $(CURDIR)/.cache
 
-# The newest Python here, for the newest JAX; pyenv's shims are on the PATH without being usable.
+# The newest installed Python, for the newest JAX; pyenv's shims may be on the PATH but not work.
 NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 \
 	  $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); \
 	do $$python -c '' 2>/dev/null && echo $$python && break; done)
@@ -20,12 +20,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed lint types
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses $(WORKERS) --dist worksteal
 
-# Everything: before a release. Needs chromium and chromedriver for the evaluation's page.
+# All tests, for releases. The test of the HTML report needs chromium and chromedriver.
 test-all: $(VENV)/installed lint types
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 	$(MAKE) test-newest
 
-# The gate's tests under the newest Python, jax, flax, orbax and numpy.
+# The gate's tests with the newest Python, jax, flax, orbax and numpy.
 test-newest:
 ifeq ($(NEWEST),)
 	@echo "skipped: the newest JAX needs Python 3.12 or newer, and there is none on the PATH"
@@ -35,7 +35,7 @@ else
 	  --numprocesses $(WORKERS) --dist worksteal
 endif
 
-# Every fault in all its cases, of which `make test` has some.
+# All cases of the fault tests; `make test` runs some of them.
 faults: $(VENV)/installed
 	$(BIN)/python -m pytest tests/faults --numprocesses $(WORKERS) --dist worksteal
 

@@ -1,10 +1,10 @@
-"""Checkpoints: Orbax, with a checksum of every file, since Orbax does not notice damaged ones.
+"""Checkpoints: Orbax, plus a checksum of every file, since Orbax does not detect damaged files.
 
-A step's folder holds the items `generator` (the averaged generator, what is deployed), `training`
-(everything else of the train state), `data` (the position in the data), `meta` (configuration,
-architecture, environment) and, written last, `manifest.json`. A folder without a manifest is a save
-that was cut short. What is not whole is set aside under another name, and no more than that: only
-what a later step has replaced is ever deleted.
+A step's folder holds the items `generator` (the averaged generator, for deployment), `training`
+(the rest of the train state), `data` (the position in the data), `meta` (configuration,
+architecture, environment) and, written last, `manifest.json`. A folder without a manifest is an
+interrupted save. Incomplete and damaged folders are renamed, never deleted; only checkpoints that a
+later step supersedes are deleted.
 """
 
 import contextlib
@@ -34,25 +34,25 @@ from kd_jax.state import TrainState
 from kd_jax.types import Variables
 
 MANIFEST = "manifest.json"
-_OF_GENERATOR = ("generator", "meta")
-"""The items that `save_generator` writes, and all that it takes to deploy."""
-_ITEMS = ("training", "data", *_OF_GENERATOR)
-_OWN = (*_ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt", f"{MANIFEST}.partial")
-"""What a step's folder may hold, or have left where its deletion was cut short."""
+_GENERATOR_ITEMS = ("generator", "meta")
+"""The items that `save_generator` writes and `load_generator` reads."""
+_ITEMS = ("training", "data", *_GENERATOR_ITEMS)
+_ENTRIES = (*_ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt", f"{MANIFEST}.partial")
+"""Entries of a step's folder, any of which may remain after an interrupted deletion."""
 _UNFINISHED = ".unfinished"
 _STEP = r"0|[1-9]\d*"
 _FAILURES = (OSError, ValueError, RuntimeError)
-"""What Orbax raises where it cannot write; RuntimeError where processes do not meet in time."""
+"""Errors of Orbax when it cannot write; RuntimeError: a barrier between processes timed out."""
 LIBRARIES = ("kd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-"""Those whose versions a checkpoint holds: another one may compute other bits."""
+"""Libraries whose versions a checkpoint records: other versions may not be bit-exact."""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, missing, or another run's."""
+    """A checkpoint is damaged, missing, or belongs to another run."""
 
 
 class DamagedCheckpointWarning(UserWarning):
-    """A checkpoint is damaged, and the one before it is taken."""
+    """A checkpoint is damaged; the one before it is loaded."""
 
 
 def _to_stderr(line: str) -> None:
@@ -60,26 +60,26 @@ def _to_stderr(line: str) -> None:
 
 
 class Checkpoints:
-    """The checkpoints of one training.
+    """The checkpoints of one training run.
 
-    In a run of several processes all of them make, save and restore together, in one folder that
-    all of them see.
+    In a run of several processes, all of them construct, save and restore together, in one shared
+    folder.
 
     Args:
-      directory: where they are; made if absent. No other run may be writing there.
-      configuration: what the training was started with, as JSON values. Saved with every step; a
-        checkpoint of another configuration is not restored.
-      keep: how many of the latest to keep, at least 1.
-      keep_every: steps at multiples of it are kept for good; 0 for none.
+      directory: the folder of the checkpoints; created if absent. No other run may write to it.
+      configuration: the run's configuration, as JSON values. Saved with every step; a checkpoint
+        with another configuration is not restored.
+      keep: the number of latest checkpoints to keep, at least 1.
+      keep_every: steps at multiples of it are kept permanently; 0 for none.
       architecture: of the generator, from `kd_jax.architecture.describe`, for `load_network`.
-      allow_changes: whether to restore a checkpoint of another configuration, number of processes
-        or version of a library all the same; what is different is told.
-      log: is told a line about what is passed over: damaged checkpoints, allowed changes.
+      allow_changes: restore a checkpoint even if the configuration, the number of processes or a
+        library version differs; the difference is logged.
+      log: called with one line for each damaged or unfinished checkpoint and each allowed change.
 
     Raises:
       ValueError: `keep` or `keep_every` is too small.
-      CheckpointError: a folder there is named like a step and is none, or there are several steps
-        and all manifests are lost.
+      CheckpointError: a folder is named like a step but is not a checkpoint, or there are several
+        steps and all manifests are missing.
     """
 
     def __init__(
@@ -100,19 +100,19 @@ class Checkpoints:
             )
         self._directory = Path(directory).absolute()
         self._keep, self._keep_every = keep, keep_every
-        self._meta = _meta(configuration, architecture)
+        self._meta = _make_meta(configuration, architecture)
         self._allow_changes = allow_changes
         self._log = log
         distributed.run_on_primary(lambda: _recover(self._directory, log), CheckpointError)
-        self._manager = self._opened()
+        self._manager = self._open_manager()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
 
     def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
-        """Saves a step. When this returns the state is copied; it is written in the background.
+        """Saves a step: copies the state before it returns, and writes it in the background.
 
-        The checkpoint is there after `wait`, or the next `save`. Until then the one before it is
-        the latest, whatever happens.
+        The checkpoint is complete after `wait`, or the next `save`. Until then the previous one
+        remains the latest.
 
         Args:
           step: `state.step`, as a number.
@@ -120,12 +120,12 @@ class Checkpoints:
           data: the position in the data, JSON values.
 
         Raises:
-          CheckpointError: when this step or the one before it could not be written (it is named);
-            earlier steps are untouched, and later ones may be saved.
+          CheckpointError: this step or the previous one could not be written (the message names
+            it); earlier steps are untouched, and later ones may be saved.
         """
         self.wait()
         if (self._directory / str(step) / MANIFEST).exists():
-            return  # The step that this run was restored from.
+            return  # the step that this run was restored from
         latest = self.latest_step()
         if latest is not None and step < latest:
             raise CheckpointError(
@@ -134,26 +134,26 @@ class Checkpoints:
         items = ocp.args.Composite(
             generator=ocp.args.StandardSave(dict(state.ema)),
             training=ocp.args.StandardSave(state._replace(ema={})),
-            # A copy, to the last list of it: it is written while the training goes on.
+            # A deep copy: it is written while the training continues.
             data=ocp.args.JsonSave(json.loads(json.dumps(dict(data)))),
             meta=ocp.args.JsonSave({"step": step, **self._meta}),
         )
         try:
             with _quiet_orbax:
-                # Orbax refuses what it will not save with no more than False.
+                # Orbax refuses to save a step by returning False.
                 if not self._manager.save(step, args=items):
-                    raise ValueError("Orbax would not")
+                    raise ValueError("Orbax refused to save it")
         except _FAILURES as error:
-            self._failed(step, error)
+            self._raise_failed(step, error)
         self._saving = step, self._thread.submit(self._finish, step)
 
     def check(self) -> None:
-        """Raises the CheckpointError of a save that has failed by now; it does not wait for one."""
+        """Raises the CheckpointError of a save that has failed; does not wait for a pending one."""
         if self._saving is not None and self._saving[1].done():
             self.wait()
 
     def wait(self) -> None:
-        """Returns when what was saved is there and whole.
+        """Waits until the pending save is complete.
 
         Raises:
           CheckpointError: it could not be written; earlier steps are untouched.
@@ -164,26 +164,26 @@ class Checkpoints:
         try:
             writing.result()
         except _FAILURES as error:
-            self._failed(step, error)
+            self._raise_failed(step, error)
 
     def latest_step(self) -> int | None:
-        """The latest step that is there; None where there is none."""
+        """The latest complete step; None if there is none."""
         folders = _finished(self._directory)
         return int(folders[-1].name) if folders else None
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The latest whole state and data position; None where nothing was saved.
+        """The latest intact state and data position; None if there is no checkpoint.
 
-        A damaged step is set aside (as `STEP.damaged`), and the one before it taken.
+        A damaged step is renamed to `STEP.damaged`, and the one before it is restored.
 
         Args:
           like: a state of the same structure, arrays or `ShapeDtypeStruct`s, whose shardings (if
-            they have any) the restored arrays get; they need not be those that it was saved with.
+            any) the restored arrays get; they may differ from those at the time of saving.
 
         Raises:
-          CheckpointError: when every checkpoint is damaged (a file is named), the latest whole one
-            is of another configuration, number of processes or version of a library (the first
-            difference is named) or of a state of another structure, or the processes do not see the
+          CheckpointError: every checkpoint is damaged (the message names a file), the latest intact
+            one has another configuration, number of processes or library version (the message names
+            the first difference) or a state of another structure, or the processes do not see the
             same steps.
         """
         step = self._choose()
@@ -193,10 +193,10 @@ class Checkpoints:
         meta = _read_meta(folder)
         for name in ("configuration", "environment"):
             if difference := first_difference(meta.get(name), self._meta[name]):
-                line = f"{folder} is of another {name}: {difference}"
+                line = f"{folder} was saved with another {name}: {difference}"
                 if not self._allow_changes:
                     raise CheckpointError(line)
-                self._log(f"{line}; it is gone on with, as allowed")
+                self._log(f"{line}; the run resumes, as allowed")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         _check_state(folder / "generator", dict(abstract.ema))
         _check_state(folder / "training", abstract._replace(ema={}))
@@ -212,11 +212,11 @@ class Checkpoints:
                 )
             except (KeyError, TypeError, *_FAILURES) as error:
                 lines = " ".join(str(error).split())[:200]
-                raise CheckpointError(f"{folder} holds a state of another kind: {lines}") from None
+                raise CheckpointError(f"{folder} holds another kind of state: {lines}") from None
         return items["training"]._replace(ema=items["generator"]), items["data"]
 
     def close(self) -> None:
-        """Waits for what is being saved, and releases what Orbax holds.
+        """Waits for the pending save, and releases the resources of Orbax.
 
         Raises:
           CheckpointError: as `wait`.
@@ -227,14 +227,14 @@ class Checkpoints:
             self._thread.shutdown()
             self._manager.close()
 
-    def _opened(self) -> ocp.CheckpointManager:
+    def _open_manager(self) -> ocp.CheckpointManager:
         # No max_to_keep: Orbax would delete old steps before the new one has its manifest.
         options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True)
         with _quiet_orbax:
             return ocp.CheckpointManager(self._directory, options=options)
 
     def _finish(self, step: int) -> None:
-        """Makes a step whole, then lets older ones go; in the background."""
+        """Completes a step, then deletes older ones; runs in the background."""
         with _quiet_orbax:
             self._manager.wait_until_finished()
         if not distributed.is_primary():
@@ -247,33 +247,35 @@ class Checkpoints:
         ]
         for folder in [*older, *self._directory.glob(f"*{_UNFINISHED}")]:
             try:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: what is left is no checkpoint
+                # The manifest first: without it the remains do not count as a checkpoint.
+                (folder / MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder)
-            except OSError as error:  # the new step is whole all the same
+            except OSError as error:  # the new step is complete regardless
                 self._log(f"warning: {folder} could not be deleted: {_reason(error)}")
 
-    def _failed(self, step: int, error: Exception) -> None:
+    def _raise_failed(self, step: int, error: Exception) -> None:
+        """Removes the remains of a failed save, and raises its CheckpointError."""
         with _quiet_orbax, contextlib.suppress(*_FAILURES):
             self._manager.close()
         folder = self._directory / str(step)
         if distributed.is_primary():
-            for left in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
             if not (folder / MANIFEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
-        self._manager = self._opened()
+        self._manager = self._open_manager()
         raise CheckpointError(
             f"step {step} not saved to {self._directory}: {_reason(error)}"
         ) from None
 
     def _choose(self) -> int | None:
-        """The latest whole step, the same in all processes; damaged ones after it are set aside."""
+        """The latest intact step, the same in all processes; renames damaged ones after it."""
         latest = self.latest_step()
-        seen = distributed.allgather(-1 if latest is None else latest)
-        if len(set(seen)) > 1:
+        latest_steps = distributed.allgather(-1 if latest is None else latest)
+        if len(set(latest_steps)) > 1:
             listed = ", ".join(
                 f"{'none' if step < 0 else step} in process {number}"
-                for number, step in enumerate(seen)
+                for number, step in enumerate(latest_steps)
             )
             raise CheckpointError(
                 f"the processes do not see the same checkpoints in {self._directory}; the latest "
@@ -283,11 +285,11 @@ class Checkpoints:
             return None
 
         def choose() -> int:
-            step, problems = _latest_whole(self._directory, _ITEMS)
+            step, problems = _latest_intact(self._directory, _ITEMS)
             if step < 0:
                 raise CheckpointError(
-                    f"no checkpoint in {self._directory} is whole: {problems[0][1]}; choose "
-                    "another folder to begin anew"
+                    f"no intact checkpoint in {self._directory}: {problems[0][1]}; choose another "
+                    "folder to start a new run"
                 )
             for number, problem in problems:
                 _set_aside(self._directory / str(number))
@@ -302,13 +304,16 @@ class Checkpoints:
 
 
 class BestCheckpoint:
-    """The generator with the lowest figure so far, in a folder that `load_generator` reads.
+    """The generator with the lowest metric value so far, in a folder that `load_generator` reads.
 
     Args:
-      directory: the folder; one that is there is gone on from.
-      name: the figure's, for people.
+      directory: the folder; an existing one is continued.
+      name: the metric's name, recorded in the checkpoint.
       architecture: as in `Checkpoints`.
-      log: is told a line about what is damaged, which is set aside.
+      log: called with one line if the checkpoint is damaged; its folder is then renamed.
+
+    Attributes:
+      value: the lowest value so far; infinite if there is none.
     """
 
     def __init__(
@@ -327,17 +332,17 @@ class BestCheckpoint:
             for part in ("partial", "old")
         )
         self.value = math.inf
-        # Of the first process alone, and not by Orbax, for which all would have to call.
-        distributed.run_on_primary(lambda: self._find(log), CheckpointError)
+        # Only in the primary process, and without Orbax, which would need all processes.
+        distributed.run_on_primary(lambda: self._restore_best(log), CheckpointError)
 
-    def _find(self, log: Callable[[str], None]) -> None:
-        """Goes on from the best one that is whole, wherever `offer` was cut short."""
+    def _restore_best(self, log: Callable[[str], None]) -> None:
+        """Finds the best intact checkpoint, at whatever point `update` was interrupted."""
         for folder in (self._directory, self._new, self._old):
             if not folder.exists():
                 continue
             try:
-                found, _ = _newest(folder)
-                self.value = float(_read_meta(found)["configuration"]["value"])
+                step_folder, _ = _newest(folder)
+                self.value = float(_read_meta(step_folder)["configuration"]["value"])
             except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
                 if folder == self._directory:
                     log(f"{error}; it is set aside")
@@ -346,16 +351,16 @@ class BestCheckpoint:
             if folder != self._directory:
                 folder.rename(self._directory)
             break
-        for left in (self._new, self._old):
-            shutil.rmtree(left, ignore_errors=True)
+        for leftover in (self._new, self._old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def update(self, step: int, value: float, variables: Variables) -> bool:
-        """Keeps a generator if its figure is lower than any before it; whether it did.
+        """Saves a generator if its value is lower than all before it; returns whether it did.
 
-        Of several processes the first one's figure decides, and all have to call.
+        The primary process's value decides; all processes must call.
 
         Raises:
-          CheckpointError: it could not be written; the best one before it is untouched.
+          CheckpointError: it could not be written; the previous best is untouched.
         """
         if not distributed.broadcast(value < self.value):
             return False
@@ -363,7 +368,7 @@ class BestCheckpoint:
         try:
             save_generator(self._new, variables, configuration, self._architecture)
             if distributed.is_primary():
-                shutil.rmtree(self._old, ignore_errors=True)  # what could not be deleted before
+                shutil.rmtree(self._old, ignore_errors=True)  # left by a failed deletion
                 if self._directory.exists():
                     self._directory.rename(self._old)
                 self._new.rename(self._directory)
@@ -385,12 +390,12 @@ def save_generator(
     configuration: Mapping[str, Any],
     architecture: Mapping[str, Any] | None = None,
 ) -> None:
-    """A checkpoint of a generator alone, for `load_generator`: one that was not trained here.
+    """Saves only a generator, such as a converted one, as a checkpoint for `load_generator`.
 
     Args:
       directory: a new or an empty folder.
       variables: the generator's.
-      configuration: what it is, as JSON values.
+      configuration: its description, as JSON values.
       architecture: from `kd_jax.architecture.describe`, for `load_network`.
 
     Raises:
@@ -402,7 +407,7 @@ def save_generator(
     with _quiet_orbax, ocp.CheckpointManager(folder) as manager:
         items = {
             "generator": ocp.args.StandardSave(dict(variables)),
-            "meta": ocp.args.JsonSave({"step": 0, **_meta(configuration, architecture)}),
+            "meta": ocp.args.JsonSave({"step": 0, **_make_meta(configuration, architecture)}),
         }
         manager.save(0, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
@@ -413,12 +418,13 @@ def save_generator(
 def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
     """The averaged generator of the latest checkpoint, and the configuration it was trained with.
 
+    Only the files of the generator are read and verified.
+
     Args:
       directory: a folder of `Checkpoints`.
 
     Raises:
-      CheckpointError: when there is no whole checkpoint. Only the files of the generator are read
-        and verified.
+      CheckpointError: there is no intact checkpoint.
     """
     variables, meta = _latest_generator(directory)
     return variables, meta["configuration"]
@@ -427,23 +433,23 @@ def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[s
 def load_network(
     directory: str | os.PathLike[str], packages: Sequence[str] = ()
 ) -> tuple[Architecture, Variables]:
-    """The averaged generator of the latest checkpoint with its network: ready for `apply`.
+    """The averaged generator of the latest checkpoint with its network, ready for `apply`.
 
     Args:
       directory: a folder of `Checkpoints`.
-      packages: further packages whose modules may be in it (`kd_jax.architecture.rebuild`).
+      packages: further packages whose modules it may contain (`kd_jax.architecture.rebuild`).
 
     Returns:
-      The network and what it takes, and the variables, without connectors.
+      The network with its inputs, and the variables, without connectors.
 
     Raises:
-      CheckpointError: when there is no whole checkpoint, a file of it is damaged, or it does not
-        say what network it is of.
+      CheckpointError: there is no intact checkpoint, or it does not contain a valid description of
+        its network.
     """
     variables, meta = _latest_generator(directory)
     if not meta.get("architecture"):
         raise CheckpointError(
-            f"the checkpoint in {directory} does not say what network it is of; load_generator "
+            f"the checkpoint in {directory} has no description of its network; load_generator "
             "reads its variables"
         )
     try:
@@ -455,27 +461,27 @@ def load_network(
 def _latest_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
     folder, problems = _newest(Path(directory).absolute())
     for problem in problems:
-        line = f"{problem}; step {folder.name} is taken"
+        line = f"{problem}; step {folder.name} is loaded instead"
         warnings.warn(line, DamagedCheckpointWarning, stacklevel=3)
     return restore_item(folder / "generator"), _read_meta(folder)
 
 
 def _newest(directory: Path) -> tuple[Path, list[str]]:
-    """The folder of the latest whole step, and what is wrong with those after it.
+    """The folder of the latest intact step, and the problems of those after it.
 
     Raises:
       CheckpointError: there is none.
     """
     if not _finished(directory):
         raise CheckpointError(f"there is no checkpoint in {directory}")
-    step, problems = _latest_whole(directory, _OF_GENERATOR)
+    step, problems = _latest_intact(directory, _GENERATOR_ITEMS)
     if step < 0:
-        raise CheckpointError(f"no checkpoint in {directory} is whole: {problems[0][1]}")
+        raise CheckpointError(f"no intact checkpoint in {directory}: {problems[0][1]}")
     return directory / str(step), [problem for _, problem in problems]
 
 
 def restore_item(place: Path) -> Any:
-    """One item of a step, unverified, on one device of this process: wherever it was saved from."""
+    """Restores an item of a step to one local device, whatever its sharding; does not verify it."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with _quiet_orbax, ocp.StandardCheckpointer() as reader:
         like = jax.tree.map(
@@ -485,7 +491,7 @@ def restore_item(place: Path) -> Any:
         return reader.restore(place, like)
 
 
-def _meta(
+def _make_meta(
     configuration: Mapping[str, Any], architecture: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     return {
@@ -499,7 +505,7 @@ def _meta(
 
 
 def _version(name: str) -> str | None:
-    """None of a library that was not installed: used from its source."""
+    """The installed version; None for a library used from its source tree."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -507,12 +513,12 @@ def _version(name: str) -> str | None:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-    return found
+    meta: dict[str, Any] = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    return meta
 
 
 def first_difference(there: Any, here: Any, path: str = "") -> str | None:
-    """Where two trees of JSON values first differ, in one line; None where they are equal."""
+    """The first difference of two trees of JSON values, in one line; None if they are equal."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in [*there, *(k for k in here if k not in there)]:
             name = f"{path}.{key}" if path else str(key)
@@ -555,36 +561,37 @@ def _finished(directory: Path) -> list[Path]:
 
 
 def _verify(folder: Path, items: Sequence[str]) -> str | None:
-    """What is wrong with these items of a finished step, naming the file; None if nothing is."""
+    """Checks these items of a finished step; a problem, naming the file, or None."""
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return f"{folder / MANIFEST} cannot be read"
     if not isinstance(sums, dict) or not all(
-        isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) for found in sums.values()
+        isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
+        for checksum in sums.values()
     ):
-        return f"{folder / MANIFEST} is no list of files with their sha256"
+        return f"{folder / MANIFEST} is not an object of file names and their sha256"
     for item in items:
         if not any(name.startswith(f"{item}/") for name in sums):
             return f"{folder / MANIFEST} lists no file of {item}/"
     for name, expected in sums.items():
         place, file = PurePosixPath(name), folder / name
         if place.is_absolute() or ".." in place.parts:
-            return f"{folder / MANIFEST} lists {name!r}, which is outside"
+            return f"{folder / MANIFEST} lists {name!r}, which is outside the folder"
         if place.parts[0] in _ITEMS and place.parts[0] not in items:
             continue
         try:
             if not file.exists():
                 return f"{file} is missing"
             if _sha256(file) != expected:
-                return f"{file} is damaged (its sha256 is not the one recorded)"
+                return f"{file} is damaged (its sha256 differs from the recorded one)"
         except OSError as error:
             return f"{file} cannot be read: {error.strerror or type(error).__name__}"
     return None
 
 
-def _latest_whole(directory: Path, items: Sequence[str]) -> tuple[int, list[tuple[int, str]]]:
-    """The latest step whose items are whole (-1: none), and the problems of those after it."""
+def _latest_intact(directory: Path, items: Sequence[str]) -> tuple[int, list[tuple[int, str]]]:
+    """The latest step whose items are intact (-1: none), and the problems of those after it."""
     problems: list[tuple[int, str]] = []
     for folder in reversed(_finished(directory)):
         problem = _verify(folder, items)
@@ -595,28 +602,28 @@ def _latest_whole(directory: Path, items: Sequence[str]) -> tuple[int, list[tupl
 
 
 def _recover(directory: Path, log: Callable[[str], None]) -> None:
-    """Takes out of Orbax's sight what is no checkpoint, and what it would take for the latest step.
+    """Renames or removes unfinished steps, which Orbax would take for the latest checkpoint.
 
     Raises:
       CheckpointError: as `Checkpoints`.
     """
     unfinished = [f for f in _step_folders(directory) if not (f / MANIFEST).exists()]
-    filled = [folder for folder in unfinished if any(folder.iterdir())]
-    for folder in filled:
-        if not any((folder / name).exists() for name in _OWN):
-            raise CheckpointError(f"{folder} is no checkpoint of a training; choose another folder")
-    if len(filled) > 1 and not _finished(directory):
-        steps = ", ".join(folder.name for folder in filled)
+    nonempty = [folder for folder in unfinished if any(folder.iterdir())]
+    for folder in nonempty:
+        if not any((folder / name).exists() for name in _ENTRIES):
+            raise CheckpointError(f"{folder} is not a training checkpoint; choose another folder")
+    if len(nonempty) > 1 and not _finished(directory):
+        steps = ", ".join(folder.name for folder in nonempty)
         raise CheckpointError(
-            f"no checkpoint in {directory} has its {MANIFEST} (steps {steps}), without which none "
-            "is known to be whole; choose another folder to begin anew"
+            f"no checkpoint in {directory} has its {MANIFEST} (steps {steps}), so none can be "
+            "verified; choose another folder to start a new run"
         )
     for folder in unfinished:
-        if folder not in filled:
+        if folder not in nonempty:
             folder.rmdir()
             continue
         place = folder.with_name(f"{folder.name}{_UNFINISHED}")
-        shutil.rmtree(place, ignore_errors=True)  # of a save of the same step, cut short before
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier interrupted save of this step
         folder.rename(place)
         log(f"{folder} was not finished: it is set aside")
     for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
@@ -627,29 +634,29 @@ def _recover(directory: Path, log: Callable[[str], None]) -> None:
 
 
 def _check_state(place: Path, like: Any) -> None:
-    """Refuses an item whose arrays are others than those asked for: Orbax would cast silently.
+    """Checks the paths, shapes and dtypes of an item: Orbax would cast silently.
 
     Raises:
-      CheckpointError: the first path that is missing, too many, or of another shape or dtype.
+      CheckpointError: the first path that is missing, unexpected, or of another shape or dtype.
     """
     with _quiet_orbax, ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(place).item_metadata.tree
     there = {path: leaf for path, leaf in by_path(tree).items() if hasattr(leaf, "shape")}
-    here = by_path(jax.tree.map(_plain, like))
+    here = by_path(jax.tree.map(_abstract, like))
     for path in sorted({*there, *here}):
-        found = [
+        saved, expected = [
             f"{leaf.dtype} {tuple(leaf.shape)}" if leaf is not None else "nothing"
             for leaf in (there.get(path), here.get(path))
         ]
-        if found[0] != found[1]:
+        if saved != expected:
             raise CheckpointError(
-                f"{place.parent} holds a state of another kind: {place.name}/{path} is {found[0]} "
-                f"there, {found[1]} here"
+                f"{place.parent} holds another kind of state: {place.name}/{path} is {saved} "
+                f"there, {expected} here"
             )
 
 
-def _plain(leaf: Any) -> Any:
-    """An array's shape and dtype; of random keys, those of their numbers."""
+def _abstract(leaf: Any) -> Any:
+    """An array's shape and dtype; for random keys, those of their key data."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
     return leaf
@@ -669,7 +676,7 @@ def _set_aside(folder: Path) -> None:
 
 
 class _Quiet:
-    """Keeps Orbax's hundreds of log lines from hiding the one that matters, in any thread."""
+    """Silences Orbax's log, hundreds of lines long on an error, in any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

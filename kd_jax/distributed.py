@@ -1,7 +1,7 @@
-"""Several processes as one run: joining them, and what they have to agree on.
+"""Multi-process runs: initialization, collective operations on Python values, error propagation.
 
-Every process runs the same program on its own part of the data. The first one writes; all of them
-compute. With one process everything here is free.
+Every process runs the same program on its own part of the data. All processes compute, and only the
+primary one (process 0) writes files. With one process nothing here communicates.
 """
 
 import os
@@ -20,33 +20,35 @@ from kd_jax.types import Array
 
 T = TypeVar("T")
 
-_TEXT = 1024  # bytes of an error that the others are told
-_GRACE = 2.0  # seconds
+_TEXT = 1024  # bytes of an error message that are broadcast
+_GRACE = 2.0  # seconds in which the other processes may still log their errors
 
 
 def initialize(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> None:
-    """Makes this process one of several (`jax.distributed`); before anything else of JAX.
+    """Calls `jax.distributed.initialize`; must precede any other use of JAX.
 
-    Without arguments the environment says which: a TPU pod, SLURM, Open MPI, Kubernetes.
+    Without arguments the cluster environment provides them: TPU pod, SLURM, Open MPI, Kubernetes.
 
     Args:
-      coordinator: where the first process listens, `HOST:PORT`.
-      processes: how many there are.
-      process: which of them this is, from 0.
+      coordinator: the address at which process 0 listens, `HOST:PORT`.
+      processes: the number of processes.
+      process: the index of this process, from 0.
 
     Raises:
-      ValueError: only some of the three are given, they do not fit, or no process was found.
+      ValueError: only some of the three are given, they are inconsistent, or the processes cannot
+        connect.
     """
-    given = {"coordinator": coordinator, "processes": processes, "process": process}
-    missing = [name for name, value in given.items() if value is None]
-    if missing and len(missing) < len(given):
+    arguments = {"coordinator": coordinator, "processes": processes, "process": process}
+    missing = [name for name, value in arguments.items() if value is None]
+    if missing and len(missing) < len(arguments):
         raise ValueError(
-            f"coordinator, processes and process go together; {', '.join(missing)} not given"
+            "coordinator, processes and process must be given together; missing: "
+            f"{', '.join(missing)}"
         )
     if processes is not None and process is not None and not 0 <= process < processes:
-        raise ValueError(f"process={process} is none of processes={processes}, from 0")
+        raise ValueError(f"process={process} is not in [0, processes={processes})")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise ValueError(f"coordinator={coordinator!r} is not HOST:PORT")
     try:
@@ -58,26 +60,26 @@ def initialize(
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the processes do not find together: {reason}") from None
+        raise ValueError(f"the processes cannot connect: {reason}") from None
 
 
 def is_primary() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is process 0, the one that writes files."""
     return jax.process_index() == 0
 
 
 def run_on_primary(act: Callable[[], T], error: type[Exception]) -> T | None:
-    """What the first process does while the others wait: if it fails, all of them do.
+    """Calls `act` in the primary process while the others wait; an error is raised in all of them.
 
     Args:
-      act: called in the first process alone.
-      error: what the others raise where `act` raises, with its text.
+      act: called in the primary process only.
+      error: the exception type that the other processes raise if `act` raises, with its message.
 
     Returns:
-      What `act` returned; None in the other processes.
+      The result of `act`; None in the other processes.
 
     Raises:
-      Exception: what `act` raised; in the other processes `error`.
+      Exception: that of `act`; in the other processes `error`.
     """
     if jax.process_count() == 1:
         return act()
@@ -85,83 +87,85 @@ def run_on_primary(act: Callable[[], T], error: type[Exception]) -> T | None:
     if is_primary():
         try:
             result = act()
-        except Exception as caught:  # whatever it is, somebody is waiting
+        except Exception as caught:  # of any type, since the other processes are waiting
             failure = caught
-    told = (str(failure) or repr(failure)).encode()[:_TEXT] if failure else b""
-    text = np.zeros(_TEXT, np.uint8)
-    text[: len(told)] = np.frombuffer(told, np.uint8)
-    heard = bytes(np.asarray(multihost_utils.broadcast_one_to_all(text))).rstrip(b"\0")
+    message = (str(failure) or repr(failure)).encode()[:_TEXT] if failure else b""
+    buffer = np.zeros(_TEXT, np.uint8)
+    buffer[: len(message)] = np.frombuffer(message, np.uint8)
+    received = bytes(np.asarray(multihost_utils.broadcast_one_to_all(buffer))).rstrip(b"\0")
     if failure is not None:
         raise failure
-    if heard:
-        raise error(heard.decode(errors="replace"))
+    if received:
+        raise error(received.decode(errors="replace"))
     return result
 
 
 def abort(code: int) -> NoReturn:
-    """Ends this process, without the others if there are any.
+    """Exits this process without waiting for the others.
 
-    A process that fails alone must not wait for the others, as JAX does at its exit: they wait for
-    it in the midst of a step. They end when its heartbeat is missed.
+    A process that fails by itself must not wait for the others, as JAX does at exit: they are
+    waiting for it during a step. They end when its heartbeat times out.
     """
     if not jax.distributed.is_initialized():
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()
-    if is_primary():  # Without the coordinator the others are aborted: they may have a word to say.
+    if is_primary():  # the exit of the coordinator aborts the others, before they log their errors
         time.sleep(_GRACE)
     os._exit(code)
 
 
 def broadcast(value: int) -> int:
-    """The first process's number, in all of them; a number of 32 bits."""
+    """The primary process's value, in all processes; a 32-bit integer."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def allgather(value: int) -> list[int]:
-    """Every process's number, in all of them; numbers of 32 bits."""
+    """The values of all processes, in all processes; 32-bit integers."""
     if jax.process_count() == 1:
         return [value]
-    found = multihost_utils.process_allgather(np.int32(value))
-    return [int(number) for number in np.asarray(found).reshape(-1)]
+    values = multihost_utils.process_allgather(np.int32(value))
+    return [int(number) for number in np.asarray(values).reshape(-1)]
 
 
 def device_get_global(tree: Any) -> Any:
-    """The arrays of `tree` on this host, whole, wherever their parts live; all processes call."""
+    """Fetches the global arrays of `tree` to this host; all processes must call."""
 
-    def whole(leaf: Any) -> Any:
+    def replicate(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
             return leaf
         if not isinstance(leaf.sharding, NamedSharding):
-            raise TypeError(f"an array of several processes with the sharding {leaf.sharding}")
-        everywhere = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-        return jax.jit(lambda x: x, out_shardings=everywhere)(leaf)
+            raise TypeError(
+                f"an array over several processes must have a NamedSharding, not {leaf.sharding}"
+            )
+        replicated = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+        return jax.jit(lambda x: x, out_shardings=replicated)(leaf)
 
-    return jax.device_get(jax.tree.map(whole, tree))
+    return jax.device_get(jax.tree.map(replicate, tree))
 
 
 class AnyProcess:
-    """Whether any process says yes: asked at every step, answered one step late, never waited for.
+    """Whether a flag is set in any process: evaluated one call late, so that it never blocks.
 
-    All processes get the same answer at the same step, which is what a loop that is to end needs.
+    All processes get the same value at the same step, so that their loops stop together.
     """
 
     def __init__(self) -> None:
-        self._asked: Array | None = None
+        self._pending: Array | None = None
         if jax.process_count() > 1:
             mesh = Mesh(np.asarray(jax.devices()), ("all",))
             self._split = NamedSharding(mesh, PartitionSpec("all"))
             self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-    def __call__(self, mine: bool) -> bool:
-        """What was answered to the question before this one; with one process, `mine`."""
+    def __call__(self, flag: bool) -> bool:
+        """Whether any process's flag was set in the previous call; with one process, `flag`."""
         if jax.process_count() == 1:
-            return mine
-        flags = np.full(jax.local_device_count(), mine)
-        before, self._asked = (
-            self._asked,
+            return flag
+        flags = np.full(jax.local_device_count(), flag)
+        previous, self._pending = (
+            self._pending,
             self._any(jax.make_array_from_process_local_data(self._split, flags)),
         )
-        return before is not None and bool(before)
+        return previous is not None and bool(previous)

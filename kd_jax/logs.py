@@ -7,36 +7,36 @@ from pathlib import Path
 
 
 class JsonlWriter:
-    """Appends one JSON object a line: `{"step": 50, "d/total": 1.2, ...}`.
+    """Appends one JSON object per line: `{"step": 50, "d/total": 1.2, ...}`.
 
     Args:
-      path: the file; it is made if absent.
-      step: the step that the run goes on from; lines of later steps, which a stopped run had
-        written and will write again, are dropped, and so is a line cut short.
-      dry: write nothing: of several processes one has the file.
+      path: the file; created if absent.
+      step: the step from which the run resumes; lines of later steps, which the resumed run writes
+        again, are removed, and so is an incomplete last line.
+      dry: write nothing; for all processes but the primary one.
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int = 0, *, dry: bool = False):
         self._path = Path(os.devnull if dry else path)
         self._lines: list[str] = []
         if not dry:
-            kept = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
+            lines = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
             partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             os.replace(partial, self._path)
         self._file = self._path.open("ab", buffering=0)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds the line of these scalars, all of them finite; it is written by `flush`."""
+        """Adds a line with these scalars, which must be finite; `flush` writes it."""
         row = {"step": int(step), **{k: float(v) for k, v in scalars.items()}}
         self._lines.append(json.dumps(row, allow_nan=False) + "\n")
 
     def flush(self) -> None:
-        """Hands what was added to the operating system.
+        """Writes the added lines to the file.
 
         Raises:
-          OSError: it could not be written. No line is cut short by it, and all of them are written
-            when it can be, by a later call.
+          OSError: they could not be written. The file is left as before, without partial lines, and
+            the next call tries to write all of them again.
         """
         rest = memoryview("".join(self._lines).encode())
         end = os.fstat(self._file.fileno()).st_size
@@ -57,10 +57,10 @@ class JsonlWriter:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """The rows of a metrics file, without a last line cut short; none where there is no file.
+    """The rows of a metrics file, without an incomplete last line; empty if there is no file.
 
     Raises:
-      ValueError: when a line other than the last is no JSON; it names file and line.
+      ValueError: a line other than the last is not valid JSON; the message names file and line.
     """
     path = Path(path)
     lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
@@ -72,5 +72,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, float]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is no JSON: {line[:80]!r}") from error
+                raise ValueError(
+                    f"{path}, line {number} is not valid JSON: {line[:80]!r}"
+                ) from error
     return rows

@@ -1,4 +1,4 @@
-"""The training loop: it receives callables and knows nothing of losses, models or files."""
+"""The training loop: it calls functions, and is independent of losses, models and files."""
 
 import math
 import time
@@ -21,13 +21,13 @@ class NonFiniteError(RuntimeError):
 
 
 class Hook(NamedTuple):
-    """What happens beside the training: evaluation, checkpoints.
+    """A periodic callback, such as an evaluation or a checkpoint.
 
     Attributes:
       every: called after each `every`-th step, and after the last.
-      fn: `fn(step, state)`; all metrics up to `step` were finite or left no trace, and all windows
-        that ended by then have been logged.
-      at_stop: whether it is called when the loop is stopped between two of its steps, too.
+      fn: `fn(step, state)`; all metrics up to `step` were finite or their steps were skipped, and
+        all windows that ended by then are logged.
+      at_stop: whether it is also called when the loop stops at another step.
     """
 
     every: int
@@ -36,14 +36,15 @@ class Hook(NamedTuple):
 
 
 class NonFinitePolicy(NamedTuple):
-    """What to do about the steps of `kd_jax.skip_nonfinite` that left no trace.
+    """How to handle the steps that `kd_jax.skip_nonfinite` skipped.
 
     Attributes:
-      patience: the guarded step's.
-      on_skip: `on_skip(step, count, why)`, of each after which the training goes on.
-      diagnose: `(state, batch) -> cause`, of each; None where it can say no more than the metrics.
-        The state is that before the step, if the training ends by it. Else its `step` is, and all
-        the rest that after the next step, which is on its way already.
+      patience: that of `skip_nonfinite`.
+      on_skip: `on_skip(step, count, why)`, called for each skipped step that is tolerated.
+      diagnose: `(state, batch) -> cause`, called for each skipped step; None if it finds nothing
+        beyond the metrics. If the training ends at this step, the state is that before the step.
+        Otherwise only its `step` is, and the rest is the state after the next step, which is
+        already dispatched.
     """
 
     patience: int = 0
@@ -52,17 +53,17 @@ class NonFinitePolicy(NamedTuple):
 
 
 STRICT = NonFinitePolicy()
-"""To end at the first of them."""
+"""Raise at the first skipped step."""
 
 
 class Progress(NamedTuple):
-    """How far a loop is.
+    """The progress of a loop.
 
     Attributes:
-      step: steps done.
-      steps: steps to do in all.
-      examples_per_second: over the last window; steps, where batches are empty.
-      seconds_left: at the pace since the start of this loop.
+      step: completed steps.
+      steps: total number of steps.
+      examples_per_second: over the last window; steps per second if batches are empty.
+      seconds_left: estimated from the mean rate since the start of this loop.
     """
 
     step: int
@@ -88,35 +89,34 @@ def fit(
 ) -> Any:
     """Takes steps until `state.step` is `steps`, or `stop()`; returns the final state.
 
-    The device is never waited for right after a dispatch: a window's metrics are fetched once the
-    first step of the next window is on its way. Where a hook is due they are fetched before it. Of
-    a guarded step (`kd_jax.skip_nonfinite`) one number is fetched of every step, likewise one step late.
+    The loop does not block on the step just dispatched: a window's metrics are fetched once the
+    first step of the next window is dispatched, or before a hook if one is due. For a step with
+    `kd_jax.skip_nonfinite`, its `skipped` count is fetched after every step, also one step late.
 
     Args:
       step: `(state, batch) -> (state, metrics)`, compiled; the state is donated to it.
       state: with a field `step`.
       batches: the global batches, the first one for step `state.step`.
-      steps: where to stop.
+      steps: the value of `state.step` at which to stop.
       log: `log(step, means)`, the metrics' means over the `log_every` steps that end at `step`.
-        Of guarded steps those that left no trace are not in the means, and `skipped`, their number
-        since the training began, is there once there are any.
+        Steps skipped by `kd_jax.skip_nonfinite` are excluded from the means; if there are any,
+        `skipped` is their number since the start of the training.
       log_every: the window's length; windows end at its multiples.
-      hooks: called in order where they are due.
+      hooks: called in order at the steps where they are due.
       progress: called after each window.
-      steps_per_call: how many steps a call of `step` takes (`kd_jax.wrappers.scanned`); `steps`,
+      steps_per_call: the number of steps in a call of `step` (`kd_jax.multi_step`); `steps`,
         `state.step`, `log_every` and every hook's `every` must be multiples of it. The call's
         metrics are the means over its steps.
-      window: the metrics of the steps since the last window's end. It is kept up to date wherever
-        a hook is called; whoever saves it beside the state and gives it back goes on with whole
-        windows.
-      stop: asked after each call of `step`; once it is true the hooks with `at_stop` are called.
-      guard: for guarded steps.
+      window: the metrics of the steps since the last window's end, up to date whenever a hook is
+        called. Save it with the state and pass it on resume, so that the windows are complete.
+      stop: called after each call of `step`; once it is true the hooks with `at_stop` are called.
+      guard: the policy for steps with `kd_jax.skip_nonfinite`.
 
     Raises:
-      ValueError: when something is no multiple of `steps_per_call`.
-      NonFiniteError: when a metric is not finite (of guarded steps, more than `patience` times); it
-        names the step (a call's last one) and the metric. Every step is checked, before any hook
-        sees its state.
+      ValueError: one of these numbers is not a multiple of `steps_per_call`.
+      NonFiniteError: a metric is not finite (with `kd_jax.skip_nonfinite`, more than `patience`
+        times); the message names the step (a call's last one) and the metric. Every step is
+        checked before its state is passed to a hook.
     """
     first = done = int(state.step)
     for name, every in (
@@ -126,36 +126,36 @@ def fit(
         *(("a hook's every", hook.every) for hook in hooks),
     ):
         if steps_per_call < 1 or every % steps_per_call:
-            raise ValueError(f"{name}={every} is no multiple of steps_per_call={steps_per_call}")
+            raise ValueError(f"{name}={every} is not a multiple of steps_per_call={steps_per_call}")
     rows: list[Metrics] = [] if window is None else window
-    pending: list[Mapping[str, Array]] = []  # of this window, not fetched
+    pending: list[Mapping[str, Array]] = []  # metrics of this window that are not fetched yet
     full: list[Mapping[str, Array]] = []
     full_end = 0
-    unseen: tuple[int, Batch, Mapping[str, Array]] | None = None  # the latest guarded step
+    unchecked: tuple[int, Batch, Mapping[str, Array]] | None = None  # the latest guarded step
     count = int(getattr(state, "skipped", ()) or 0)
     started = window_started = time.perf_counter()
 
     def check_pending() -> None:
-        nonlocal unseen, count
-        if unseen is None:
+        nonlocal unchecked, count
+        if unchecked is None:
             return
-        (number, batch, metrics), unseen = unseen, None
+        (number, batch, metrics), unchecked = unchecked, None
         before, count = count, int(metrics["skipped"])
         if count == before:
             return
         cause = guard.diagnose(
             state._replace(step=jnp.full_like(state.step, number - steps_per_call)), batch
         )
-        why = str(_first_fault(_row(jax.device_get(dict(metrics)))))
+        why = str(_first_nonfinite(_row(jax.device_get(dict(metrics)))))
         why += f" ({cause})" if cause else ""
         if count > guard.patience:
             raise NonFiniteError(f"step {number}: {why}")
         guard.on_skip(number, count, why)
 
     def fetch(metrics: Sequence[Mapping[str, Array]], last_step: int) -> None:
-        for number, found in enumerate(jax.device_get(list(metrics)), start=1 - len(metrics)):
-            row = _row(found)
-            fault = _first_fault(row)
+        for number, values in enumerate(jax.device_get(list(metrics)), start=1 - len(metrics)):
+            row = _row(values)
+            fault = _first_nonfinite(row)
             if fault and "skipped" not in row:
                 raise NonFiniteError(f"step {last_step + steps_per_call * number}: {fault}")
             rows.append(row)
@@ -164,16 +164,16 @@ def fit(
         nonlocal full, window_started
         if not full:
             return
-        of_now = len(full)
+        calls = len(full)
         fetch(full, full_end)
         full = []
         log(full_end, _means(rows))
         rows.clear()
         now = time.perf_counter()
-        pace = (now - started) / max(full_end - first, 1)
-        rate = of_now * examples / (now - window_started)
+        seconds_per_step = (now - started) / max(full_end - first, 1)
+        rate = calls * examples / (now - window_started)
         window_started = now
-        progress(Progress(full_end, steps, rate, pace * (steps - full_end)))
+        progress(Progress(full_end, steps, rate, seconds_per_step * (steps - full_end)))
 
     stopped = done >= steps
     while not stopped:
@@ -183,7 +183,7 @@ def fit(
         done += steps_per_call
         check_pending()
         if "skipped" in metrics:
-            unseen = done, batch, metrics
+            unchecked = done, batch, metrics
         flush()
         pending.append(metrics)
         if done % log_every == 0 or done == steps:
@@ -212,18 +212,18 @@ def _row(metrics: Mapping[str, Any]) -> Metrics:
 
 
 def _means(rows: Sequence[Metrics]) -> dict[str, float]:
-    """Of the rows without a fault; and the last count of the others, if there are any."""
-    whole = [row for row in rows if _first_fault(row) is None]
+    """The means of the finite rows, and the last `skipped` count if it is not zero."""
+    finite = [row for row in rows if _first_nonfinite(row) is None]
     names = [name for name in rows[-1] if name != "skipped"]
-    means = {name: float(np.mean([row[name] for row in whole])) for name in names if whole}
-    lost = rows[-1].get("skipped", 0.0)
-    return {**means, "skipped": lost} if lost else means
+    means = {name: float(np.mean([row[name] for row in finite])) for name in names if finite}
+    skipped = rows[-1].get("skipped", 0.0)
+    return {**means, "skipped": skipped} if skipped else means
 
 
-def _first_fault(row: Metrics) -> str | None:
-    """What is not finite: a term before what is made of the terms, their total and its gradient."""
-    bad = [name for name, value in row.items() if not math.isfinite(value)]
-    if not bad:
+def _first_nonfinite(row: Metrics) -> str | None:
+    """The first non-finite metric, or None; single terms before their total and its gradient."""
+    nonfinite = [name for name, value in row.items() if not math.isfinite(value)]
+    if not nonfinite:
         return None
-    name = min(bad, key=lambda name: name.endswith(("/total", "/grad_norm")))
+    name = min(nonfinite, key=lambda name: name.endswith(("/total", "/grad_norm")))
     return f"{name} is {row[name]}"

@@ -1,9 +1,9 @@
-"""One program for one device or a thousand: meshes, where each array lives, compiled steps.
+"""Parallel training on a device mesh: meshes, sharding rules, compiled steps.
 
-A step is written for the global batch. Here it is compiled for a mesh with two axes: `data`, over
-which only the batch is split, and `model`, over which the batch is split too and parameters and
-optimizer state may be (fully sharded data parallelism, Rajbhandari et al. 2020). Batch statistics
-and batch-relational losses see the global batch, because the compiler sees it.
+A step is written for the global batch. It is compiled for a mesh with two axes: `data`, over which
+only the batch is split, and `model`, over which the batch and, depending on the rule, parameters
+and optimizer state are split (fully sharded data parallelism, Rajbhandari et al. 2020). Batch
+statistics and batch-relational losses are computed over the global batch.
 """
 
 import math
@@ -20,7 +20,7 @@ from kd_jax.step import Metrics, Step
 from kd_jax.types import Array, Batch
 
 Rule: TypeAlias = Callable[[str, tuple[int, ...], Mesh], PartitionSpec]
-"""`(path, shape, mesh) -> PartitionSpec`: where one leaf of a state lives."""
+"""`(path, shape, mesh) -> PartitionSpec`: how a leaf of a state is sharded."""
 
 BATCH = PartitionSpec(("data", "model"))
 
@@ -31,33 +31,35 @@ def make_mesh(
     """A mesh of `data * model` devices with the axes `data` and `model`.
 
     Args:
-      data: devices along `data`; by default as many as there are for the given `model`.
+      data: devices along `data`; by default the number of devices divided by `model`.
       model: devices along `model`.
-      devices: those to use; by default all of `jax.devices()`.
+      devices: the devices of the mesh; by default all of `jax.devices()`.
 
     Raises:
-      ValueError: when the axes do not multiply to the number of devices.
+      ValueError: the product of the axes is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    wanted = f"a mesh of data={data or '?'} x model={model}"
+    description = f"a mesh of data={data or '?'} x model={model}"
     if model < 1 or (data is not None and data < 1):
-        raise ValueError(f"{wanted}: both axes need at least one device")
+        raise ValueError(f"{description}: both axes need at least one device")
     if data is None:
-        data, left = divmod(len(devices), model)
-        if left:
-            raise ValueError(f"{wanted}: {len(devices)} devices do not divide by {model}")
+        data, remainder = divmod(len(devices), model)
+        if remainder:
+            raise ValueError(
+                f"{description}: {len(devices)} devices are not divisible by model={model}"
+            )
     if data * model != len(devices):
-        raise ValueError(f"{wanted} needs {data * model} devices; there are {len(devices)}")
+        raise ValueError(f"{description} needs {data * model} devices; there are {len(devices)}")
     return Mesh(
         np.asarray(devices).reshape(data, model),
         ("data", "model"),
-        # Explicit axes, the default of jax.make_mesh, refuse minibatch-stddev's reshape.
+        # Explicit axes, the default of jax.make_mesh, do not allow minibatch-stddev's reshape.
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
 
 
 def replicated(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The rule of plain data parallelism: every leaf whole on every device."""
+    """The rule of plain data parallelism: every leaf is replicated on every device."""
     del path, shape, mesh
     return PartitionSpec()
 
@@ -65,17 +67,18 @@ def replicated(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def fully_sharded(min_size: int = 2**12) -> Rule:
     """A rule that splits each leaf of `min_size` elements or more over `model`.
 
-    The longest axis that the mesh's `model` divides is split (the last of equals); a leaf without
-    one stays whole, and so do small leaves, whose transfers would cost more than their memory.
+    The longest axis divisible by the mesh's `model` is split (the last of equal ones). A leaf
+    without such an axis is replicated, and so are small leaves, for which the communication costs
+    more than the memory it saves.
     """
 
     def rule(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         del path
         parts = mesh.shape["model"]
-        fits = [axis for axis, length in enumerate(shape) if length % parts == 0]
-        if parts == 1 or math.prod(shape) < min_size or not fits:
+        divisible = [axis for axis, length in enumerate(shape) if length % parts == 0]
+        if parts == 1 or math.prod(shape) < min_size or not divisible:
             return PartitionSpec()
-        split = max(fits, key=lambda axis: (shape[axis], axis))
+        split = max(divisible, key=lambda axis: (shape[axis], axis))
         return PartitionSpec(*("model" if axis == split else None for axis in range(len(shape))))
 
     return rule
@@ -94,12 +97,12 @@ def shardings(tree: Any, mesh: Mesh, rule: Rule = replicated) -> Any:
 def initialize(
     init: Callable[[], TrainState], mesh: Mesh | None = None, rule: Rule = replicated
 ) -> TrainState:
-    """Runs `init()` so that every leaf is made where it will live, never whole before.
+    """Runs `init()` with sharded outputs, so that a split leaf never exists on one device.
 
     Args:
-      init: makes a state; usually `lambda: init_state(key, batch, ...)`.
-      mesh: where; None for the default device.
-      rule: which leaf is split how.
+      init: returns a state; usually `lambda: init_state(key, batch, ...)`.
+      mesh: the devices; None for the default device.
+      rule: how each leaf is sharded.
     """
     if mesh is None:
         return jax.jit(init)()
@@ -110,8 +113,8 @@ def place(tree: Any, mesh: Mesh | None, rule: Rule = replicated) -> Any:
     """A copy of `tree` (a teacher's variables, a state) on the mesh; `tree` itself without one."""
     if mesh is None:
         return tree
-    # A copy, since device_put shares buffers that a donation would then take from the caller; its
-    # may_alias=False does so too where a whole array goes to many devices.
+    # A copy, since device_put may share buffers with the caller's array, which a donation would
+    # delete; with may_alias=False it still does when an array is replicated to many devices.
     return jax.tree.map(
         lambda leaf, sharding: jnp.copy(jax.device_put(leaf, sharding)),
         tree,
@@ -123,7 +126,7 @@ def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """This process's part of a global batch, as global arrays split along their first axis.
 
     Raises:
-      ValueError: when the global batch does not divide by the mesh's devices.
+      ValueError: the global batch size is not divisible by the number of devices of the mesh.
     """
     if mesh is None:
         return batch
@@ -137,27 +140,27 @@ def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises a ValueError unless a global batch of this size divides by the mesh's devices."""
+    """Raises a ValueError unless the global batch size is divisible by the number of devices."""
     if batch_size % mesh.size:
         below = batch_size - batch_size % mesh.size
-        near = [size for size in (below, below + mesh.size) if size]
+        nearest = [size for size in (below, below + mesh.size) if size]
         raise ValueError(
-            f"a batch of {batch_size} does not divide by the mesh's {mesh.size} devices; "
-            f"{' or '.join(map(str, near))} would"
+            f"batch size {batch_size} is not divisible by the mesh's {mesh.size} devices; "
+            f"nearest valid sizes: {', '.join(map(str, nearest))}"
         )
 
 
 def compile_step(
     step: Step, mesh: Mesh | None = None, rule: Rule = replicated, *, donate: bool | None = None
 ) -> Step:
-    """The same step, jitted; the state stays where `rule` says.
+    """Jits a step; the state keeps the sharding of `rule`.
 
     Args:
       step: any `(state, teacher_variables, batch) -> (state, metrics)`.
       mesh: the devices; None for the default device.
-      rule: how the state is split; the one it was made with.
-      donate: whether the next state takes the memory of the given one, which cannot be read again
-        then. None is for everywhere but on CPU: there XLA copies most of what is donated, which
+      rule: how the state is sharded; the same as in `initialize`.
+      donate: whether the next state reuses the memory of the input state, which cannot be read
+        afterwards. None: everywhere but on CPU, where XLA copies most of the donated buffers, which
         saves no memory and takes 3 to 5 % longer (DCGAN, jax 0.10.2).
     """
 

@@ -1,9 +1,9 @@
-"""Ending a training early and well: by a signal, or when its time is up.
+"""Graceful shutdown of a training run: on a signal, or after a time limit.
 
 with ShutdownSignal(minutes=55) as stop:
     with stop.deferred():
         state = fit(..., hooks=[Hook(1000, save, at_stop=True)], stop=stop)
-    stop.raise_if_requested()            # exits with EXIT_CODE, if it was stopped
+    stop.raise_if_requested()            # exits with EXIT_CODE if a shutdown was requested
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from typing import Any
 from kd_jax.distributed import AnyProcess
 
 EXIT_CODE = 75
-"""Of a program that was stopped and can be gone on with: EX_TEMPFAIL of sysexits.h."""
+"""Exit status of a stopped run that can be resumed: EX_TEMPFAIL of sysexits.h."""
 
 
 class ShutdownRequested(SystemExit):
-    """The run was asked to end; as an exit of the program, its code is `EXIT_CODE`."""
+    """A shutdown was requested; if not caught, the program exits with `EXIT_CODE`."""
 
     def __init__(self, reason: str):
         super().__init__(EXIT_CODE)
@@ -32,36 +32,36 @@ class ShutdownRequested(SystemExit):
 
 
 class ShutdownSignal:
-    """Whether a run is asked to end: SIGTERM, SIGINT, or minutes gone by.
+    """Handles requests to shut down: SIGTERM, SIGINT, or a time limit.
 
-    While it is held (`deferred`), a signal is noted and `stop()` turns true; otherwise it raises
-    `ShutdownRequested` at once. A second signal raises `ShutdownRequested` wherever it comes. Signals are heard between
-    `with` and its end, in the main thread.
+    Within `deferred`, the first signal only makes `stop()` true; otherwise a signal raises
+    `ShutdownRequested` at once. A second signal always raises it. Signals are handled within the
+    `with` block, in the main thread.
 
     Args:
       minutes: as in `limit`.
 
     Attributes:
-      reason: why it is to end, or None.
-      agreed: whether all processes know, and end at the same step.
+      reason: the reason of the shutdown, or None.
+      agreed: whether all processes have received the request, and stop at the same step.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self, minutes: float = 0.0):
         self.limit(minutes)
-        self._holds = 0
+        self._deferrals = 0
         self._received = False
-        self._before: dict[int, Any] = {}
+        self._handlers: dict[int, Any] = {}
         self._any: AnyProcess | None = None
         self.reason: str | None = None
         self.agreed = False
 
     def limit(self, minutes: float) -> None:
-        """Ends after so many minutes from now; 0 for never.
+        """Sets the time limit, in minutes from now; 0 for none.
 
         Raises:
-          ValueError: it is negative, or no number.
+          ValueError: `minutes` is negative or NaN.
         """
         if not minutes >= 0:
             raise ValueError(f"minutes={minutes} is not a time from now")
@@ -70,24 +70,24 @@ class ShutdownSignal:
 
     def __enter__(self) -> "ShutdownSignal":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+            self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Where a signal must not end the program at once, since `stop()` is asked."""
-        self._holds += 1
+        """A context in which the first signal does not raise: the code polls `stop()`."""
+        self._deferrals += 1
         try:
             yield
         finally:
-            self._holds -= 1
+            self._deferrals -= 1
 
     def __call__(self) -> bool:
-        """Whether to end; of several processes all get the same answer, one call late."""
+        """Whether to stop; the same value in all processes, one call late if there are several."""
         if self.reason is None and self._deadline is not None and time.monotonic() > self._deadline:
             self.reason = f"{self._minutes:g} minutes are over"
         self._any = self._any or AnyProcess()
@@ -98,13 +98,13 @@ class ShutdownSignal:
         return False
 
     def raise_if_requested(self) -> None:
-        """Raises `ShutdownRequested` if the run is to end."""
+        """Raises `ShutdownRequested` if a shutdown was requested."""
         if self.reason is not None:
             raise ShutdownRequested(self.reason)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.reason = self.reason or signal.Signals(number).name
-        if self._received or not self._holds:
+        if self._received or not self._deferrals:
             raise ShutdownRequested(self.reason)
         self._received = True

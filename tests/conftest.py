@@ -1,16 +1,19 @@
-"""What every test shares: eight simulated devices, strict promotion, quick compilation."""
+"""Fixtures and settings of all tests: 8 simulated devices, strict promotion, fast compilation."""
 
 import gc
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the tests' time is compilation, and a program is run a few times: it need not be fast.
+# Most of the tests' time is compilation, and a program runs only a few times: skip optimizations.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        # Unknown to later versions.
+        *["--xla_cpu_use_fusion_emitters=false"] * version("jax").startswith("0.10."),
     ]
 )
 
@@ -26,15 +29,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-gc.disable()  # traces are large heaps of small objects; `collect` looks at them once a module
+gc.disable()  # traces are many small objects; `collect` scans them once per module
 
-# The algorithms for CPUs take long to compile; the tests that are about them ask for them.
+# The CPU algorithms compile slowly; their own tests enable them by `cpu_algorithms`.
 convolution.CPU_ALGORITHMS = False
 
 
 @pytest.fixture(autouse=True, scope="module")
 def collect():
-    """Garbage is collected after each module, and what is left then is never looked at again."""
+    """Collects garbage after each module, and excludes the remaining objects from later scans."""
     yield
     gc.collect()
     gc.freeze()
@@ -42,7 +45,7 @@ def collect():
 
 @pytest.fixture(scope="module")
 def cpu_algorithms():
-    """The convolutions as they are computed on CPUs outside of the tests."""
+    """Enables the convolution algorithms that are the default on CPUs outside the tests."""
     convolution.CPU_ALGORITHMS = True
     jax.clear_caches()
     yield
@@ -52,7 +55,7 @@ def cpu_algorithms():
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of the original implementations' inputs and outputs, where there is one."""
+    """The folder of the original implementations' inputs and outputs; skips if it is missing."""
     default = Path(__file__).parents[2] / "shared" / "golden"
     folder = Path(os.environ.get("KD_JAX_GOLDEN", default))
     if not folder.is_dir():
@@ -62,7 +65,7 @@ def golden() -> Path:
 
 @pytest.fixture
 def x64():
-    """Double precision inside one test."""
+    """Enables double precision in one test."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)

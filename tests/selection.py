@@ -1,4 +1,4 @@
-"""Which of many cases of one kind the gate runs; all of them are run by `make test-all`."""
+"""Selects the cases of a test that `make test` runs; `make test-all` runs all of them."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def quick(cases: Iterable[Any], keep: int | Callable[[Any], bool] = 1) -> list[Any]:
-    """The cases, of which those beyond the first `keep`, or that `keep` refuses, are slow."""
+    """The cases, marked slow beyond the first `keep`, or where `keep(case)` is false."""
     marked = []
     for index, case in enumerate(cases):
         fast = index < keep if isinstance(keep, int) else keep(case)

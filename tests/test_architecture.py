@@ -1,4 +1,4 @@
-"""Descriptions of networks: through JSON and back to the same function."""
+"""Descriptions of networks: a JSON round trip gives the same function."""
 
 import json
 
@@ -26,8 +26,8 @@ NETWORKS = {
 }
 
 
-class Mine(nn.Module):
-    """A module of nobody's package."""
+class Custom(nn.Module):
+    """A module that is not in kd_jax."""
 
     act: object = None
 
@@ -40,50 +40,54 @@ class Mine(nn.Module):
 def test_a_rebuilt_network_is_the_same_function(name):
     network, inputs = NETWORKS[name]
     description = json.loads(json.dumps(describe(network, *inputs)))
-    made = rebuild(description)
-    assert [(x.shape[1:], x.dtype) for x in made.inputs] == [(x.shape[1:], x.dtype) for x in inputs]
-    assert made.classes == (3 if len(inputs) == 2 else 0)
-    assert made.network.module == network.module
-    assert (made.network.mapping is None) == (network.mapping is None)
-    shapes = [jax.eval_shape(n.init, jax.random.key(0), *inputs) for n in (network, made.network)]
+    rebuilt = rebuild(description)
+    assert [(x.shape[1:], x.dtype) for x in rebuilt.inputs] == [
+        (x.shape[1:], x.dtype) for x in inputs
+    ]
+    assert rebuilt.classes == (3 if len(inputs) == 2 else 0)
+    assert rebuilt.network.module == network.module
+    assert (rebuilt.network.mapping is None) == (network.mapping is None)
+    shapes = [
+        jax.eval_shape(n.init, jax.random.key(0), *inputs) for n in (network, rebuilt.network)
+    ]
     assert shapes[0] == shapes[1]
 
 
-def test_its_output_too():
+def test_a_rebuilt_network_gives_the_same_output():
     network, (z, labels) = NETWORKS["dcgan"]
-    given = jax.random.normal(jax.random.key(0), z.shape), jnp.zeros(labels.shape, labels.dtype)
-    variables = network.init(jax.random.key(1), *given)
-    made = rebuild(describe(network, *given)).network
-    images = [np.asarray(n.apply(variables, *given)[0]) for n in (network, made)]
+    arguments = jax.random.normal(jax.random.key(0), z.shape), jnp.zeros(labels.shape, labels.dtype)
+    variables = network.init(jax.random.key(1), *arguments)
+    rebuilt = rebuild(describe(network, *arguments)).network
+    images = [np.asarray(n.apply(variables, *arguments)[0]) for n in (network, rebuilt)]
     np.testing.assert_array_equal(*images)
 
 
-def test_a_connected_network_is_described_as_the_one_within():
+def test_a_connected_network_is_described_without_connectors():
     network, inputs = NETWORKS["mlp"]
     student = connect(network, {"hidden0": (2, 16)})
     assert describe(student, *inputs) == describe(network, *inputs)
 
 
-def test_what_cannot_be_described_says_so():
+def test_networks_without_a_description_are_rejected():
     network, inputs = NETWORKS["mlp"]
     with pytest.raises(ValueError, match="not made by from_linen"):
         describe(Network(network.init, network.apply), *inputs)
-    with pytest.raises(ValueError, match=r"Mine\.act is a function"):
-        describe(from_linen(Mine(act=lambda x: x)), Z)
+    with pytest.raises(ValueError, match=r"Custom\.act is a function"):
+        describe(from_linen(Custom(act=lambda x: x)), Z)
 
 
 def test_only_named_packages_are_imported():
-    description = describe(from_linen(Mine()), Z)
-    with pytest.raises(ValueError, match=r"Mine is in none of the packages kd_jax\.models"):
+    description = describe(from_linen(Custom()), Z)
+    with pytest.raises(ValueError, match=r"Custom is not in the packages kd_jax\.models"):
         rebuild(description)
-    assert rebuild(description, [__name__]).network.module == Mine()
+    assert rebuild(description, [__name__]).network.module == Custom()
 
 
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        ({"class": "os:system", "fields": {}}, "os:system is in none of"),
-        ({"class": "kd_jax.models_evil:x", "fields": {}}, "in none of the packages"),
+        ({"class": "os:system", "fields": {}}, "os:system is not in the packages"),
+        ({"class": "kd_jax.models_evil:x", "fields": {}}, "not in the packages"),
         ({"class": "kd_jax.models.dcgan:nn", "fields": {}}, "is not a class of"),
         ({"class": "kd_jax.models.dcgan:Network", "fields": {}}, "is not a class of"),
         ({"class": "kd_jax.models.dcgan:generator", "fields": {}}, "is not a class of"),
@@ -94,14 +98,14 @@ def test_only_named_packages_are_imported():
         ({"fields": {}}, "not the description"),
     ],
 )
-def test_other_descriptions_are_refused(module, message):
+def test_other_descriptions_are_rejected(module, message):
     description = {"module": module, "style": False, "inputs": [], "classes": 0}
     with pytest.raises(ValueError, match=message) as caught:
         rebuild(description)
     assert "\n" not in str(caught.value)
 
 
-def test_biggan_deep_keeps_its_records():
+def test_biggan_deep_round_trips_its_named_tuples():
     network = biggan_deep.generator(32, 4, classes=3, shared=4)
     inputs = (Z, LABELS)
     assert rebuild(describe(network, *inputs)).network.module == network.module

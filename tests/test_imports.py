@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The parts of kd_jax that each part may import, besides itself. New parts must be added.
+# The modules of kd_jax that each module may import, besides itself. New ones must be added.
 ALLOWED = {
     "types": set(),
     "checks": {"types"},
@@ -56,8 +56,8 @@ ALLOWED = {
 }
 
 
-def imported(path: Path) -> set[str]:
-    """The parts of kd_jax and the other packages that a file imports, at any level."""
+def imports(path: Path) -> set[str]:
+    """The modules of kd_jax and the other packages that a file imports, in any scope."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -82,9 +82,9 @@ def test_imports_respect_the_dependency_order(path):
     if part == "__init__":
         return
     assert part in ALLOWED, f"add {part} to ALLOWED"
-    inside = {n.removeprefix("kd_jax.") for n in imported(path) if n.startswith("kd_jax.")}
+    inside = {n.removeprefix("kd_jax.") for n in imports(path) if n.startswith("kd_jax.")}
     assert inside - {part} <= ALLOWED[part]
-    assert not {n for n in imported(path) if n.split(".")[0] in ("experiments", "tests")}
+    assert not {n for n in imports(path) if n.split(".")[0] in ("experiments", "tests")}
 
 
 def test_nested_imports_are_found(tmp_path):
@@ -93,7 +93,7 @@ def test_nested_imports_are_found(tmp_path):
         "import kd_jax.step\nfrom kd_jax import ops\n"
         "def f():\n  from kd_jax.models.dcgan import gan\n  import os.path"
     )
-    assert imported(file) == {"kd_jax.step", "kd_jax.ops", "kd_jax.models", "os.path"}
+    assert imports(file) == {"kd_jax.step", "kd_jax.ops", "kd_jax.models", "os.path"}
 
 
 def test_the_import_is_light():

@@ -29,7 +29,8 @@ PROSE = {
     "name the subject": r"\b(?:whoever|nobody|everybody|none has)\b",
     "so that ... not": r"\blest\b",
     "does not have": r"\b(?:has|have) not\b(?! (?:been|yet|\w+(?:ed|en|wn|un)\b))",
-    "is not a": r"(?<!there )(?<!There )\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|other\b)",
+    "is not a": r"(?<!there )(?<!There )\b(?:is|are|was|were) no "
+    r"(?!longer\b|more\b|less\b|other\b)",
     "name the subject of the sentence": START
     + r"(?:What|Whatever|Whoever|Who|Nobody|One) (?!is\b.*\?)",
     "turn the sentence round": START + r"Of (?:which|several|those|all|them)\b",
@@ -43,11 +44,10 @@ PROSE = {
     "from scratch": r"\b(?:student|one|learns it|learned) alone\b",
     "repair": r"\bmend(?:s|ed)?\b",
     "during": r"\b(?:in|amid) the midst\b",
-    "a plain verb": r"\b(?:befall|come to nought|cometh|unto|thereof|therein|wherein|hitherto)\b",
     "training diagnostics": r"\bsigns of trouble\b",
     "initialize": r"\bbegins? with random\b",
 }
-"""What to write instead, and the words it replaces."""
+"""The words to write instead, and the pattern that they replace."""
 
 NAMES = {
     "after its content": r"(?:found|given|made|kept|asked|seen|told|taught|turned|moved)",
@@ -83,7 +83,10 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
     elif path.suffix == ".py":
         yield from of_python(text)
     else:
-        yield from enumerate(text.splitlines(), 1)
+        renames = path.name == "CHANGELOG.md"  # its table of old and new names quotes the old ones
+        for number, line in enumerate(text.splitlines(), 1):
+            if not (renames and line.startswith("| ")):
+                yield number, line
 
 
 def of_code(source: str) -> list[str]:
@@ -100,7 +103,7 @@ def of_python(text: str) -> Iterator[tuple[int, str]]:
 
 
 def names(path: Path) -> Iterator[tuple[int, str]]:
-    """What a Python file defines or assigns."""
+    """The names that a Python file defines or assigns."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             yield node.lineno, node.id
@@ -112,19 +115,19 @@ def names(path: Path) -> Iterator[tuple[int, str]]:
 
 def hits(path: Path) -> list[str]:
     where = path.relative_to(ROOT)
-    found_in_prose = [
+    in_prose = [
         f"{where}:{number}: {match.group().strip()!r}: {better}"
         for number, line in prose(path)
         for better, pattern in PROSE.items()
         for match in re.finditer(pattern, line)
     ]
-    found_in_names = [
+    in_names = [
         f"{where}:{number}: the name {name!r}: {better}"
         for number, name in (names(path) if path.suffix == ".py" else ())
         for better, pattern in NAMES.items()
         if re.fullmatch(pattern, name)
     ]
-    return found_in_prose + found_in_names
+    return in_prose + in_names
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))

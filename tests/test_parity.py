@@ -1,7 +1,7 @@
-"""The original implementations' numbers, read from the files in the folder `KD_JAX_GOLDEN`.
+"""Parity with the original implementations' outputs, read from files in `KD_JAX_GOLDEN`.
 
-One test per file, by the family in its name (`parity/`). A family computes every output that the
-file has, from nothing but the file; an output that is not computed is a failure.
+There is one test per file, run by the family in its name (`parity/`). A family computes all outputs
+of the file from the file alone; an output that is not computed is a failure.
 """
 
 from importlib import import_module
@@ -37,13 +37,13 @@ FAMILIES = {
 
 
 def family_of(stem: str) -> str | None:
-    """The family whose name is the longest beginning of a file's."""
-    fitting = [name for name in FAMILIES if stem == name or stem.startswith(f"{name}_")]
-    return max(fitting, key=len, default=None)
+    """The family with the longest name that is a prefix of a file's; None if there is none."""
+    matches = [name for name in FAMILIES if stem == name or stem.startswith(f"{name}_")]
+    return max(matches, key=len, default=None)
 
 
 def is_quick(path: Path) -> bool:
-    """Whether the gate takes a file: where its family takes seconds, or is none of ours."""
+    """Whether `make test` runs a file: its family takes seconds, or is unknown and skipped."""
     name = family_of(path.stem)
     return name is None or not FAMILIES[name].slow
 
@@ -52,7 +52,7 @@ def is_quick(path: Path) -> bool:
 @pytest.mark.parametrize(
     "path", quick(FILES or [FOLDER / "none"], is_quick), ids=lambda path: path.stem
 )
-def test_as_the_original(path):
+def test_matches_the_original(path):
     name = family_of(path.stem)
     if name is None:
         pytest.skip(f"no parity for {path.stem}")

@@ -1,4 +1,4 @@
-"""The README's example runs as written, and its commands exist."""
+"""The README's examples run as written, and its commands and links exist."""
 
 import re
 from pathlib import Path
@@ -27,8 +27,8 @@ def test_the_examples_run_as_written():
     exec(compile(second, "README.md", "exec"), scope)
     connectors = scope["state"].generator.variables["params"]["connectors"]
     assert connectors["8x8"]["kernel"].shape == (16, 128)
-    kept = scope["state"].generator.variables["params"]["Dense_0"]["kernel"]
-    assert np.isin(kept, scope["teacher_variables"]["params"]["Dense_0"]["kernel"]).all()
+    kernel = scope["state"].generator.variables["params"]["Dense_0"]["kernel"]
+    assert np.isin(kernel, scope["teacher_variables"]["params"]["Dense_0"]["kernel"]).all()
     step = jax.eval_shape(
         kd.make_train_step(**scope["parts"]),
         scope["state"],
@@ -38,7 +38,7 @@ def test_the_examples_run_as_written():
     assert {"g/features", "g/reconstruction/weight"} <= set(step[1])
 
 
-def test_what_the_readme_names_is_there():
+def test_targets_modules_and_links_of_the_readme_exist():
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:^|`)make (\w+)", readme, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

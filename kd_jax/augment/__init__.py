@@ -1,10 +1,13 @@
-"""What a discriminator is shown in the place of the images, so that few of them last longer.
+"""Augmentation of the discriminator's inputs, for training with limited data.
 
-Both players see augmented images, and the augmentation is differentiated through:
+The discriminator only sees augmented images, in its own loss and in the generator's; gradients
+propagate through the augmentation.
 
-    discriminator = with_augmentation(discriminator, diff_augment)      # DiffAugment, Zhao et al. 2020
+    # DiffAugment, Zhao et al. 2020
+    discriminator = with_augmentation(discriminator, diff_augment)
 
-    discriminator = with_ada(discriminator)                     # ADA, Karras et al. 2020
+    # ADA, Karras et al. 2020
+    discriminator = with_ada(discriminator)
     d_terms["sign_statistic"] = sign_statistic()
     step = adapt(make_train_step(...))
 """

@@ -1,13 +1,12 @@
-"""ADA's pipeline: Karras et al. 2020, "Training GANs with limited data", appendix B.
+"""The pipeline of ADA: Karras et al. 2020, "Training GANs with limited data", appendix B.
 
 Five stages, in this order: geometry, color, filtering, noise and cutout. Every transformation is
-applied to an image with the probability `multiplier * p`, its strength drawn anew. What is random
-comes from outside, as `Draws`: the rest is a pure function of it, affine in the images, and what
-becomes of an image depends on no other.
+applied to each image independently, with the probability `multiplier * p` and a random strength.
+All random values are in `Draws`; `augment` is a pure function of them, affine in the images.
 
     images = augment_pipe(key, images, p, BGC)
 
-Images are `[B, H, W, C]` in [-1, 1]. The numbers that the paper leaves open are those of its
+Images are `[B, H, W, C]` in [-1, 1]. Constants that the paper does not specify are those of the
 authors' code.
 """
 
@@ -26,28 +25,30 @@ from kd_jax.types import Array
 
 
 class Settings(NamedTuple):
-    """Which transformations there are, and how strong. The strengths are the paper's.
+    """The probabilities and strengths of the transformations; by default the paper's strengths.
 
     Attributes:
-      xflip, rotate90, xint: multipliers of p for mirroring, quarter turns and shifts by whole
-        pixels; like all multipliers >= 0, and 0 where there is no such thing.
-      scale, rotate, aniso, xfrac: for scaling, turning, stretching and shifts by any amount.
-      brightness, contrast, lumaflip, hue, saturation: for the colors.
-      imgfilter: for amplifying a band of frequencies, each on its own.
-      noise, cutout: for noise and for a grey rectangle.
-      xint_max: the largest whole shift, as a part of the side.
-      scale_std: the deviation of the scale's logarithm to base 2.
-      rotate_max: the largest angle, as a part of a half turn.
-      aniso_std: the deviation of the stretching's logarithm to base 2.
-      xfrac_std: the deviation of a shift, as a part of the side.
-      brightness_std: the deviation of what is added.
-      contrast_std: the deviation of the contrast's logarithm to base 2.
-      hue_max: the largest turn of the hue, as a part of a half turn.
-      saturation_std: the deviation of the saturation's logarithm to base 2.
+      xflip, rotate90, xint: multipliers of p for horizontal flips, rotations by multiples of 90
+        degrees and translations by whole pixels; like all multipliers >= 0, and 0 to disable the
+        transformation.
+      scale, rotate, aniso, xfrac: multipliers for isotropic scaling, rotation, anisotropic scaling
+        and fractional translation.
+      brightness, contrast, lumaflip, hue, saturation: multipliers for the color transformations.
+      imgfilter: the multiplier for the amplification of each frequency band.
+      noise, cutout: multipliers for additive noise and for a grey rectangle.
+      xint_max: the largest translation by whole pixels, as a fraction of the side.
+      scale_std: the standard deviation of the scale's logarithm to base 2.
+      rotate_max: the largest angle, as a fraction of 180 degrees.
+      aniso_std: the standard deviation of the anisotropic scale's logarithm to base 2.
+      xfrac_std: the standard deviation of a translation, as a fraction of the side.
+      brightness_std: the standard deviation of the added brightness.
+      contrast_std: the standard deviation of the contrast's logarithm to base 2.
+      hue_max: the largest rotation of the hue, as a fraction of 180 degrees.
+      saturation_std: the standard deviation of the saturation's logarithm to base 2.
       imgfilter_bands: multipliers of `imgfilter` for each band, the lowest first.
-      imgfilter_std: the deviation of the amplification's logarithm to base 2.
-      noise_std: the deviation of the noise's deviation.
-      cutout_size: the rectangle's side, as a part of the image's.
+      imgfilter_std: the standard deviation of the amplification's logarithm to base 2.
+      noise_std: the scale of the noise's standard deviation, which is half-normal.
+      cutout_size: the side of the rectangle, as a fraction of the image's side.
     """
 
     xflip: float = 0.0
@@ -98,20 +99,20 @@ FILTER = _with(Settings(), "imgfilter")
 NOISE = _with(Settings(), "noise")
 CUTOUT = _with(Settings(), "cutout")
 BG = _with(BLIT, *_GEOM)
-BGC = _with(BG, *_COLOR)  # what the paper settles on
+BGC = _with(BG, *_COLOR)  # the paper's choice
 BGCF = _with(BGC, "imgfilter")
 BGCFN = _with(BGCF, "noise")
 BGCFNC = _with(BGCFN, "cutout")
 
 
 class Draws(NamedTuple):
-    """All that is random, by the transformation's name; `[B]` unless another shape is given.
+    """All random values, by the name of the transformation; `[B]` unless stated otherwise.
 
     Attributes:
       gates: uniform in [0, 1): a transformation is applied where the gate is below its probability;
-        of `imgfilter` `[B, 4]`.
-      uniform: uniform in [0, 1), of `xint` and `cutout` (x and y) `[B, 2]`.
-      normal: standard normal, of `xfrac` `[B, 2]`, of `imgfilter` `[B, 4]`.
+        `[B, 4]` for `imgfilter`.
+      uniform: uniform in [0, 1); `[B, 2]` (x and y) for `xint` and `cutout`.
+      normal: standard normal; `[B, 2]` for `xfrac`, `[B, 4]` for `imgfilter`.
       pixels: standard normal `[B, H, W, C]`, the noise.
     """
 
@@ -125,7 +126,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Sample: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
 
 BANDS = 4
-# Of turning there are two, before stretching and after.
+# There are two rotations, before and after anisotropic scaling.
 _GATES: Shapes = {
     **dict.fromkeys((*_ALL, "rotate_after"), ()),
     "imgfilter": (BANDS,),
@@ -142,11 +143,11 @@ _NORMAL: Shapes = {
 
 
 def draw(key: Array, shape: tuple[int, ...]) -> Draws:
-    """What is random for images of this shape, `[B, H, W, C]`."""
+    """Draws the random values for images of this shape, `[B, H, W, C]`."""
     keys = jax.random.split(key, 4)
 
-    def each(sample: Sample, key: Array, shapes: Shapes) -> dict[str, Array]:
-        # One draw of many numbers, since each draw is a program of its own to compile.
+    def draw_all(sample: Sample, key: Array, shapes: Shapes) -> dict[str, Array]:
+        # A single draw: every call of `sample` adds to the compilation time.
         counts = [math.prod(rest) for rest in shapes.values()]
         numbers = sample(key, (shape[0], sum(counts)))
         parts = jnp.split(numbers, np.cumsum(counts)[:-1], axis=1)
@@ -156,9 +157,9 @@ def draw(key: Array, shape: tuple[int, ...]) -> Draws:
         }
 
     return Draws(
-        each(jax.random.uniform, keys[0], _GATES),
-        each(jax.random.uniform, keys[1], _UNIFORM),
-        each(jax.random.normal, keys[2], _NORMAL),
+        draw_all(jax.random.uniform, keys[0], _GATES),
+        draw_all(jax.random.uniform, keys[1], _UNIFORM),
+        draw_all(jax.random.normal, keys[2], _NORMAL),
         jax.random.normal(keys[3], shape),
     )
 
@@ -166,32 +167,32 @@ def draw(key: Array, shape: tuple[int, ...]) -> Draws:
 def augment_pipe(
     key: Array, images: Array, p: float | Array = 1.0, settings: Settings = BGC
 ) -> Array:
-    """Images through the pipeline. Karras et al. 2020, appendix B.
+    """Applies the pipeline to images. Karras et al. 2020, appendix B.
 
-    Memory: geometry samples from images of 36 times as many pixels, since each is first continued
-    by its mirror images on every side and then made twice as large.
+    Memory: the geometric transformations sample from images of 36 times as many pixels, since each
+    image is padded by reflection on every side and then upsampled by 2.
 
     Args:
-      key: of every draw.
-      images: `[B, H, W, C]` in [-1, 1], with 1 or 3 channels where colors change.
+      key: the random key.
+      images: `[B, H, W, C]` in [-1, 1], with 1 or 3 channels for color transformations.
       p: the probability, in [0, 1]; may be traced.
-      settings: which transformations there are.
+      settings: the probabilities and strengths of the transformations.
 
     Returns:
       `[B, H, W, C]` of the images' dtype; may leave [-1, 1].
 
     Raises:
-      ValueError: these are no images, they have no colors to change, p (a Python number) is outside
-        [0, 1], or a setting is negative.
+      ValueError: `images` is not floating-point `[B, H, W, C]` or has another number of channels,
+        p (a Python number) is outside [0, 1], or a setting is negative.
     """
     check_images(images)
     return augment(draw(key, images.shape), images, p, settings)
 
 
 def augment(draws: Draws, images: Array, p: float | Array, settings: Settings) -> Array:
-    """`augment_pipe` of what has been drawn already; the other arguments are the same."""
+    """`augment_pipe` with given random values; the other arguments are the same."""
     _check(settings, p)
-    applied = partial(_applied, draws, p, settings)
+    gate = partial(_gate, draws, p, settings)
     result = images
     if _any(settings, *_BLIT, *_GEOM):
         result = warp(result, inverse_transforms(draws, p, settings, images.shape[1:3]))
@@ -200,10 +201,10 @@ def augment(draws: Draws, images: Array, p: float | Array, settings: Settings) -
     if _any(settings, "imgfilter"):
         result = amplify(result, band_gains(draws, p, settings))
     if _any(settings, "noise"):
-        deviation = applied("noise", jnp.abs(draws.normal["noise"]) * settings.noise_std, 0.0)
+        deviation = gate("noise", jnp.abs(draws.normal["noise"]) * settings.noise_std, 0.0)
         result = result + deviation[:, None, None, None] * draws.pixels
     if _any(settings, "cutout"):
-        size = applied("cutout", jnp.full((images.shape[0],), settings.cutout_size), 0.0)
+        size = gate("cutout", jnp.full((images.shape[0],), settings.cutout_size), 0.0)
         result = cut_out(result, draws.uniform["cutout"], size)
     return result.astype(images.dtype)
 
@@ -214,35 +215,37 @@ def augment(draws: Draws, images: Array, p: float | Array, settings: Settings) -
 def inverse_transforms(
     draws: Draws, p: float | Array, settings: Settings, size: tuple[int, ...]
 ) -> Array:
-    """`[B, 3, 3]`: where a pixel's color comes from, both places `(x, y, 1)` from the center.
-
-    The paper's product G of all geometric transformations, inverted.
+    """The inverse of the paper's product G of all geometric transformations.
 
     Args:
-      draws: what is random.
+      draws: the random values.
       p: the probability.
-      settings: which transformations there are.
+      settings: the probabilities and strengths of the transformations.
       size: `(height, width)`.
+
+    Returns:
+      `[B, 3, 3]`, from a pixel to the origin of its color; both are `(x, y, 1)` in pixels relative
+      to the center.
     """
     height, width = size
     uniform, normal = draws.uniform, draws.normal
-    applied = partial(_applied, draws, p, settings)
+    gate = partial(_gate, draws, p, settings)
     sides = jnp.array([width, height], jnp.float32)[None]
 
-    flip = applied("xflip", 1 - 2 * jnp.floor(2 * uniform["xflip"]), 1.0)
-    turns = applied("rotate90", jnp.floor(4 * uniform["rotate90"]), 0.0)
-    steps = applied("xint", jnp.round((2 * uniform["xint"] - 1) * settings.xint_max * sides), 0.0)
+    flip = gate("xflip", 1 - 2 * jnp.floor(2 * uniform["xflip"]), 1.0)
+    turns = gate("rotate90", jnp.floor(4 * uniform["rotate90"]), 0.0)
+    steps = gate("xint", jnp.round((2 * uniform["xint"] - 1) * settings.xint_max * sides), 0.0)
 
-    scale = applied("scale", jnp.exp2(normal["scale"] * settings.scale_std), 1.0)
-    stretch = applied("aniso", jnp.exp2(normal["aniso"] * settings.aniso_std), 1.0)
-    # So that an image is turned at all, before or after, with the probability `rotate * p`.
-    turned = 1 - jnp.sqrt(jnp.clip(1 - settings.rotate * p, 0, 1))
-    most = np.pi * settings.rotate_max
+    scale = gate("scale", jnp.exp2(normal["scale"] * settings.scale_std), 1.0)
+    stretch = gate("aniso", jnp.exp2(normal["aniso"] * settings.aniso_std), 1.0)
+    # An image is rotated at least once with the probability `rotate * p`.
+    p_rotation = 1 - jnp.sqrt(jnp.clip(1 - settings.rotate * p, 0, 1))
+    max_angle = np.pi * settings.rotate_max
     before, after = (
-        _where(draws.gates[name], turned, (2 * uniform[name] - 1) * most, 0.0)
+        _where(draws.gates[name], p_rotation, (2 * uniform[name] - 1) * max_angle, 0.0)
         for name in ("rotate", "rotate_after")
     )
-    drift = applied("xfrac", normal["xfrac"] * settings.xfrac_std * sides, 0.0)
+    drift = gate("xfrac", normal["xfrac"] * settings.xfrac_std * sides, 0.0)
 
     inverses = (
         _scaling(flip, jnp.ones_like(flip)),
@@ -266,16 +269,15 @@ _SYM6 = np.array([
 
 
 def warp(images: Array, inverses: Array) -> Array:
-    """Images whose pixel at x has the color that was at `inverse x`.
+    """Geometric transformation of images: pixel x of the result has the color at `inverse x`.
 
-    Each is continued by its mirror images, once on every side, and grey (0) beyond; made twice as
-    large; sampled bilinearly; and made small again. With the wavelet's orthogonal filter nothing is
-    lost by that where nothing moves. The paper continues images just as far as they are needed,
-    which no program of static shapes can.
+    Each image is padded by one reflection on every side, and by grey (0) beyond, upsampled by 2,
+    sampled bilinearly and downsampled. With the orthogonal wavelet filter, this is lossless for the
+    identity. The paper pads images only as far as necessary, which static shapes do not allow.
 
     Args:
       images: `[B, H, W, C]`.
-      inverses: `[B, 3, 3]`, of places `(x, y, 1)` in pixels from the center, y downwards.
+      inverses: `[B, 3, 3]`, for positions `(x, y, 1)` in pixels from the center, y downwards.
 
     Returns:
       `[B, H, W, C]`.
@@ -283,8 +285,8 @@ def warp(images: Array, inverses: Array) -> Array:
     height, width = images.shape[1:3]
     pads = ((0, 0), (height - 1, height - 1), (width - 1, width - 1), (0, 0))
     source = ops.upsample2d(jnp.pad(images, pads, mode="reflect"), _SYM6)
-    # Pixel 2 n of `source` is pixel n of what it was made of. The result is larger than the images
-    # by what the last filter reaches beyond them.
+    # Pixel 2 n of `source` is pixel n of the padded image. The sampled image has a margin for the
+    # reach of the downsampling filter.
     reach = len(_SYM6) // 2
     y, x = (
         jnp.arange(-reach, 2 * side + reach, dtype=jnp.float32) / 2 - (side - 1) / 2
@@ -300,7 +302,7 @@ def warp(images: Array, inverses: Array) -> Array:
 
 
 def _bilinear(images: Array, y: Array, x: Array) -> Array:
-    """Colors `[B, h, w, C]` at the places `[B, h, w]`, counted in pixels; 0 outside."""
+    """Colors `[B, h, w, C]` at the positions `[B, h, w]`, in pixels; 0 outside of the images."""
     rows, columns = jnp.floor(y).astype(jnp.int32), jnp.floor(x).astype(jnp.int32)
 
     @jax.vmap
@@ -327,7 +329,7 @@ def _scaling(x: Array, y: Array) -> Array:
 
 
 def _rotation(angle: Array) -> Array:
-    """From x towards y."""
+    """Rotation by `angle` from x towards y."""
     c, s, one, zero = jnp.cos(angle), jnp.sin(angle), jnp.ones_like(angle), jnp.zeros_like(angle)
     return _matrix([[c, -s, zero], [s, c, zero], [zero, zero, one]])
 
@@ -344,27 +346,28 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def color_transforms(draws: Draws, p: float | Array, settings: Settings) -> tuple[Array, Array]:
-    """What to add to each image, `[B]`, and what to multiply colors with then, `[B, 3, 3]`.
+    """The color transformations: a brightness, `[B]`, and a matrix, `[B, 3, 3]`, per image.
 
-    After the brightness all the paper's transformations are functions of the luma axis, and
-    commute: the matrix is `c (f P + s (cos(a) (I - P) + sin(a) K))`, where P projects on the axis,
-    K is the vector product with it, c is the contrast, f the luma's sign, s the saturation and a
-    the hue's angle.
+    All of the paper's transformations after the brightness are functions of the luma axis and
+    commute: the matrix is `c (f P + s (cos(a) (I - P) + sin(a) K))`, where P is the projection onto
+    the axis, K the cross product with it, c the contrast, f the sign of the luma, s the saturation
+    and a the angle of the hue.
 
     Args:
-      draws: what is random.
+      draws: the random values.
       p: the probability.
-      settings: which transformations there are.
+      settings: the probabilities and strengths of the transformations.
+
+    Returns:
+      The brightness to add, then the matrix to multiply the colors with.
     """
     uniform, normal = draws.uniform, draws.normal
-    applied = partial(_applied, draws, p, settings)
-    brightness = applied("brightness", normal["brightness"] * settings.brightness_std, 0.0)
-    contrast = applied("contrast", jnp.exp2(normal["contrast"] * settings.contrast_std), 1.0)
-    sign = applied("lumaflip", 1 - 2 * jnp.floor(2 * uniform["lumaflip"]), 1.0)
-    angle = applied("hue", (2 * uniform["hue"] - 1) * np.pi * settings.hue_max, 0.0)
-    saturation = applied(
-        "saturation", jnp.exp2(normal["saturation"] * settings.saturation_std), 1.0
-    )
+    gate = partial(_gate, draws, p, settings)
+    brightness = gate("brightness", normal["brightness"] * settings.brightness_std, 0.0)
+    contrast = gate("contrast", jnp.exp2(normal["contrast"] * settings.contrast_std), 1.0)
+    sign = gate("lumaflip", 1 - 2 * jnp.floor(2 * uniform["lumaflip"]), 1.0)
+    angle = gate("hue", (2 * uniform["hue"] - 1) * np.pi * settings.hue_max, 0.0)
+    saturation = gate("saturation", jnp.exp2(normal["saturation"] * settings.saturation_std), 1.0)
 
     luma = jnp.full((1, 3, 3), 1 / 3)
     across = jnp.array([[[0, -1, 1], [1, 0, -1], [-1, 1, 0]]]) / math.sqrt(3)
@@ -376,20 +379,20 @@ def color_transforms(draws: Draws, p: float | Array, settings: Settings) -> tupl
 
 
 def recolor(images: Array, brightness: Array, matrices: Array) -> Array:
-    """`matrix (color + brightness)` of every pixel.
+    """Computes `matrix (color + brightness)` for every pixel.
 
     Args:
-      images: `[B, H, W, 3]`, or `[B, H, W, 1]`, which are taken for those of three equal channels
-        and become the mean of three.
+      images: `[B, H, W, 3]`, or `[B, H, W, 1]`, which is treated as three equal channels and
+        results in the mean of three.
       brightness: `[B]`.
       matrices: `[B, 3, 3]`.
 
     Raises:
-      ValueError: the images have another number of channels.
+      ValueError: the images do not have 1 or 3 channels.
     """
     channels = images.shape[3]
     if channels not in (1, 3):
-        raise ValueError(f"colors change of images with 1 or 3 channels, not of {images.shape}")
+        raise ValueError(f"color transformations need 1 or 3 channels, got images {images.shape}")
     if channels == 1:
         matrices = matrices.sum(axis=2, keepdims=True).mean(axis=1, keepdims=True)
     images = images + brightness[:, None, None, None].astype(images.dtype)
@@ -399,11 +402,11 @@ def recolor(images: Array, brightness: Array, matrices: Array) -> Array:
 
 # Filtering.
 
-_POWER = np.array([10, 1, 1, 1]) / 13  # expected of natural images, by band
+_POWER = np.array([10, 1, 1, 1]) / 13  # the expected power of each band in natural images
 
 
 def _band_filters() -> np.ndarray:
-    """`[4, 43]`: filters without phase, the lowest band's first, whose sum is one tap of 1."""
+    """`[4, 43]`: zero-phase filters, the lowest band first, whose sum is a unit impulse."""
     root = math.sqrt(3)
     sym2 = np.array([1 + root, 3 + root, 3 - root, 1 - root]) / (4 * math.sqrt(2))
     low = np.convolve(sym2, sym2[::-1]) / 2
@@ -429,49 +432,49 @@ BAND_FILTERS = _band_filters().astype(np.float32)
 
 
 def band_gains(draws: Draws, p: float | Array, settings: Settings) -> Array:
-    """`[B, 4]`: what each band of frequencies is multiplied with.
+    """The gain of each frequency band, `[B, 4]`.
 
-    One band is amplified after another, and each time all of them are attenuated by as much as
-    keeps the expected power.
+    Bands are amplified one after another; after each, all gains are scaled to preserve the expected
+    power.
 
     Args:
-      draws: what is random.
+      draws: the random values.
       p: the probability.
-      settings: which transformations there are.
+      settings: the probabilities and strengths of the transformations.
     """
     gains = jnp.ones((1, BANDS))
     for band, multiplier in enumerate(settings.imgfilter_bands):
-        one = jnp.exp2(draws.normal["imgfilter"][:, band] * settings.imgfilter_std)
+        gain = jnp.exp2(draws.normal["imgfilter"][:, band] * settings.imgfilter_std)
         probability = settings.imgfilter * multiplier * p
-        one = _where(draws.gates["imgfilter"][:, band], probability, one, 1.0)
-        power = 1 + _POWER[band] * (one**2 - 1)
-        here = jnp.where(jnp.arange(BANDS)[None] == band, one[:, None], 1.0)
-        gains = gains * here / jnp.sqrt(power)[:, None]
+        gain = _where(draws.gates["imgfilter"][:, band], probability, gain, 1.0)
+        power = 1 + _POWER[band] * (gain**2 - 1)
+        band_gain = jnp.where(jnp.arange(BANDS)[None] == band, gain[:, None], 1.0)
+        gains = gains * band_gain / jnp.sqrt(power)[:, None]
     return gains
 
 
 def amplify(images: Array, gains: Array) -> Array:
-    """Images with each band of frequencies multiplied, mirrored at their borders.
+    """Multiplies each frequency band by its gain, with reflection at the borders.
 
     Args:
       images: `[B, H, W, C]`.
-      gains: `[B, 4]`, of the lowest band first. The bands are octaves, the lowest one everything
-        below an eighth of the highest frequency; they are separated along each axis by the wavelet
-        sym2.
+      gains: `[B, 4]`, the lowest band first. The bands are octaves, except that the lowest band is
+        everything below 1/8 of the highest frequency; they are separated along each axis by the
+        wavelet sym2.
 
     Returns:
       `[B, H, W, C]`.
     """
     taps = jnp.matmul(gains, BAND_FILTERS, precision=jax.lax.Precision.HIGHEST)
-    # As matrix products, which are fast everywhere, their derivatives too: a convolution with
-    # filters of each image's own is not.
+    # Matrix products and their derivatives are fast on all devices; convolutions with a filter per
+    # image are not.
     length = taps.shape[1]
-    ended = jnp.pad(taps, ((0, 0), (0, 1))).astype(images.dtype)
+    zero_ended = jnp.pad(taps, ((0, 0), (0, 1))).astype(images.dtype)
     for axis, product in ((1, "biv,bvwc->biwc"), (2, "bjv,bhvc->bhjc")):
         pads = [(length // 2,) * 2 if a == axis else (0, 0) for a in range(4)]
         padded = jnp.pad(images, pads, mode="reflect")
         tap = np.arange(padded.shape[axis])[None] - np.arange(images.shape[axis])[:, None]
-        matrices = ended[:, np.where((tap >= 0) & (tap < length), tap, length)]
+        matrices = zero_ended[:, np.where((tap >= 0) & (tap < length), tap, length)]
         images = jnp.einsum(product, matrices, padded, precision=jax.lax.Precision.HIGHEST)
     return images
 
@@ -480,25 +483,25 @@ def amplify(images: Array, gains: Array) -> Array:
 
 
 def cut_out(images: Array, center: Array, size: Array) -> Array:
-    """Images with a rectangle of zeros.
+    """Sets a rectangle of each image to 0.
 
     Args:
       images: `[B, H, W, C]`.
-      center: `[B, 2]`, x and y as parts of the width and the height.
-      size: `[B]`, of the rectangle's sides as a part of the image's.
+      center: `[B, 2]`, x and y as fractions of the width and the height.
+      size: `[B]`, the sides of the rectangle as a fraction of the image's sides.
     """
     reach = size[:, None] / 2
 
-    def covered(axis: int, at: Array) -> Array:
+    def mask(axis: int, middle: Array) -> Array:
         side = images.shape[axis]
-        places = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
-        return jnp.abs(places[None] - at[:, None]) < reach
+        positions = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side
+        return jnp.abs(positions[None] - middle[:, None]) < reach
 
-    hole = covered(1, center[:, 1])[:, :, None, None] & covered(2, center[:, 0])[:, None, :, None]
+    hole = mask(1, center[:, 1])[:, :, None, None] & mask(2, center[:, 0])[:, None, :, None]
     return jnp.where(hole, 0, images)
 
 
-def _applied(
+def _gate(
     draws: Draws,
     p: float | Array,
     settings: Settings,
@@ -506,12 +509,12 @@ def _applied(
     value: Array,
     otherwise: float,
 ) -> Array:
-    """`value` of the images that the transformation of that name is applied to."""
+    """`value` for the images that the transformation is applied to, `otherwise` for the others."""
     return _where(draws.gates[name], getattr(settings, name) * p, value, otherwise)
 
 
 def _where(gate: Array, probability: float | Array, value: Array, otherwise: float) -> Array:
-    """`value` where the gate, one for each image, is below the probability."""
+    """`value` where the gate of the image is below the probability, else `otherwise`."""
     return jnp.where(
         (gate < probability).reshape(gate.shape + (1,) * (value.ndim - 1)), value, otherwise
     )

@@ -1,4 +1,4 @@
-"""Augmentation as part of a discriminator, and ADA's probability that follows its overfitting."""
+"""Augmentation as part of a discriminator, and ADA's adaptive augmentation probability."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,14 @@ COLLECTION = "augment"
 
 
 def with_augmentation(discriminator: Network, augment: Callable[[Array, Array], Array]) -> Network:
-    """`discriminator`, which in training sees its images augmented, real and generated ones.
+    """A discriminator that augments its inputs, real and generated images, during training.
 
-    Gradients with respect to the images, R1's too, pass through the augmentation. Outside of
-    training, or without a key, images are seen as they are.
+    Gradients with respect to the images, such as those of R1, propagate through the augmentation.
+    Outside of training, or without a key, images are not augmented.
 
     Args:
       discriminator: `(images, ...) -> scores`.
-      augment: `augment(key, images) -> images`: `diff_augment`, say, or
+      augment: `augment(key, images) -> images`, such as `diff_augment` or
         `partial(augment_pipe, p=0.2)`.
     """
 
@@ -51,55 +51,59 @@ def with_ada(
     augment: Callable[[Array, Array, Array], Array] = augment_pipe,
     start: float = 0.0,
 ) -> Network:
-    """`discriminator`, augmented with a probability that is part of its variables.
+    """A discriminator that augments its inputs with a probability stored in its variables.
 
-    `adapt` changes it; without that it stays. It is `variables["augment"]["p"]`, a float32 scalar,
-    beside what has been counted since its last change: no parameter, and checkpointed with the
-    rest.
+    The probability is `variables["augment"]["p"]`, a float32 scalar, next to the statistics since
+    its last change. It is not a parameter: only `adapt` changes it. It is checkpointed with the
+    other variables.
 
     Args:
       discriminator: `(images, ...) -> scores`.
-      augment: `augment(key, images, p) -> images`; by default the paper's, `augment_pipe`.
-      start: the probability before the first step, in [0, 1].
+      augment: `augment(key, images, p) -> images`; by default `augment_pipe`, the
+        pipeline of the paper.
+      start: the initial probability, in [0, 1].
 
     Raises:
-      ValueError: `start` is outside [0, 1]; or (of the network) the discriminator is adaptive
-        already, or the variables are not an adaptive network's.
+      ValueError: `start` is outside [0, 1]; or (from the network) `discriminator` already is a
+        result of `with_ada`, or the variables have no "augment" collection.
     """
     if not 0.0 <= start <= 1.0:
-        raise ValueError(f"start={start} is no probability: it must be in [0, 1]")
+        raise ValueError(f"start={start} is not a probability in [0, 1]")
 
     def init(key: Array, *inputs: Any) -> Variables:
         variables = discriminator.init(key, *inputs)
         if COLLECTION in variables:
-            raise ValueError("the discriminator is adaptive already")
-        return {**variables, COLLECTION: _counted_from(jnp.asarray(start, jnp.float32))}
+            raise ValueError(
+                f"the discriminator already has variables {COLLECTION!r}: with_ada was applied "
+                "twice"
+            )
+        return {**variables, COLLECTION: _with_zero_counts(jnp.asarray(start, jnp.float32))}
 
     def apply(variables: Variables, *inputs: Any, **options: Any) -> Applied:
-        mine = _adaptive(variables)
+        ada_state = _ada_state(variables)
         network = with_augmentation(
-            discriminator, lambda key, images: augment(key, images, mine["p"])
+            discriminator, lambda key, images: augment(key, images, ada_state["p"])
         )
-        others = {name: value for name, value in variables.items() if name != COLLECTION}
-        output, taps, after = network.apply(others, *inputs, **options)
-        return output, taps, {**after, COLLECTION: mine}
+        remaining = {name: value for name, value in variables.items() if name != COLLECTION}
+        output, taps, after = network.apply(remaining, *inputs, **options)
+        return output, taps, {**after, COLLECTION: ada_state}
 
     return discriminator._replace(init=init, apply=apply)
 
 
 def sign_statistic() -> Term:
-    """What `adapt` goes by, a discriminator's term that changes nothing: the metric `d/NAME`.
+    """The overfitting statistic that `adapt` reads: a discriminator term of weight 0.
 
-    `r_t = E[sign(D(x))]` over the real images, 0 for a discriminator that generalises and 1 for one
-    that knows them all by heart. Karras et al. 2020, eq. 1.
+    `r_t = E[sign(D(x))]` over the real images: 0 for a discriminator that generalises and 1 for one
+    that memorizes the training set. Reported as the metric `d/NAME`. Karras et al. 2020, eq. 1.
 
     Raises:
-      ValueError: (of the term) there are no real images.
+      ValueError: (from the term) there are no real images.
     """
 
     def fn(forward: Forward) -> Array:
         if forward.real_scores is None:
-            raise ValueError("overfitting shows on real images, and there are none")
+            raise ValueError("sign_statistic needs real_scores, got None")
         return per_example_mean(jnp.sign(forward.real_scores))
 
     return Term(fn, weight=0.0)
@@ -113,71 +117,72 @@ def adapt(
     images: int = 500_000,
     term: str = "sign_statistic",
 ) -> Step[TrainState]:
-    """`step`, after which the probability of augmentation follows the discriminator's overfitting.
+    """A step that also adapts the augmentation probability to the discriminator's overfitting.
 
-    Each `interval` steps p rises if r_t, the mean of `sign(D(x))` over the real images since the
-    last time, is above `target`, and falls if it is below, so fast that it crosses [0, 1] in as
-    many real images as `images` says; it stays in [0, 1]. Karras et al. 2020, section 3.
+    Every `interval` steps, p increases if r_t, the mean of `sign(D(x))` over the real images since
+    the last change, is above `target`, and decreases if it is below, at a rate that takes it from 0
+    to 1 in `images` real images; p is clipped to [0, 1]. Karras et al. 2020, section 3.
 
     Args:
-      step: of an discriminator of `with_ada`, whose terms have `sign_statistic()`.
-      target: of r_t, in (-1, 1).
-      interval: steps between changes.
-      images: how many it takes from 0 to 1.
+      step: a training step whose discriminator is from `with_ada`, with the term
+        `sign_statistic()`.
+      target: the target of r_t, in (-1, 1).
+      interval: the number of steps between changes.
+      images: the number of real images in which p can change from 0 to 1.
       term: the name of `sign_statistic()` among the discriminator's terms.
 
     Returns:
-      A step with the metric `augment/p`, the probability after it.
+      A step with the additional metric `augment/p`, the probability after the step.
 
     Raises:
-      ValueError: a number is out of its range; or (when traced) the discriminator is not adaptive,
-        the step has no such term, or the batch is empty.
+      ValueError: an argument is out of range; or (when traced) the discriminator is not from
+        `with_ada`, the step does not have the term, or the batch is empty.
     """
     if not -1.0 < target < 1.0:
-        raise ValueError(f"target={target} of a mean of signs is not in (-1, 1)")
+        raise ValueError(f"target={target} is not in (-1, 1), the range of a mean of signs")
     if interval < 1 or images < 1:
         raise ValueError(f"interval={interval} and images={images} must both be at least 1")
 
     def adapting_step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        _adaptive(state.discriminator.variables if state.discriminator else {})
+        _ada_state(state.discriminator.variables if state.discriminator else {})
         leaves = jax.tree.leaves(dict(batch))
         if not leaves:
-            raise ValueError("adapt() counts the batch's images, and the batch is empty")
+            raise ValueError("adapt() counts the images of the batch, but the batch is empty")
         state, metrics = step(state, teacher_variables, batch)
         if f"d/{term}" not in metrics:
             raise ValueError(
-                f"adapt() reads the metric 'd/{term}': give the discriminator the term "
-                f"{term!r}: sign_statistic()"
+                f"adapt() reads the metric 'd/{term}', which the step does not return: add "
+                f"sign_statistic() to the discriminator terms as {term!r}"
             )
-        player = state.discriminator
-        before, seen = player.variables[COLLECTION], leaves[0].shape[0]
-        signs = before["signs"] + seen * metrics[f"d/{term}"]
-        count = before["count"] + seen
-        towards = jnp.sign(signs / count - target)
-        moved = jnp.clip(before["p"] + towards * (count / images), 0.0, 1.0)
+        network = state.discriminator
+        before, batch_size = network.variables[COLLECTION], leaves[0].shape[0]
+        signs = before["signs"] + batch_size * metrics[f"d/{term}"]
+        count = before["count"] + batch_size
+        direction = jnp.sign(signs / count - target)
+        p = jnp.clip(before["p"] + direction * (count / images), 0.0, 1.0)
         after = jax.tree.map(
             lambda new, old: jnp.where(state.step % interval == 0, new, old),
-            _counted_from(moved),
+            _with_zero_counts(p),
             {"p": before["p"], "signs": signs, "count": count},
         )
-        variables = {**player.variables, COLLECTION: after}
-        state = state._replace(discriminator=player._replace(variables=variables))
+        variables = {**network.variables, COLLECTION: after}
+        state = state._replace(discriminator=network._replace(variables=variables))
         return state, {**metrics, "augment/p": after["p"]}
 
     return adapting_step
 
 
-def _counted_from(p: Array) -> dict[str, Array]:
-    """The collection just after a change of p: images counted since, and the sum of their signs."""
+def _with_zero_counts(p: Array) -> dict[str, Array]:
+    """The collection after a change of p, with the sum of signs and the image count reset."""
     return {"p": p, "signs": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
 
 
-def _adaptive(variables: Variables) -> dict[str, Array]:
+def _ada_state(variables: Variables) -> dict[str, Array]:
     if COLLECTION not in variables:
         raise ValueError(
-            f"an adaptive discriminator's variables have {COLLECTION!r}; these have "
-            f"{', '.join(variables) or 'nothing'}: make the network with adaptive()"
+            f"the discriminator's variables must have {COLLECTION!r}, got "
+            f"{', '.join(variables) or 'none'}: create the network with with_ada()"
         )
     return variables[COLLECTION]

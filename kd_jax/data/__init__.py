@@ -1,10 +1,10 @@
-"""Real images: found, made scarce, and dealt out, one set or several at once (`zipped_batches`).
+"""Data sets of images: opening, subsets, and shuffled batches of one or several sets.
 
     source = open_source("digits", "train", size=16, channels=1, cache=Path("data"))
     few = subset(source, fraction=0.05, seed=0)
     for batch in batches(few, batch_size=64, seed=0): ...
 
-Importing this costs nothing: TFDS, Grain, scikit-learn and Pillow are imported by the functions
+Importing this module is cheap: TFDS, Grain, scikit-learn and Pillow are imported by the functions
 that need them.
 """
 
@@ -55,39 +55,43 @@ def open_source(
     in_patches: bool = False,
     skip_corrupt: bool = False,
 ) -> Source:
-    """Opens a set of images for random access.
+    """Opens a data set of images for random access.
 
     Args:
-      spec: which one:
+      spec: one of:
         `digits`: scikit-learn's 1,797 handwritten digits of 8x8, 10 classes, enlarged to `size`
-          (bicubic); written to `cache` as a TFDS dataset the first time.
-        `photos`: 64x64 patches of nine photographs of scikit-image and scikit-learn, made smaller
-          to `size`; `train` has six of them and `test` three others, labels are photographs.
+          (bicubic); written to `cache` as a TFDS dataset on first use.
+        `photos`: 64x64 patches of nine photographs of scikit-image and scikit-learn, downsampled
+          to `size`; `train` has six photographs and `test` the other three; a label is the number
+          of a photograph.
         `folder:PATH`: the png, jpg, webp and bmp files of a folder, one class; or of its
           sub-folders, one class each, in the order of their names. All headers are read.
         `tfds:NAME`: a TFDS dataset, already prepared as array_record, with a feature `image` and
-          perhaps a `label`.
-      split: `train`, or what TFDS takes for one (`train[:90%]`). A folder has only `train`.
+          optionally a `label`.
+      split: `train`, or any TFDS split (`train[:90%]`). A folder has only `train`.
       size: height and width.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-      cache: where TFDS datasets are; None is TFDS's own default, `$TFDS_DATA_DIR` or
+      cache: the directory of TFDS datasets; None is TFDS's default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
-      resize: makes other sizes fit (the centre square, antialiased bicubic), and turns grey into
-        colour and back. Without it an image of another size or colour is refused. Transparency is
-        always refused, unless asked for by `channels=4`, since what is behind it is not known.
-      in_patches: of a folder, cut each image into patches of `size`, side by side; the last of a
-        row or a column ends with the image. Reading a patch decodes its whole image, unless all
-        patches fit into memory.
-      skip_corrupt: whether the next image stands for one whose data are damaged, wherever the
+      resize: whether to resize images of another size (the centre square, antialiased bicubic) and
+        to convert between grey and colour. Otherwise, an image of another size or colour is an
+        error. Transparency is always an error unless `channels=4`, since the background is unknown.
+      in_patches: for folders, whether to cut each image into adjacent patches of `size`; the last
+        patch of a row or a column is aligned with the image's border. Reading a patch decodes its
+        whole image, unless all patches fit into memory.
+      skip_corrupt: whether to replace an image whose data are damaged by the next one, wherever the
         source is read.
 
     Raises:
-      FileNotFoundError: there is no such folder, it is empty, or the dataset is not prepared.
-      ValueError: anything else that does not fit; one line that names the file. Images whose header
-        is right but whose data are damaged raise an UnreadableError when they are read.
+      FileNotFoundError: the folder does not exist or is empty, or the dataset is not prepared.
+      ValueError: the arguments or the images are invalid; the message is one line that names the
+        file. Images with a valid header and damaged data raise an UnreadableError when they are
+        read.
     """
     if in_patches and not spec.startswith("folder:"):
-        raise ValueError(f"{spec} is not a folder; only a folder's images are cut into patches")
+        raise ValueError(
+            f"{spec} is not a folder; only the images of a folder are cut into patches"
+        )
     if channels not in (1, 3, 4):
         raise ValueError(f"channels is {channels}: an image has 1 (grey), 3 (RGB) or 4 (RGBA)")
     if size < 1:

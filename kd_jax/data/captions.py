@@ -1,7 +1,8 @@
-"""Captions of digits, made of what is measured in the image: "bold leaning seven".
+"""Captions of digits, derived from measurements of the image: "bold leaning seven".
 
-Three words each: how heavy the strokes are, how they lean, and the digit. The first two are told by
-thirds of a set of real digits, so that each word is as frequent as the others of its kind.
+A caption has three words: the weight of the strokes, their slant, and the digit. The first two are
+quantized by the terciles of a set of real digits, so that the words of each kind are equally
+frequent.
 """
 
 import difflib
@@ -18,17 +19,17 @@ SLANTS = ("leftward", "upright", "leaning")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 WORDS = (*WEIGHTS, *SLANTS, *DIGITS)
 LENGTH = 3
-"""Words in a caption."""
+"""The number of words in a caption."""
 
 
 def weight(images: ArrayLike) -> Array:
-    """How heavy strokes are: the mean of the ink where there is ink, in (0, 1].
+    """The weight of the strokes: the mean of the ink, weighted by the ink, in (0, 1].
 
     Args:
       images: `[B, H, W, C]` in [-1, 1], light on dark.
 
     Returns:
-      `[B]`; 0 of an image without ink.
+      `[B]`; 0 for an image without ink.
     """
     ink = _ink(images)
     total = ink.sum(axis=(1, 2))
@@ -36,13 +37,13 @@ def weight(images: ArrayLike) -> Array:
 
 
 def slant(images: ArrayLike) -> Array:
-    """How far strokes lean to the right, columns a row, by the second moments of the ink.
+    """The slant of the strokes to the right, in columns per row, by the second moments of the ink.
 
     Args:
       images: `[B, H, W, C]` in [-1, 1], light on dark.
 
     Returns:
-      `[B]`; 1 leans by 45 degrees. 0 of an image without ink, or with ink in one row only.
+      `[B]`; 1 is a slant of 45 degrees. 0 for an image without ink, or with ink in one row only.
     """
     ink = _ink(images)
     total = jnp.maximum(ink.sum(axis=(1, 2), keepdims=True), 1e-6)
@@ -55,65 +56,64 @@ def slant(images: ArrayLike) -> Array:
 
 
 class Captioner(NamedTuple):
-    """Where one word ends and the next begins.
+    """The thresholds between words.
 
     Attributes:
-      weights: the two bounds between the words of `WEIGHTS`.
-      slants: those between the words of `SLANTS`.
+      weights: the two thresholds between the words of `WEIGHTS`.
+      slants: the two thresholds between the words of `SLANTS`.
     """
 
     weights: tuple[float, float]
     slants: tuple[float, float]
 
     def tokens(self, images: ArrayLike, labels: ArrayLike) -> Array:
-        """The captions of digits as numbers of `WORDS`.
+        """The captions of digits as indices into `WORDS`. A pure function that can be compiled.
 
         Args:
           images: `[B, H, W, C]` in [-1, 1].
           labels: int `[B]`, the digits, in [0, 10).
 
         Returns:
-          int32 `[B, 3]`. A pure function that can be compiled.
+          int32 `[B, 3]`.
 
         Raises:
-          ValueError: labels are given as a NumPy array, whose values can be looked at, and one is
-            no digit.
+          ValueError: a label is not in [0, 10); only checked for a NumPy array.
         """
         if isinstance(labels, np.ndarray) and labels.size:
             wrong = labels[(labels < 0) | (labels >= len(DIGITS))]
             if wrong.size:
-                raise ValueError(f"label {wrong[0]} is no digit: there are words for 0 to 9 only")
-        heavy = jnp.searchsorted(jnp.asarray(self.weights), weight(images))
-        leaning = len(WEIGHTS) + jnp.searchsorted(jnp.asarray(self.slants), slant(images))
+                raise ValueError(f"label {wrong[0]} is not a digit, an integer in 0 to 9")
+        weights = jnp.searchsorted(jnp.asarray(self.weights), weight(images))
+        slants = len(WEIGHTS) + jnp.searchsorted(jnp.asarray(self.slants), slant(images))
         digits = len(WEIGHTS) + len(SLANTS) + jnp.asarray(labels)
-        return jnp.stack([heavy, leaning, digits], axis=1).astype(jnp.int32)
+        return jnp.stack([weights, slants, digits], axis=1).astype(jnp.int32)
 
 
 def captioner(images: ArrayLike) -> Captioner:
-    """The captioner for which each word describes a third of these images.
+    """The captioner whose weights and slants each describe a third of these images.
 
     Args:
       images: `[N, H, W, C]` in [-1, 1].
 
     Raises:
-      ValueError: there are fewer than three.
+      ValueError: there are fewer than three images.
     """
     if len(np.asarray(images)) < 3:
-        raise ValueError(f"{len(np.asarray(images))} images cannot be told into thirds")
+        raise ValueError(f"terciles need at least 3 images, got {len(np.asarray(images))}")
 
-    def thirds(values: Array) -> tuple[float, float]:
+    def terciles(values: Array) -> tuple[float, float]:
         low, high = np.quantile(np.asarray(values, np.float64), (1 / 3, 2 / 3))
         return float(low), float(high)
 
-    return Captioner(thirds(weight(images)), thirds(slant(images)))
+    return Captioner(terciles(weight(images)), terciles(slant(images)))
 
 
 def encode(caption: str) -> np.ndarray:
-    """A caption's words as numbers, int32 `[3]`.
+    """The tokens of a caption, int32 `[3]`: indices into `WORDS`.
 
     Raises:
-      ValueError: a word is unknown, or they are not a weight, a slant and a digit, in this order;
-        one line that says what would fit.
+      ValueError: a word is unknown, or the words are not a weight, a slant and a digit, in this
+        order; the message is one line with a suggestion or the valid words.
     """
     words = caption.lower().split()
     for word in words:
@@ -131,16 +131,16 @@ def encode(caption: str) -> np.ndarray:
 
 
 def decode(tokens: ArrayLike) -> str:
-    """The caption of tokens, int `[L]` in [0, 16): numbers of `WORDS`.
+    """The caption of tokens, int `[L]` in [0, 16): indices into `WORDS`.
 
     Raises:
       ValueError: a token is out of that range.
     """
-    numbers = np.asarray(tokens)
-    for number in numbers:
-        if not 0 <= number < len(WORDS):
-            raise ValueError(f"token {number} is no word: they are 0 to {len(WORDS) - 1}")
-    return " ".join(WORDS[int(number)] for number in numbers)
+    indices = np.asarray(tokens)
+    for index in indices:
+        if not 0 <= index < len(WORDS):
+            raise ValueError(f"token {index} is not in the vocabulary, 0 to {len(WORDS) - 1}")
+    return " ".join(WORDS[int(index)] for index in indices)
 
 
 def _ink(images: ArrayLike) -> Array:

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits as a TFDS dataset: real images with no download."""
+"""Scikit-learn's handwritten digits as a TFDS dataset: real images without a download."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,7 +13,7 @@ from kd_jax.data.source import Source
 
 
 class Digits(embedded.Embedded, skip_registration=True):  # type: ignore[call-arg]
-    """1,797 digits, 8x8, grey, in scikit-learn's order; its values 0..16 become 0..255."""
+    """1,797 grey digits of 8x8, in scikit-learn's order; values in 0..16 are scaled to 0..255."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "As in scikit-learn."}  # noqa: RUF012
@@ -23,7 +23,7 @@ class Digits(embedded.Embedded, skip_registration=True):  # type: ignore[call-ar
     homepage = "https://archive.ics.uci.edu/dataset/80"
 
     def splits(self) -> dict[str, Iterator[tuple[np.ndarray, int]]]:
-        """All are for training."""
+        """The only split, `train`."""
         return {"train": self._digits()}
 
     def _digits(self) -> Iterator[tuple[np.ndarray, int]]:
@@ -35,19 +35,19 @@ class Digits(embedded.Embedded, skip_registration=True):  # type: ignore[call-ar
 
 
 def open_digits(split: str, size: int, channels: int, cache: Path | None) -> Source:
-    """The digits, written to the cache the first time, enlarged to `size`.
+    """The digits, enlarged to `size`; written to the cache on first use.
 
     Args:
       split: `train`, all 1,797, or a part of it (`train[:1500]`).
       size: height and width, at least 8.
-      channels: 1, 3 or 4; the latter are the same grey.
-      cache: where TFDS datasets are; None is TFDS's default.
+      channels: 1, 3 or 4; 3 and 4 channels repeat the grey value.
+      cache: the directory of TFDS datasets; None is TFDS's default.
 
     Raises:
-      ValueError: `size` is below 8, or there is no such split.
+      ValueError: `size` is below 8, or the split does not exist.
     """
     if size < 8:
-        raise ValueError(f"size is {size}: the digits are 8x8, and can only be enlarged")
+        raise ValueError(f"size is {size}: the digits are 8x8 and can only be enlarged")
     folder = embedded.prepare(Digits, cache or Path(tfds.core.constants.DATA_DIR))
     builder = tfds.builder_from_directory(folder)
     return replace(

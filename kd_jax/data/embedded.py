@@ -1,4 +1,4 @@
-"""Datasets made of images that come with other packages, written once as TFDS datasets."""
+"""TFDS datasets of images that are shipped with other packages, written on first use."""
 
 import contextlib
 import io
@@ -14,23 +14,23 @@ from PIL import Image
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
-    """What is known of a dataset, without asking TFDS's bucket for it."""
+    """The metadata of a dataset, without a request to TFDS's bucket."""
 
     def initialize_from_bucket(self) -> None:
-        """Does nothing: TFDS would go to the network, and leave a folder in the temporary one."""
+        """Does nothing: TFDS would use the network and leave a directory in the temporary one."""
 
 
 class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """A builder whose examples come from `examples`; subclasses say what there is.
+    """A builder whose examples come from `splits`, which subclasses implement.
 
     Attributes:
-      shape: the images'.
-      classes: names, or their number.
-      about: what it is.
-      homepage: where the images are from.
+      shape: the shape of the images.
+      classes: the names of the classes, or their number.
+      about: the description of the dataset.
+      homepage: the origin of the images.
     """
 
-    # TFDS looks beside the code for checksums of downloads, with a package it does not require.
+    # TFDS looks for checksums of downloads next to the code, with a package it does not require.
     code_path = None
     shape: tuple[int, int, int]
     classes: int | Sequence[str]
@@ -61,34 +61,35 @@ class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
-        return {name: self._generate_examples(found) for name, found in self.splits().items()}
+        return {name: self._generate_examples(examples) for name, examples in self.splits().items()}
 
     def _generate_examples(
-        self, found: Iterator[tuple[np.ndarray, int]]
+        self, examples: Iterator[tuple[np.ndarray, int]]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i, (image, label) in enumerate(found):
+        for i, (image, label) in enumerate(examples):
             png = io.BytesIO()
             Image.fromarray(image).save(png, "png")
             yield i, {"image": io.BytesIO(png.getvalue()), "label": label}
 
 
 def prepare(builder: type[Embedded], data_dir: Path) -> Path:
-    """Writes a dataset where TFDS looks for it, if it is not there; returns its folder.
+    """Writes a dataset where TFDS looks for it, unless it exists; returns its directory.
 
-    It is written aside and renamed: any number of processes may do so at once.
+    The dataset is written to a temporary directory and renamed, so that several processes may
+    prepare it concurrently.
     """
     final = data_dir / builder.name / str(builder.VERSION)
     if final.exists():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{builder.name}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=data_dir) as aside, _quiet_tfds():
-        made = builder(data_dir=aside, file_format="array_record")
-        made.download_and_prepare()
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=data_dir) as temporary, _quiet_tfds():
+        dataset = builder(data_dir=temporary, file_format="array_record")
+        dataset.download_and_prepare()
         try:
-            os.rename(made.data_dir, final)
+            os.rename(dataset.data_dir, final)
         except OSError:
-            if not final.exists():  # Otherwise another process has been faster.
+            if not final.exists():  # Otherwise, another process has written it.
                 raise
     return final
 

@@ -1,4 +1,4 @@
-"""Where a set's images come from: whether two sets share some, and name their labels alike."""
+"""The origin of data sets: whether two sets share images, and whether their classes agree."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ from kd_jax.data.source import Source
 
 
 @dataclass(frozen=True, eq=False)
-class Known(Source):
-    """A source that knows what it was made from.
+class SourceWithOrigin(Source):
+    """A source that records the files and class names that it was created from.
 
     Attributes:
-      classes: the labels' names in order, where somebody chose them; else none.
-      parts: `(file, first, end)` of the examples of each file that they were taken from, where that
-        is how they are stored; else none.
+      classes: the names of the classes in the order of the labels; empty if they have no names.
+      parts: `(file, first, end)`, the range of examples of each file; empty if examples are not
+        stored in this way.
     """
 
     classes: tuple[str, ...] = ()
@@ -20,13 +20,13 @@ class Known(Source):
 
 
 def overlap(one: Source, other: Source) -> bool:
-    """Whether two sets are known to have images in common: equal sets, or parts of one TFDS split.
+    """Whether two sets are known to share images: equal sets, or overlapping parts of a TFDS split.
 
-    Copies in other files are not found. A `subset` counts as the set that it was drawn from.
+    Copies in other files are not detected. A `subset` counts as the set that it was drawn from.
     """
     if one.fingerprint == other.fingerprint:
         return True
-    if not (isinstance(one, Known) and isinstance(other, Known)):
+    if not (isinstance(one, SourceWithOrigin) and isinstance(other, SourceWithOrigin)):
         return False
     return any(
         file == other_file and first < other_end and other_first < end
@@ -36,18 +36,18 @@ def overlap(one: Source, other: Source) -> bool:
 
 
 def check_same_classes(one: Source, other: Source) -> None:
-    """Refuses two sets in which a label has different names.
+    """Checks that the classes of two sets have the same names.
 
     Raises:
-      ValueError: it has; the first one is named.
+      ValueError: the names of a class differ; the message names the first such class.
     """
-    if not (isinstance(one, Known) and isinstance(other, Known)):
+    if not (isinstance(one, SourceWithOrigin) and isinstance(other, SourceWithOrigin)):
         return
     if len(one.classes) != len(other.classes):
-        return  # Of one of them they are not known, or the caller sees that by `num_classes`.
+        return  # Names are unknown, or the caller compares `num_classes`.
     for label, names in enumerate(zip(one.classes, other.classes, strict=True)):
         if names[0] != names[1]:
             raise ValueError(
                 f"class {label} is {names[0]!r} in {one.name} and {names[1]!r} in {other.name}: "
-                "the classes must have the same names in both"
+                "class names must agree"
             )

@@ -1,4 +1,4 @@
-"""Patches of the photographs that come with scikit-image and scikit-learn: no download."""
+"""Patches of the photographs that are shipped with scikit-image and scikit-learn: no download."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,11 +16,11 @@ SIDE, STRIDE = 64, 32
 
 TRAIN = ("astronaut", "coffee", "rocket", "flower", "brick", "grass")
 TEST = ("chelsea", "china", "gravel")
-"""The photographs; a patch's label is its photograph's place in both lists."""
+"""The photographs; the label of a patch is the index of its photograph in `TRAIN + TEST`."""
 
 
 class Photos(embedded.Embedded, skip_registration=True):  # type: ignore[call-arg]
-    """Patches of 64x64, half overlapping, row by row; training and test photographs differ."""
+    """Patches of 64x64 with a stride of 32, row by row; training and test photographs differ."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Nine photographs, two of them of scikit-learn."}  # noqa: RUF012
@@ -30,7 +30,7 @@ class Photos(embedded.Embedded, skip_registration=True):  # type: ignore[call-ar
     homepage = "https://scikit-image.org/docs/stable/api/skimage.data.html"
 
     def splits(self) -> dict[str, Iterator[tuple[np.ndarray, int]]]:
-        """Whole photographs are for training or for testing."""
+        """All patches of a photograph belong to the same split."""
         return {"train": self._patches(TRAIN), "test": self._patches(TEST)}
 
     def _patches(self, names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
@@ -55,20 +55,20 @@ def _photo(name: str) -> np.ndarray:
 
 
 def open_photos(split: str, size: int, channels: int, cache: Path | None) -> Source:
-    """The patches, written to the cache the first time, at `size`.
+    """The patches, downsampled to `size`; written to the cache on first use.
 
     Args:
       split: `train` (six photographs), `test` (three others), or a part of one.
       size: height and width, at most 64.
       channels: 1, 3 or 4.
-      cache: where TFDS datasets are; None is TFDS's default.
+      cache: the directory of TFDS datasets; None is TFDS's default.
 
     Raises:
-      ValueError: `size` is above 64, or there is no such split.
+      ValueError: `size` is above 64, or the split does not exist.
     """
     if size > SIDE:
-        raise ValueError(f"size is {size}: the photos' patches are {SIDE}x{SIDE}")
+        raise ValueError(f"size is {size}: the patches of the photos are {SIDE}x{SIDE}")
     folder = embedded.prepare(Photos, cache or Path(tfds.core.constants.DATA_DIR))
     builder = tfds.builder_from_directory(folder)
-    found = from_builder(builder, split, size, channels, resize=True)
-    return replace(found, name=f"photos {split}")
+    source = from_builder(builder, split, size, channels, resize=True)
+    return replace(source, name=f"photos {split}")

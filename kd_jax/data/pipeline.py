@@ -1,4 +1,4 @@
-"""Shuffled batches without end, whose position can be saved and restored exactly."""
+"""Endless iterators of shuffled batches, with a position that can be saved and restored exactly."""
 
 import dataclasses
 import functools
@@ -19,21 +19,21 @@ def _to_stderr(line: str) -> None:
 
 
 class BatchIterator(Iterator[dict[str, np.ndarray]], Protocol):
-    """Batches without end, whose position can be saved: what a training needs of its data."""
+    """The interface of training data: an endless iterator of batches with a restorable position."""
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch given: JSON values."""
+        """The position after the last batch returned: JSON values."""
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position; a ValueError where it is none of this data."""
+        """Restores a position; raises a ValueError if it belongs to other data."""
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
-    """An endless iterator of batches with a position; made by `batches`.
+    """An endless iterator of batches with a position; created by `batches`.
 
     Attributes:
-      skipped: how often another image stood for one that could not be read, since the beginning;
-        of this process's part.
+      skipped: the number of unreadable images replaced by another one since the first batch, in
+        this process's part of the batches.
     """
 
     def __init__(
@@ -42,51 +42,52 @@ class Batches(Iterator[dict[str, np.ndarray]]):
         self._iterator = iterator
         self._pipeline = dict(pipeline)
         self._log = log
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self.skipped = 0
 
     def __next__(self) -> dict[str, np.ndarray]:
         before = self._iterator.get_state()
-        found = next(self._iterator)
-        if isinstance(found, Exception):
+        result = next(self._iterator)
+        if isinstance(result, Exception):
             self._iterator.set_state(before)
-            raise found
-        examples, problems = zip(*found, strict=True)
+            raise result
+        examples, problems = zip(*result, strict=True)
         self.skipped += sum(map(bool, problems))
         for problem in itertools.chain(*problems):
-            if problem not in self._told:
-                self._told.add(problem)
+            if problem not in self._reported:
+                self._reported.add(problem)
                 self._log(f"{problem}; the next image takes its place")
         return to_batch(list(examples))
 
     def get_state(self) -> dict[str, Any]:
-        """The position after the last batch given, and what it is a position in: JSON values.
+        """The position after the last batch returned, and the identity of its data: JSON values.
 
-        Good for any number of processes, and equal in all of them but for `skipped`, which is there
-        where it is not 0.
+        Valid for any number of processes, and equal in all of them except for `skipped`, which is
+        present if it is not 0.
         """
-        lost = {"skipped": self.skipped} if self.skipped else {}
+        skipped = {"skipped": self.skipped} if self.skipped else {}
         return {
             "position": self._iterator.get_state(),
             "pipeline": dict(self._pipeline),
-            **lost,
+            **skipped,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position: the next batch is the one that came next when it was saved.
+        """Restores a position: the next batch is the one that followed when it was saved.
 
         Args:
-          state: from `get_state`, here or in another process.
+          state: from `get_state`, of this or another process.
 
         Raises:
-          ValueError: it is of another pipeline (the first difference is named), or no position.
+          ValueError: the position is malformed or belongs to another pipeline; the message names
+            the first difference.
         """
         self._iterator.set_state({"next_index": _position(state, self._pipeline)})
         self.skipped = int(state.get("skipped", 0))
 
 
 class EmptyBatches(Iterator[dict[str, np.ndarray]]):
-    """Empty batches without end: the data of a run that needs none."""
+    """An endless iterator of empty batches, for runs without data."""
 
     def __next__(self) -> dict[str, np.ndarray]:
         return {}
@@ -96,17 +97,17 @@ class EmptyBatches(Iterator[dict[str, np.ndarray]]):
         return {"position": {}, "pipeline": {"source": None}}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Checks that a position is one in no data.
+        """Checks that a position belongs to empty batches.
 
         Raises:
-          ValueError: it is a position in some data.
+          ValueError: the position belongs to other data.
         """
         if state != self.get_state():
-            raise ValueError(f"a position in data does not fit a run without: {str(state)[:80]}")
+            raise ValueError(f"a position in data does not fit empty batches: {str(state)[:80]}")
 
 
 class GeneratedBatches(Iterator[dict[str, np.ndarray]]):
-    """Batches that a function draws; made by `drawn`."""
+    """Batches generated by a function; created by `generated_batches`."""
 
     def __init__(
         self,
@@ -137,16 +138,17 @@ class GeneratedBatches(Iterator[dict[str, np.ndarray]]):
         return {"position": {"next_index": self._number}, "pipeline": dict(self._pipeline)}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position.
+        """Restores a position.
 
         Raises:
-          ValueError: it is of another pipeline (the first difference is named), or no position.
+          ValueError: the position is malformed or belongs to another pipeline; the message names
+            the first difference.
         """
         self._number = _position(state, self._pipeline)
 
 
 class ZippedBatches(Iterator[dict[str, np.ndarray]]):
-    """Batches of several sets of images at once, with one position; made by `together`."""
+    """Batches of several sets of images, with one position; created by `zipped_batches`."""
 
     def __init__(self, parts: Mapping[str, Batches]):
         self._parts = dict(parts)
@@ -156,23 +158,24 @@ class ZippedBatches(Iterator[dict[str, np.ndarray]]):
         try:
             return {name: next(part)["image"] for name, part in self._parts.items()}
         except Exception:
-            self.set_state(before)  # of those that have gone on already
+            self.set_state(before)  # for the parts that have already advanced
             raise
 
     @property
     def skipped(self) -> int:
-        """As `Batches.skipped`, of all sets."""
+        """The sum of `Batches.skipped` over all sets."""
         return sum(part.skipped for part in self._parts.values())
 
     def get_state(self) -> dict[str, Any]:
-        """The position, as `Batches.get_state` has it, of each set."""
+        """The positions of all sets by name, in the form of `Batches.get_state`."""
         return {name: part.get_state() for name, part in self._parts.items()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Goes to a position.
+        """Restores a position.
 
         Raises:
-          ValueError: it is of other sets (the first difference is named), or no position.
+          ValueError: the position is malformed or belongs to other sets; the message names the
+            first difference.
         """
         if sorted(state) != sorted(self._parts):
             raise ValueError(
@@ -198,21 +201,22 @@ def generated_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> GeneratedBatches:
-    """Batches without end of what is synthesised: no two are the same.
+    """An endless iterator of synthesised batches that never repeats.
 
-    Batch number k is a function of `draw`, `batch_size`, `seed` and k alone.
+    Batch number k is a function of `draw`, `batch_size`, `seed` and k only.
 
     Args:
       draw: `(random generator, count) -> {name: [count, ...]}`.
-      batch_size: of the global batch.
-      seed: of everything drawn, not negative.
-      name: of what is drawn, with all that determines it: positions of another name do not fit.
-      process_index: which part of each global batch to give: part i of `process_count`, in order.
-      process_count: how many processes share each batch; it must divide `batch_size`.
+      batch_size: the size of the global batch.
+      seed: the seed of the random generators, not negative.
+      name: identifies the data and everything that determines them: a position is only valid for
+        data of the same name.
+      process_index: the part of each global batch to return: part i of `process_count`, in order.
+      process_count: the number of processes that share each batch; it must divide `batch_size`.
 
     Raises:
-      ValueError: an argument is out of range; by the iterator, when `draw` gives another number of
-        examples.
+      ValueError: an argument is out of range; or (from the iterator) `draw` returns a wrong number
+        of examples.
     """
     per_process = _per_process(batch_size, seed, process_index, process_count)
     first = process_index * per_process
@@ -228,30 +232,30 @@ def generated_batches(
 def zipped_batches(
     sources: Mapping[str, Source], batch_size: int, seed: int, **options: Any
 ) -> ZippedBatches:
-    """Batches without end of several sets of images at once, as unpaired translation needs them.
+    """An endless iterator of batches of several sets of images, as for unpaired translation.
 
-    Each is shuffled on its own and begins anew when it is through: the sets may have different
-    numbers of images, and which meet is chance.
+    Each set is shuffled independently and repeats in epochs of its own: the sets may have different
+    numbers of images, and images are combined at random.
 
     Args:
-      sources: by the names of the batches' entries.
-      batch_size: of each, in the global batch.
-      seed: of the orders, not negative.
-      **options: of `batches`.
+      sources: the sets by the names of the batches' entries.
+      batch_size: the number of images of each set in the global batch.
+      seed: the seed of the orders, not negative.
+      **options: options of `batches`.
 
     Returns:
       An iterator of `{name: [batch_size / process_count, H, W, C] float32 in [-1, 1]}`.
 
     Raises:
-      ValueError: there is no set, the images' shapes differ, or as `batches`.
+      ValueError: `sources` is empty, the shapes of the images differ, or as in `batches`.
     """
     shapes = {name: source.image_shape for name, source in sources.items()}
     if len(set(shapes.values())) != 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
-        raise ValueError(f"sets of images of one shape are needed, there are: {listed}")
+        raise ValueError(f"sources must have images of one shape, got: {listed}")
     if seed < 0:
         raise ValueError(f"seed is {seed}: it must not be negative")
-    # Of one seed, sets of equal size would be in the same order, and always the same images meet.
+    # With one seed, sets of equal size would have the same order, and always combine equal indices.
     seeds = {name: seed * len(sources) + index for index, name in enumerate(sources)}
     return ZippedBatches(
         {
@@ -272,23 +276,24 @@ def batches(
     skip_corrupt: bool = False,
     log: Callable[[str], None] = _to_stderr,
 ) -> Batches:
-    """Batches without end: shuffled epochs, one after another.
+    """An endless iterator of batches: shuffled epochs, one after another.
 
-    Every epoch has each image once, in an order of its own. A batch may span two epochs, or many
-    where the source is smaller than it. Batch number k is a function of the source, `batch_size`,
-    `seed` and k alone.
+    Every epoch has each image once, in a different order. A batch may span two epochs, or more if
+    the source is smaller than a batch. Batch number k is a function of the source, `batch_size`,
+    `seed` and k only.
 
     Args:
       source: from `open_source` or `subset`.
-      batch_size: of the global batch.
-      seed: of the order, not negative.
-      start: how many batches to leave out.
-      process_index: which part of each global batch to give: part i of `process_count`, in order.
-      process_count: how many processes share each batch; it must divide `batch_size`.
-      skip_corrupt: whether the next image that can be read stands for one that cannot: always the
-        same, so that batches stay functions of their number. Otherwise, and unless the source says
-        so, the iterator raises the UnreadableError that names it, and stays where it is.
-      log: is given a line about each image that cannot be read, once.
+      batch_size: the size of the global batch.
+      seed: the seed of the order, not negative.
+      start: the number of the first batch.
+      process_index: the part of each global batch to return: part i of `process_count`, in order.
+      process_count: the number of processes that share each batch; it must divide `batch_size`.
+      skip_corrupt: whether to replace an unreadable image by the next readable one; the replacement
+        is deterministic, so that batches remain functions of their number. Otherwise, unless
+        `source.skip_corrupt` is set, the iterator raises an UnreadableError that names the image,
+        and its position does not change.
+      log: called with one line for each unreadable image, once.
 
     Returns:
       An iterator of `{"image": [batch_size / process_count, H, W, C] float32 in [-1, 1], "label":
@@ -303,12 +308,13 @@ def batches(
     if skip_corrupt:
         source = dataclasses.replace(source, skip_corrupt=True)
     if start < 0:
-        raise ValueError(f"start is {start}: it is a number of batches")
+        raise ValueError(f"start is {start}: it must not be negative")
 
     @functools.lru_cache(maxsize=4)
     def order(epoch: int) -> npt.NDArray[np.int64]:
-        # Not Grain's shuffle, made for large sets: 26 us an image for 1,797 of them, 0.5 ms for 90,
-        # 4 ms for 10 (version 0.2.18), and epoch e of seed s is there epoch 0 of seed s + e.
+        # Not Grain's shuffle, which is designed for large sets: it takes 26 us per image for 1,797
+        # images, 0.5 ms for 90 and 4 ms for 10 (version 0.2.18), and its epoch e of seed s is epoch
+        # 0 of seed s + e.
         return np.argsort(np.random.default_rng([seed, epoch]).random(len(source)))
 
     def indices(start: int, stop: int) -> list[int]:
@@ -319,10 +325,10 @@ def batches(
         first = number * batch_size + process_index * per_process
         try:
             return [source.example(i) for i in indices(first, first + per_process)]
-        except Exception as error:  # Grain would add lines of its own, and lose the position.
+        except Exception as error:  # Grain would extend the message and lose the position.
             return error
 
-    # Grain's default is 500 elements read ahead, and here an element is a batch.
+    # Grain reads 500 elements ahead by default; here, an element is a batch.
     threads = 0 if source.in_memory else min(8, os.cpu_count() or 1)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     iterator = iter(grain.MapDataset.range(sys.maxsize).map(read).to_iter_dataset(options))
@@ -332,13 +338,13 @@ def batches(
         "fingerprint": source.fingerprint,
         "batch_size": int(batch_size),
         "seed": int(seed),
-        "order": digest(indices(0, 256)),  # Another NumPy may shuffle otherwise.
+        "order": digest(indices(0, 256)),  # Another version of NumPy may shuffle differently.
     }
     return Batches(iterator, pipeline, log)
 
 
 def _per_process(batch_size: int, seed: int, process_index: int, process_count: int) -> int:
-    """The examples of each batch that are this process's, once the arguments are known to fit."""
+    """The number of examples per batch and process. Checks the arguments."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
     if not 0 <= process_index < process_count:
@@ -351,16 +357,16 @@ def _per_process(batch_size: int, seed: int, process_index: int, process_count: 
 
 
 def _position(state: Mapping[str, Any], pipeline: Mapping[str, Any]) -> int:
-    """The number of the next batch, if this is a position in that pipeline."""
-    there = state.get("pipeline")
+    """The number of the next batch. Checks that the position belongs to this pipeline."""
+    saved = state.get("pipeline")
     position = state.get("position")
-    if not isinstance(there, Mapping) or not isinstance(position, Mapping):
-        raise ValueError(f"no position in the data: {str(dict(state))[:80]}")
-    names = f"a position in {there.get('source')} does not fit {pipeline['source']}"
-    for key, here in pipeline.items():
-        if key != "source" and there.get(key) != here:
-            raise ValueError(f"{names}: {key} is {there.get(key)!r} there, {here!r} here")
+    if not isinstance(saved, Mapping) or not isinstance(position, Mapping):
+        raise ValueError(f"invalid position in the data: {str(dict(state))[:80]}")
+    mismatch = f"a position in {saved.get('source')} does not fit {pipeline['source']}"
+    for key, value in pipeline.items():
+        if key != "source" and saved.get(key) != value:
+            raise ValueError(f"{mismatch}: {key} is {saved.get(key)!r}, expected {value!r}")
     index = position.get("next_index")
     if not isinstance(index, int) or index < 0:
-        raise ValueError(f"no position in the data: next_index is {index!r}")
+        raise ValueError(f"invalid position in the data: next_index is {index!r}")
     return index

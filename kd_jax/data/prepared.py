@@ -1,4 +1,4 @@
-"""TFDS datasets that are prepared as array_record: random access, no TensorFlow."""
+"""TFDS datasets that are prepared as array_record: random access without TensorFlow."""
 
 import difflib
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy.typing as npt
 import tensorflow_datasets as tfds
 
 from kd_jax.data.images import check_fits, decode, first_line, open_image
-from kd_jax.data.origin import Known
+from kd_jax.data.origin import SourceWithOrigin
 from kd_jax.data.source import Source, digest
 
 
@@ -19,52 +19,53 @@ def open_prepared(
     """A TFDS dataset by name (`cifar10`, `name/config:1.0.0`).
 
     Args:
-      name: as TFDS has it.
-      split: as TFDS has it.
+      name: the TFDS name.
+      split: the TFDS split.
       size: height and width.
       channels: 1, 3 or 4.
-      cache: where TFDS datasets are; None is TFDS's default.
-      resize: make the images fit.
+      cache: the directory of TFDS datasets; None is TFDS's default.
+      resize: whether to resize and convert images that do not match.
 
     Raises:
-      FileNotFoundError: it is not prepared.
-      ValueError: TFDS knows no such dataset, or it is of no use here.
+      FileNotFoundError: the dataset is not prepared.
+      ValueError: TFDS does not have the dataset, or it is not supported.
     """
     try:
         builder = tfds.builder(name, data_dir=cache)
     except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)  # Those are asked for online.
+        # Community datasets would need the network.
+        known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else f", nor is it in {cache or 'the cache'}"
-        raise ValueError(f"TFDS knows no dataset {name!r}{hint}") from None
+        hint = f"; did you mean {close[0]}?" if close else f", nor does {cache or 'the cache'}"
+        raise ValueError(f"TFDS has no dataset {name!r}{hint}") from None
     except (ValueError, AssertionError, ImportError) as error:
         raise ValueError(f"tfds:{name} cannot be opened: {first_line(error)}") from None
     return from_builder(builder, split, size, channels, resize)
 
 
 def from_builder(builder: Any, split: str, size: int, channels: int, resize: bool) -> Source:
-    """A prepared builder's images and labels.
+    """The images and labels of a prepared builder.
 
-    The fingerprint trusts TFDS that a name and a version are one content (not its sizes in bytes,
-    which depend on who compressed it).
+    The fingerprint assumes that a TFDS name and version determine the content. (Sizes in bytes are
+    not used, since they depend on the compression.)
 
     Args:
       builder: a `tfds.core.DatasetBuilder`.
-      split: as TFDS has it.
+      split: the TFDS split.
       size: height and width.
       channels: 1, 3 or 4.
-      resize: make the images fit.
+      resize: whether to resize and convert images that do not match.
 
     Raises:
-      FileNotFoundError: it is not prepared.
-      ValueError: it has no such split, no `image`, or images that do not fit.
+      FileNotFoundError: the dataset is not prepared.
+      ValueError: the split or the feature `image` does not exist, or the images do not match.
     """
     info = builder.info
     name = info.full_name
     if not info.splits:
         builder_name = "/".join(filter(None, [info.name, info.config_name]))
         raise FileNotFoundError(
-            f"{name} is not prepared in {builder.data_dir}; do so once with "
+            f"{name} is not prepared in {builder.data_dir}; prepare it once with "
             f"tfds.builder({builder_name!r}, data_dir={str(builder.data_dir_root)!r}, "
             "file_format='array_record').download_and_prepare()"
         )
@@ -79,11 +80,11 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
         raise ValueError(f"{name} has no 8-bit feature 'image'; it has {', '.join(features)}")
     has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
     num_classes = features["label"].num_classes if has_label else 1
-    # TFDS would decode with its own choice of decoder, and warn about it.
+    # TFDS would choose a decoder itself and warn about it.
     skip = {key: tfds.decode.SkipDecoding() for key in features}
     try:
-        chosen = info.splits[split]
-        if not chosen.num_examples:
+        split_info = info.splits[split]
+        if not split_info.num_examples:
             raise ValueError(f"no images in split {split!r}")
         records = builder.as_data_source(split=split, decoders=skip)
     except (ValueError, KeyError, AssertionError) as error:
@@ -91,13 +92,13 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
 
     def record(i: int) -> tuple[bytes, int]:
         try:
-            found = records[i]
-        except Exception as error:  # array_record has no exceptions of its own.
+            example = records[i]
+        except Exception as error:  # array_record has no exception types.
             raise ValueError(f"{name} {split}[{i}] cannot be read: {first_line(error)}") from None
-        label = int(found["label"]) if has_label else 0
-        if not 0 <= label < num_classes:  # TFDS has -1 where it does not tell.
-            raise ValueError(f"{name} {split}[{i}] has label {label}: {split} is without labels")
-        return found["image"], label
+        label = int(example["label"]) if has_label else 0
+        if not 0 <= label < num_classes:  # TFDS uses -1 for hidden labels.
+            raise ValueError(f"{name} {split}[{i}] has label {label}: {split} has no labels")
+        return example["image"], label
 
     def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
         encoded, label = record(i)
@@ -105,8 +106,9 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
 
     first = f"{name} {split}[0]"
     check_fits(open_image(record(0)[0], first), first, size, channels, resize)
-    files = [[Path(part.filename).name, part.skip, part.take] for part in chosen.file_instructions]
-    return Known(
+    instructions = split_info.file_instructions
+    files = [[Path(part.filename).name, part.skip, part.take] for part in instructions]
+    return SourceWithOrigin(
         name=f"tfds:{name} {split}",
         image_shape=(size, size, channels),
         num_classes=num_classes,

@@ -1,4 +1,4 @@
-"""A set of images by number: what every experiment reads, whatever it comes from."""
+"""`Source`, the common interface of all data sets: random access to images and labels."""
 
 import hashlib
 import json
@@ -11,33 +11,33 @@ import numpy as np
 import numpy.typing as npt
 
 IN_MEMORY_BYTES = 2**30
-"""Sets of at most so many bytes, decoded as uint8, are kept in memory once read."""
+"""Sets of at most this size, decoded as uint8, are cached in memory."""
 
 
 class UnreadableError(ValueError):
-    """An image cannot be read; the message is one line that names it."""
+    """An image cannot be read; the message is one line that names the image."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Images and their labels by number.
+    """Random access to images and their labels.
 
-    `len(source)` is their number; `source[i]` is `{"image": [H, W, C] float32 in [-1, 1],
-    "label": int32}`, the same at each call.
+    `len(source)` is the number of images; `source[i]` is `{"image": [H, W, C] float32 in [-1, 1],
+    "label": int32}`, the same for every call.
 
     Attributes:
-      name: where they come from, for people.
+      name: a description of the origin, for people.
       image_shape: `(H, W, C)`.
-      num_classes: labels are below it; 1 where there are no labels, which then are all 0.
-      fingerprint: 16 hex digits of a sha256 of what determines the content: equal fingerprints mean
-        equal images in equal order.
-      length: how many there are.
-      read: `i -> ([H, W, C] uint8, label)` for `0 <= i < length`; not to be written to. May be
-        called from several threads.
+      num_classes: labels are in [0, num_classes); 1 for sets without labels, whose labels are 0.
+      fingerprint: 16 hex digits of a SHA-256 of everything that determines the content: equal
+        fingerprints mean equal images in equal order.
+      length: the number of images.
+      read: `i -> ([H, W, C] uint8, label)` for `0 <= i < length`; the result must not be modified.
+        May be called from several threads.
       read_labels: `() -> [length] int32`, without decoding images.
-      in_memory: whether `read` keeps what it has read.
-      skip_corrupt: whether the next image that can be read stands for one that cannot: always the
-        same one. Otherwise `source[i]`, `arrays` and batches raise an UnreadableError.
+      in_memory: whether `read` caches images.
+      skip_corrupt: whether to replace an unreadable image by the next readable one, which is always
+        the same. Otherwise, `source[i]`, `load_all` and batches raise an UnreadableError.
     """
 
     name: str
@@ -58,10 +58,10 @@ class Source:
         return {"image": to_float(image), "label": np.int32(label)}
 
     def example(self, i: int) -> tuple[tuple[npt.NDArray[np.uint8], int], list[str]]:
-        """What `read` gives, or would of the next image that can be read; what could not be.
+        """The image and label of the first readable image from `i` on, and the errors before it.
 
         Raises:
-          UnreadableError: image `i` cannot be read and `skip_corrupt` is not set, or none can be.
+          UnreadableError: image `i` is unreadable and `skip_corrupt` is not set, or all images are.
         """
         problems: list[str] = []
         for place in range(i, i + self.length):
@@ -89,20 +89,21 @@ def subset(
     seed: int,
     stratified: bool = True,
 ) -> Source:
-    """Some of the images, in the same order: the regime of scarce data.
+    """A random subset of the images, in the same order, for training with limited data.
 
-    With the same seed a smaller subset is part of every larger one.
+    For the same seed, a smaller subset is contained in every larger one.
 
     Args:
-      source: where to draw from, without replacement.
-      fraction: how many to draw, as a part of all, in (0, 1], rounded to the nearest count; or
-      count: how many to draw.
-      seed: of the draw.
-      stratified: draw from each class in proportion to its size, within one image, and at least one
-        from each class if `count` allows it. (InputAxis all labels.)
+      source: the set to draw from, without replacement.
+      fraction: the size of the subset as a fraction of the set, in (0, 1], rounded to the nearest
+        count; or
+      count: the size of the subset.
+      seed: the seed of the draw.
+      stratified: whether to draw from each class in proportion to its size, within one image, and
+        at least one image of each class if `count` allows it. (Reads all labels.)
 
     Raises:
-      ValueError: not exactly one of `fraction` and `count` is given, or it is out of range.
+      ValueError: not exactly one of `fraction` and `count` is set, or it is out of range.
     """
     if (fraction is None) == (count is None):
         raise ValueError("subset takes either fraction= or count=")
@@ -111,8 +112,8 @@ def subset(
             raise ValueError(f"fraction is {fraction}: it must be in (0, 1]")
         count = math.floor(fraction * len(source) + 0.5)
     if count is None or not 1 <= count <= len(source):
-        raise ValueError(f"a subset of {count} images of {source.name}, which has {len(source)}")
-    # Doubles and argsort: of all that NumPy draws, the least likely to change with its version.
+        raise ValueError(f"cannot draw {count} images of {source.name}, which has {len(source)}")
+    # Doubles and argsort: the least likely to change between versions of NumPy.
     draw = np.random.default_rng(seed).random(len(source))
     rank = draw
     if stratified:
@@ -123,33 +124,33 @@ def subset(
             members = members[np.argsort(draw[members])]
             rank[members] = np.arange(len(members)) / len(members)
     indices = np.sort(np.lexsort((draw, rank))[:count])
-    return _chosen(source, indices, f"{source.name}, {count} of {len(source)}")
+    return _select(source, indices, f"{source.name}, {count} of {len(source)}")
 
 
 def strided(source: Source, step: int, start: int = 0) -> Source:
-    """Each `step`-th image, from number `start` on: `source[start::step]`.
+    """Every `step`-th image, beginning at index `start`: `source[start::step]`.
 
-    Those of `start` = 0, ..., `step` - 1 are disjoint and together the whole: one set of images
-    dealt out, so that each part has of everything that lies together in it.
+    The sets for `start` = 0, ..., `step` - 1 are a partition of the source, and neighbouring images
+    are distributed over all of them.
 
     Args:
       source: the images.
-      step: from one to the next, at least 1.
-      start: the first, at least 0.
+      step: the distance between indices, at least 1.
+      start: the first index, in [0, len(source)).
 
     Raises:
-      ValueError: a number is out of range, or `source` has no image of number `start`.
+      ValueError: `step` or `start` is out of range.
     """
     if step < 1 or not 0 <= start < len(source):
         raise ValueError(
-            f"[{start}::{step}] of {source.name}, which has {len(source)} images, is no set of "
-            "images: step is at least 1, and start one of their numbers"
+            f"[{start}::{step}] of {source.name}, which has {len(source)} images, is invalid: step "
+            "must be at least 1 and start in [0, length)"
         )
     indices = np.arange(start, len(source), step)
-    return _chosen(source, indices, f"{source.name}[{start}::{step}]")
+    return _select(source, indices, f"{source.name}[{start}::{step}]")
 
 
-def _chosen(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
+def _select(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
     return cache_in_memory(
         replace(
             source,
@@ -163,7 +164,7 @@ def _chosen(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
 
 
 def load_all(source: Source) -> dict[str, np.ndarray]:
-    """All of it at once: `image` `[N, H, W, C]` float32 in [-1, 1], `label` `[N]` int32.
+    """All images and labels: `image` `[N, H, W, C]` float32 in [-1, 1], `label` `[N]` int32.
 
     Raises:
       UnreadableError: as `Source.example`.
@@ -172,24 +173,24 @@ def load_all(source: Source) -> dict[str, np.ndarray]:
 
 
 def cache_in_memory(source: Source) -> Source:
-    """The source, keeping what it has read if all of it fits into `IN_MEMORY_BYTES`."""
+    """The source with a cache of its images, if all of them fit into `IN_MEMORY_BYTES`."""
     if source.in_memory or source.length * math.prod(source.image_shape) > IN_MEMORY_BYTES:
         return source
     images = np.empty((source.length, *source.image_shape), np.uint8)
     labels = np.empty(source.length, np.int32)
-    known = np.zeros(source.length, np.bool_)
+    cached = np.zeros(source.length, np.bool_)
 
     def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
-        if not known[i]:
+        if not cached[i]:
             images[i], labels[i] = source.read(i)
-            known[i] = True  # Last: another thread may be looking.
+            cached[i] = True  # Last: other threads may read it.
         return images[i], int(labels[i])
 
     return replace(source, read=read, in_memory=True)
 
 
 def to_float(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """From 0..255 to float32 in [-1, 1], both ends exact."""
+    """Maps 0..255 to float32 in [-1, 1]; both ends are exact."""
     out = images.astype(np.float32)
     out /= 127.5
     out -= 1
@@ -197,7 +198,7 @@ def to_float(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def to_batch(examples: list[tuple[npt.NDArray[np.uint8], int]]) -> dict[str, np.ndarray]:
-    """Examples as read, as arrays: `image` `[B, H, W, C]` in [-1, 1] and `label` `[B]` int32."""
+    """Stacks examples: `image` `[B, H, W, C]` float32 in [-1, 1] and `label` `[B]` int32."""
     images, labels = zip(*examples, strict=True)
     return {"image": to_float(np.stack(images)), "label": np.array(labels, np.int32)}
 

@@ -1,12 +1,13 @@
-"""Synthesised tones of a plucked string: waveforms without any recording, and no two the same.
+"""Synthesised tones of a plucked string: an unlimited supply of waveforms, without recordings.
 
-batches = drawn(partial(plucked, length=1024), batch_size=32, seed=0, name="plucked 1024")
+draw = partial(plucked, length=1024)
+batches = generated_batches(draw, batch_size=32, seed=0, name="plucked 1024")
 """
 
 import numpy as np
 
 PITCHES = (110.0, 440.0)
-"""The fundamentals' range in Hz, A2 to A4."""
+"""The range of the fundamentals in Hz, A2 to A4."""
 
 _HARMONICS = 32
 
@@ -14,24 +15,24 @@ _HARMONICS = 32
 def plucked(
     random: np.random.Generator, count: int, *, length: int = 1024, rate: int = 8000
 ) -> dict[str, np.ndarray]:
-    """Ideal strings, plucked somewhere and heard from a random moment on.
+    """Ideal strings, plucked at a random point; a tone starts at a random time after the pluck.
 
-    A string plucked at the part p of its length has harmonics of amplitudes sin(pi k p) / k^2, all
-    in phase (Fletcher & Rossing 1998, section 2.7). Each dies away, the higher the faster, and is
-    left out where it is above half the rate.
+    A string plucked at the fraction p of its length has harmonics of amplitudes
+    sin(pi k p) / k^2, all in phase (Fletcher & Rossing 1998, section 2.7). Harmonics decay
+    exponentially, at a rate proportional to k; those above half the sampling rate are omitted.
 
     Args:
-      random: what everything is drawn from.
-      count: how many.
-      length: samples of each.
-      rate: samples a second.
+      random: the random generator.
+      count: the number of tones.
+      length: the number of samples of each tone.
+      rate: the sampling rate in Hz.
 
     Returns:
       `wave` `[count, length, 1]` float32 in [-1, 1], and `pitch` `[count]` float32 in Hz, uniform
       on a logarithmic scale over `PITCHES`.
 
     Raises:
-      ValueError: the rate is too low for the highest fundamental, or there are no samples.
+      ValueError: the rate is too low for the highest fundamental, or the length is not positive.
     """
     if rate <= 2 * PITCHES[1] or length < 1:
         raise ValueError(

@@ -115,11 +115,11 @@ class ByClass(NamedTuple):
     top1: float | None
 
 
-def by_class(seen: Features, labels: np.ndarray, reference: Reference, ddof: int) -> ByClass:
+def by_class(outputs: Features, labels: np.ndarray, reference: Reference, ddof: int) -> ByClass:
     """Frechet distance and classification accuracy of each class.
 
     Args:
-      seen: extractor outputs of generated images.
+      outputs: extractor outputs of generated images.
       labels: int `[N]`, the requested classes.
       reference: the real images.
       ddof: see `frechet.finish`.
@@ -128,16 +128,16 @@ def by_class(seen: Features, labels: np.ndarray, reference: Reference, ddof: int
       ValueError: a class has too few images.
     """
     distances = intra_class_frechet_distance(
-        seen.features, labels, reference.features, reference.labels, ddof=ddof
+        outputs.features, labels, reference.features, reference.labels, ddof=ddof
     )
-    if seen.logits.shape[1] != reference.source.num_classes:
+    if outputs.logits.shape[1] != reference.source.num_classes:
         return ByClass(distances.classes, distances.mean, {}, None)
-    accuracies = accuracy(seen.logits, labels)
+    accuracies = accuracy(outputs.logits, labels)
     return ByClass(distances.classes, distances.mean, accuracies.classes, accuracies.top1)
 
 
 def quality(
-    seen: Features,
+    outputs: Features,
     classes: ByClass | None,
     reference: Reference,
     conventions: Conventions,
@@ -145,7 +145,7 @@ def quality(
     """The metrics of `quality_columns` for generated images.
 
     Args:
-      seen: extractor outputs of the images.
+      outputs: extractor outputs of the images.
       classes: metrics of the same images by class, from `by_class`; None without labels.
       reference: the real images.
       conventions: the metric definitions to use.
@@ -153,7 +153,7 @@ def quality(
     Raises:
       ValueError: there are too few images, or a feature is not finite.
     """
-    features, real, ddof = seen.features, reference.features, conventions.ddof
+    features, real, ddof = outputs.features, reference.features, conventions.ddof
     kernel = kid(
         features,
         real,
@@ -161,7 +161,7 @@ def quality(
         size=conventions.kid_size,
         seed=conventions.kid_seed,
     )
-    logits = seen.logits if conventions.logits_bias else seen.unbiased
+    logits = outputs.logits if conventions.logits_bias else outputs.unbiased
     score = inception_score(logits, conventions.splits, shuffle_seed=conventions.shuffle_seed)
     overlap = neighbourhoods(features, real, conventions.k, strict=conventions.strict)
     figures = {
@@ -230,14 +230,14 @@ def cost_of(subject: EvaluatedGenerator, inputs: Sequence[Any]) -> dict[str, Fig
     }
 
 
-def class_table(found: Mapping[str, ByClass]) -> Classes:
+def class_table(by_network: Mapping[str, ByClass]) -> Classes:
     """The table of classes in the report.
 
     Args:
-      found: metrics by class, by network name.
+      by_network: metrics by class, by network name.
     """
     columns, digits, figures = [], [], []
-    for name, each in found.items():
+    for name, each in by_network.items():
         for title, decimals, values in (
             ("accuracy", 3, each.accuracy),
             ("distance", 2, each.distance),

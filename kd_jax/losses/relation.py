@@ -145,7 +145,7 @@ def probability_transfer(student: Array, teacher: Array, epsilon: float = 1e-7) 
     return jnp.mean((p - epsilon) * jnp.log(p / q))
 
 
-def direction_kl(student: Array, moved: Array, teacher: Array, teacher_moved: Array) -> Array:
+def direction_kl(student: Array, shifted: Array, teacher: Array, teacher_shifted: Array) -> Array:
     """The divergence of the similarities between images and latent-shifted images. A scalar.
 
     `C[i, j]` is the cosine of the features of image i and of image j after a step in latent space;
@@ -154,9 +154,9 @@ def direction_kl(student: Array, moved: Array, teacher: Array, teacher_moved: Ar
 
     Args:
       student: `[B, ...]` feature of the student's images, B >= 2.
-      moved: `[B, ...]` feature of the student's images from shifted latents.
+      shifted: `[B, ...]` feature of the student's images from shifted latents.
       teacher: `[B, ...]` feature of the teacher's images.
-      teacher_moved: `[B, ...]` feature of the teacher's images from the same shifted latents.
+      teacher_shifted: `[B, ...]` feature of the teacher's images from the same shifted latents.
 
     Returns:
       A scalar, >= 0. Invariant to the scale of a feature.
@@ -165,17 +165,17 @@ def direction_kl(student: Array, moved: Array, teacher: Array, teacher_moved: Ar
       ValueError: an argument is None, batch sizes differ or are smaller than 2, or one network's
         two features differ in shape.
     """
-    similarities, target = _shift_similarities(student, moved, teacher, teacher_moved)
+    similarities, target = _shift_similarities(student, shifted, teacher, teacher_shifted)
     log_p, log_q = jax.nn.log_softmax(target, axis=1), jax.nn.log_softmax(similarities, axis=1)
     return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1))
 
 
-def direction_l2(student: Array, moved: Array, teacher: Array, teacher_moved: Array) -> Array:
+def direction_l2(student: Array, shifted: Array, teacher: Array, teacher_shifted: Array) -> Array:
     """The mean squared difference of the similarities of `direction_kl`. A scalar in [0, 4].
 
     Arguments and errors are those of `direction_kl`.
     """
-    similarities, target = _shift_similarities(student, moved, teacher, teacher_moved)
+    similarities, target = _shift_similarities(student, shifted, teacher, teacher_shifted)
     return jnp.mean((similarities - target) ** 2)
 
 
@@ -237,10 +237,10 @@ def _shift_similarities(
     student: Array, shifted: Array, teacher: Array, teacher_shifted: Array
 ) -> tuple[Array, Array]:
     student, shifted, teacher, teacher_shifted = _check_batches(
-        student=student, moved=shifted, teacher=teacher, teacher_moved=teacher_shifted
+        student=student, shifted=shifted, teacher=teacher, teacher_shifted=teacher_shifted
     )
-    same_shape(student=student, moved=shifted)
-    same_shape(teacher=teacher, teacher_moved=teacher_shifted)
+    same_shape(student=student, shifted=shifted)
+    same_shape(teacher=teacher, teacher_shifted=teacher_shifted)
     return _cosines(student, shifted), jax.lax.stop_gradient(_cosines(teacher, teacher_shifted))
 
 

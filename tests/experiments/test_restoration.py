@@ -172,6 +172,7 @@ def test_without_colours_the_baseline_is_nearest_edges(tmp_path):
     assert evaluation.inputs.generator[0].shape == (5, 16, 16, 1)
 
 
+@pytest.mark.slow
 def test_without_the_response_term_distillation_equals_training_from_scratch(tmp_path):
     config = tiny("superres", tmp_path, **{"distilled.response": 0.0})
     task = superres.build(config)

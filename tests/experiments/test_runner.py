@@ -133,6 +133,7 @@ def test_held_out_tones_are_not_in_the_training_data():
         assert np.abs(drawn["wave"] - held_out).max(axis=(1, 2)).min() > 1e-3
 
 
+@pytest.mark.slow
 def test_real_images_match_their_captions():
     """Weight and slant are measured in the image itself; the digit is classified accurately."""
     task = text_to_image.build(tiny("text_to_image"))

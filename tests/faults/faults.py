@@ -1,4 +1,4 @@
-"""What the tests of faults share."""
+"""Helpers shared by the fault tests."""
 
 import hashlib
 import json
@@ -17,15 +17,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def digest(tree):
-    """A sha256 of the bits of all leaves and their paths."""
-    found = hashlib.sha256()
+    """A SHA-256 digest of the bits of all leaves and their paths."""
+    sha256 = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
         leaf = np.asarray(leaf)
-        found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
-        found.update(leaf.tobytes())
-    return found.hexdigest()
+        sha256.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        sha256.update(leaf.tobytes())
+    return sha256.hexdigest()
 
 
 def steps(folder):
@@ -34,7 +34,7 @@ def steps(folder):
 
 
 def everything(folder):
-    """Digests of all that a training leaves: state, batches to come, metrics, best generator."""
+    """Digests of a training's results: state, next batches, metrics, best generator."""
     folder = Path(folder).absolute()
     last = folder / "checkpoints" / str(steps(folder)[-1])
     data = json.loads((last / "data" / "metadata").read_text())
@@ -52,12 +52,12 @@ def everything(folder):
 
 
 def command(folder, *arguments):
-    """The training as a command."""
+    """The training's command line."""
     return [sys.executable, "-m", "tests.faults.training", str(folder), *map(str, arguments)]
 
 
 def start(folder, *arguments, devices=1, **environment):
-    """The training as a process."""
+    """Starts the training in a process."""
     return subprocess.Popen(
         command(folder, *arguments),
         cwd=ROOT,
@@ -69,7 +69,7 @@ def start(folder, *arguments, devices=1, **environment):
 
 
 def run(folder, *arguments, **options):
-    """The training as a process, to its end: `(exit code, stdout, stderr)`."""
+    """Runs the training in a process to its end: `(exit code, stdout, stderr)`."""
     with start(folder, *arguments, **options) as process:
         out, error = process.communicate(timeout=300)
         return process.returncode, out, error

@@ -1,4 +1,4 @@
-"""A checkpoint damaged anywhere: never restored wrong; the one before it is taken."""
+"""A checkpoint damaged anywhere is never restored; the previous one is restored instead."""
 
 import random
 import shutil
@@ -12,30 +12,30 @@ from selection import quick
 from kd_jax.checkpoint import Checkpoints
 
 CASES = 100
-KINDS = ("generator", "training", "data", "meta", "manifest.json", "")  # "": Orbax's own
-HOW = ("0%", "50%", "99%", "flip")
+KINDS = ("generator", "training", "data", "meta", "manifest.json", "")  # "": Orbax's own files
+DAMAGE = ("0%", "50%", "99%", "flip")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A training's checkpoints, its state's shapes, and the states at both of its steps."""
+    """A training's checkpoints, its state's shapes, and the digests of its states by step."""
     folder = tmp_path_factory.mktemp("run")
     training.train(folder, training.training_plan(10), training.batches())
     like = jax.eval_shape(lambda: training.training_plan(10).init(jax.random.key(3), example()))
-    found = {}
+    digests = {}
     for step in faults.steps(folder):
-        one = folder / f"only{step}"
-        shutil.copytree(folder / "checkpoints" / str(step), one / str(step))
-        found[step] = faults.digest(restored(one, like)[0])
-    assert sorted(found) == [5, 10]
-    return folder / "checkpoints", like, found
+        copy = folder / f"only{step}"
+        shutil.copytree(folder / "checkpoints" / str(step), copy / str(step))
+        digests[step] = faults.digest(restore(copy, like)[0])
+    assert sorted(digests) == [5, 10]
+    return folder / "checkpoints", like, digests
 
 
 def example():
     return next(training.batches())
 
 
-def restored(folder, like, log=print):
+def restore(folder, like, log=print):
     checkpoints = Checkpoints(folder, {}, allow_changes=True, log=log)
     try:
         return checkpoints.restore(like)
@@ -43,49 +43,51 @@ def restored(folder, like, log=print):
         checkpoints.close()
 
 
-def victims(folder, kind):
-    place = folder / kind if kind else folder
-    if place.is_file():
-        return [place]
-    files = place.iterdir() if not kind else place.rglob("*")
+def candidates(folder, kind):
+    """The files of an item that a test may damage."""
+    root = folder / kind if kind else folder
+    if root.is_file():
+        return [root]
+    files = root.iterdir() if not kind else root.rglob("*")
     return sorted(
         p for p in files if p.is_file() and p.name != "manifest.json" and p.stat().st_size
     )
 
 
 @pytest.mark.parametrize("number", quick(range(CASES), 24))
-def test_the_step_before_is_taken(tmp_path, run, number):
+def test_the_previous_step_is_restored(tmp_path, run, number):
     original, like, states = run
     shutil.copytree(original, tmp_path / "checkpoints")
-    draw = random.Random(number)
-    kind, how = KINDS[number % len(KINDS)], HOW[number // len(KINDS) % len(HOW)]
-    victim = draw.choice(victims(tmp_path / "checkpoints" / "10", kind))
+    rng = random.Random(number)
+    kind = KINDS[number % len(KINDS)]
+    damage = DAMAGE[number // len(KINDS) % len(DAMAGE)]
+    victim = rng.choice(candidates(tmp_path / "checkpoints" / "10", kind))
     content = victim.read_bytes()
-    if how == "flip":
-        place = draw.randrange(len(content))
-        changed = bytes([content[place] ^ (1 << draw.randrange(8))])
-        victim.write_bytes(content[:place] + changed + content[place + 1 :])
+    if damage == "flip":
+        position = rng.randrange(len(content))
+        changed = bytes([content[position] ^ (1 << rng.randrange(8))])
+        victim.write_bytes(content[:position] + changed + content[position + 1 :])
     else:
-        victim.write_bytes(content[: len(content) * int(how[:-1]) // 100])
+        victim.write_bytes(content[: len(content) * int(damage[:-1]) // 100])
     assert victim.read_bytes() != content
-    told = []
-    state, data = restored(tmp_path / "checkpoints", like, told.append)
+    messages = []
+    state, data = restore(tmp_path / "checkpoints", like, messages.append)
     assert faults.digest(state) == states[5]
     assert data["batches"]["position"] == {"next_index": 5}
-    (line,) = [line for line in told if "set aside" in line]
+    (line,) = [line for line in messages if "set aside" in line]
     assert "\n" not in line
     assert "and step 5 taken" in line
-    # A list of files that is damaged itself may lack a name, and have another.
+    # A damaged manifest may lack a file's name, or list a wrong one.
     assert str(tmp_path / "checkpoints" / "10" if kind == "manifest.json" else victim) in line
     assert (tmp_path / "checkpoints" / "10.damaged").is_dir()
 
 
 @pytest.mark.parametrize("item", ["generator", "training", "data", "meta"])
-def test_an_item_that_is_missing(tmp_path, run, item):
+def test_a_missing_item(tmp_path, run, item):
     original, like, states = run
     shutil.copytree(original, tmp_path / "checkpoints")
     shutil.rmtree(tmp_path / "checkpoints" / "10" / item)
-    told = []
-    state, _ = restored(tmp_path / "checkpoints", like, told.append)
+    messages = []
+    state, _ = restore(tmp_path / "checkpoints", like, messages.append)
     assert faults.digest(state) == states[5]
-    assert any(f"10/{item}/" in line and "is missing" in line for line in told)
+    assert any(f"10/{item}/" in line and "is missing" in line for line in messages)

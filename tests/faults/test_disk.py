@@ -1,11 +1,12 @@
-"""A full disk: told at its step, never taken for saved, and the older steps stay."""
+"""A full disk is reported at its step; the failed step is not listed and older steps remain."""
 
 import re
 
 import faults
 import pytest
 
-# The disk is full from batch 12 to batch 23: of the steps 15 and 20, and of the best of 12 and 18.
+# The disk is full from batch 12 to batch 23, which fails the checkpoints of steps 15 and 20 and the
+# best checkpoints of steps 12 and 18.
 FULL = ("--full", 12, 23)
 
 
@@ -17,7 +18,7 @@ def unbroken(tmp_path_factory):
     return faults.everything(folder)
 
 
-def test_it_stops(tmp_path, unbroken):
+def test_a_failed_save_stops_the_training(tmp_path, unbroken):
     code, out, error = faults.run(tmp_path / "run", "--steps=30", *FULL)
     assert code == 2
     (line,) = [line for line in error.splitlines() if line.startswith("error:")]
@@ -31,16 +32,15 @@ def test_it_stops(tmp_path, unbroken):
 
 
 @pytest.mark.slow
-def test_it_goes_on(tmp_path, unbroken):
+def test_a_failed_save_is_logged_and_training_continues(tmp_path, unbroken):
     arguments = ("--steps=30", *FULL, "--save_errors=go_on")
     code, out, error = faults.run(tmp_path / "run", *arguments)
     assert code == 0, error
-    told = [line for line in out.splitlines() if "warning" in line]
+    warnings = [line for line in out.splitlines() if "warning" in line]
     for step in (15, 20):
-        assert sum(f"step {step} not saved to" in line for line in told) == 1
-    assert all("the training continues" in line for line in told)
-    after = faults.everything(tmp_path / "run")
-    assert after == unbroken
+        assert sum(f"step {step} not saved to" in line for line in warnings) == 1
+    assert all("the training continues" in line for line in warnings)
+    assert faults.everything(tmp_path / "run") == unbroken
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_the_last_step_must_be_saved(tmp_path):
     assert faults.steps(tmp_path / "run") == [5, 10]
 
 
-# Later, when the metrics file itself is longer than what may be written.
+# Later, when the metrics file itself exceeds the size limit.
 METRICS = ("--steps=80", "--full", 52, 70)
 
 

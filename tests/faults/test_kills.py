@@ -1,4 +1,4 @@
-"""Killed at any moment and started again, a training ends with the same bits."""
+"""A training that is killed at any moment and restarted gives bitwise the same results."""
 
 import random
 import signal
@@ -8,7 +8,7 @@ import faults
 import pytest
 from selection import quick
 
-KILLS = 3  # of one training, one after another
+KILLS = 3  # per training
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +23,22 @@ def unbroken(tmp_path_factory):
 @pytest.mark.parametrize("seed", quick(range(10)))
 def test_killed_three_times(tmp_path, unbroken, seed):
     expected, seconds = unbroken
-    draw, kills = random.Random(seed), 0
+    rng, kills = random.Random(seed), 0
     while kills < KILLS:
         with faults.start(tmp_path / "run") as process:
-            if kills:  # in the midst of a save, a moment after it, or anywhere
-                wanted = len(faults.steps(tmp_path / "run")) and faults.steps(tmp_path / "run")[-1]
+            if kills:  # during a save, shortly after it, or between saves
+                latest = len(faults.steps(tmp_path / "run")) and faults.steps(tmp_path / "run")[-1]
                 while (
-                    process.poll() is None and wanted == (faults.steps(tmp_path / "run") or [0])[-1]
+                    process.poll() is None and latest == (faults.steps(tmp_path / "run") or [0])[-1]
                 ):
                     time.sleep(0.002)
-                time.sleep(draw.uniform(0, 0.15 * seconds / KILLS))
+                time.sleep(rng.uniform(0, 0.15 * seconds / KILLS))
             else:
-                time.sleep(draw.uniform(0.3, 0.8) * seconds)
+                time.sleep(rng.uniform(0.3, 0.8) * seconds)
             process.send_signal(signal.SIGKILL)
             process.communicate()
             if process.returncode == 0:
-                break  # it was through before
+                break  # it finished before the signal
             assert process.returncode == -signal.SIGKILL
             kills += 1
     assert kills

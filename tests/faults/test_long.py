@@ -1,4 +1,4 @@
-"""Very many steps: memory, open files and compiled programs stay as they are."""
+"""Memory, open files and compiled programs stay constant over very many steps."""
 
 import gc
 import os
@@ -12,9 +12,9 @@ STEPS = 200_000
 
 
 @pytest.mark.slow
-def test_nothing_grows(tmp_path, monkeypatch):
-    """Checkpoints, figures and logs every thousand steps, as in a training of weeks."""
-    process, seen = psutil.Process(), []
+def test_resources_stay_constant(tmp_path, monkeypatch):
+    """Checkpoints, metrics and logs every thousand steps, as in a training of weeks."""
+    process, usage = psutil.Process(), []
     monkeypatch.setattr(training, "LOG", 1000)
     monkeypatch.setattr(training, "EVALUATE", 1000)
     monkeypatch.setattr(training, "CHECKPOINT", 1000)
@@ -25,15 +25,15 @@ def test_nothing_grows(tmp_path, monkeypatch):
 
     def quality(variables):
         gc.collect()
-        seen.append((process.memory_info().rss, process.num_fds(), len(compiled)))
+        usage.append((process.memory_info().rss, process.num_fds(), len(compiled)))
         return {"mean": 0.0}
 
     monkeypatch.setattr(training, "quality", quality)
     training.train(tmp_path, training.training_plan(STEPS), training.batches())
-    memory, files, programs = zip(*seen, strict=True)
-    assert len(seen) == STEPS // 1000
+    memory, files, programs = zip(*usage, strict=True)
+    assert len(usage) == STEPS // 1000
     assert len(os.listdir(tmp_path / "checkpoints")) == 2
-    start = len(seen) // 3
+    start = len(usage) // 3
     assert max(memory[start:]) < 1.05 * memory[start]
     assert max(files[1:]) <= files[1]
     assert programs[-1] == programs[1]

@@ -1,4 +1,4 @@
-"""Nothing is executed that a file says, and nothing is written but where it was asked for."""
+"""No code from files is executed; nothing is written outside the run's folder and the cache."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ import pytest
 SOURCES = sorted((faults.ROOT / "kd_jax").rglob("*.py")) + sorted(
     (faults.ROOT / "experiments").rglob("*.py")
 )
-# The one place that reads pickles: as data, by a list of what may be in them.
+# The only module that reads pickles: as data, restricted to a list of allowed types.
 UNPICKLER = faults.ROOT / "kd_jax" / "pretrained" / "unpickle.py"
 FORBIDDEN = {
     "pickle", "cPickle", "_pickle", "dill", "joblib", "cloudpickle", "shelve", "marshal",
@@ -20,7 +20,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(faults.ROOT)))
-def test_no_file_can_say_what_to_do(path):
+def test_no_module_executes_code_from_files(path):
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         names = []
@@ -47,7 +47,7 @@ def hook(event, args):
         if any(c in mode for c in "wax+") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             writing.append(os.path.abspath(args[0]))
     elif event in ("os.mkdir", "os.remove", "os.rmdir") and args[-1] != -1:
-        pass  # inside of a folder that shutil.rmtree has opened, which is told too
+        pass  # relative to a folder opened by shutil.rmtree, which is an event of its own
     elif event in ("os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"):
         writing.append(os.path.abspath(os.fspath(args[0])))
     elif event in ("os.rename", "os.link", "os.symlink"):
@@ -62,11 +62,11 @@ print("WRITTEN " + json.dumps(sorted(set(writing))))
 
 
 @pytest.mark.slow
-def test_a_run_writes_in_its_folder_and_the_cache_only(tmp_path):
+def test_a_run_writes_only_to_its_folder_and_the_cache(tmp_path):
     from experiments import harness
 
     run = tmp_path / "run"
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", WATCHED, str(run)],
         cwd=faults.ROOT,
         capture_output=True,
@@ -75,8 +75,8 @@ def test_a_run_writes_in_its_folder_and_the_cache_only(tmp_path):
         check=False,
         env={**faults.os.environ, "MPLCONFIGDIR": str(tmp_path / "matplotlib")},
     )
-    assert ran.returncode == 0, ran.stderr
-    (line,) = [line for line in ran.stdout.splitlines() if line.startswith("WRITTEN ")]
+    assert result.returncode == 0, result.stderr
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("WRITTEN ")]
     written = [Path(name) for name in json.loads(line.removeprefix("WRITTEN "))]
     assert any(path.is_relative_to(run / "seed0") for path in written)
     allowed = (run, harness.cache_dir().absolute(), tmp_path / "matplotlib", Path("/dev"))

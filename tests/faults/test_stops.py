@@ -1,4 +1,4 @@
-"""Asked to end, a training saves within one step, and goes on to the same bits."""
+"""A training that receives a signal saves within one step and resumes bit-exactly."""
 
 import os
 import signal
@@ -15,11 +15,11 @@ from kd_jax.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
 
 
 class Interrupted:
-    """Batches in whose midst a signal comes: with that of this step."""
+    """Batches that send a signal to this process together with the batch of one step."""
 
-    def __init__(self, given, number, which):
-        # The first one is looked at for its shapes, before the training.
-        self._given, self._left, self._which = given, number + 1, which
+    def __init__(self, batches, number, which):
+        # Plus 1: the first batch only gives the shapes, before the training.
+        self._batches, self._left, self._which = batches, number + 1, which
 
     def __iter__(self):
         return self
@@ -28,10 +28,10 @@ class Interrupted:
         self._left -= 1
         if not self._left:
             os.kill(os.getpid(), self._which)
-        return next(self._given)
+        return next(self._batches)
 
     def __getattr__(self, name):
-        return getattr(self._given, name)
+        return getattr(self._batches, name)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ def unbroken(tmp_path_factory):
 
 @pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("number", quick([6, 1, 5, 7, 22]))
-def test_a_signal_saves_the_step_it_came_in(tmp_path, monkeypatch, unbroken, which, number):
+def test_a_signal_saves_the_current_step(tmp_path, monkeypatch, unbroken, which, number):
     monkeypatch.setattr(harness, "STOP", ShutdownSignal())
-    given = Interrupted(training.batches(), number, which)
+    batches = Interrupted(training.batches(), number, which)
     with harness.STOP, pytest.raises(ShutdownRequested) as stopped:
-        training.train(tmp_path, training.training_plan(23), given, keep_every=1)
+        training.train(tmp_path, training.training_plan(23), batches, keep_every=1)
     assert stopped.value.code == EXIT_CODE == 75
     assert faults.steps(tmp_path)[-1] == number
     monkeypatch.setattr(harness, "STOP", ShutdownSignal())
@@ -57,38 +57,38 @@ def test_a_signal_saves_the_step_it_came_in(tmp_path, monkeypatch, unbroken, whi
     assert after == {k: v for k, v in unbroken.items() if k != "steps"}
 
 
-def test_a_second_signal_ends_at_once(tmp_path, monkeypatch):
+def test_a_second_signal_exits_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "STOP", ShutdownSignal())
 
-    def twice():
+    def signal_twice():
         os.kill(os.getpid(), signal.SIGTERM)
         assert harness.STOP()
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-        pytest.fail("still here")
+        pytest.fail("the signal did not end the program")
 
     with harness.STOP, harness.STOP.deferred(), pytest.raises(ShutdownRequested, match="SIGTERM"):
-        twice()
+        signal_twice()
 
 
-def test_where_nothing_is_to_be_saved_a_signal_ends_at_once():
-    def once():
+def test_a_signal_exits_at_once_when_there_is_nothing_to_save():
+    def signal_once():
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
-        pytest.fail("still here")
+        pytest.fail("the signal did not end the program")
 
     with ShutdownSignal(), pytest.raises(ShutdownRequested, match="SIGINT"):
-        once()
+        signal_once()
 
 
-def test_handlers_are_given_back():
+def test_handlers_are_restored():
     before = [signal.getsignal(number) for number in ShutdownSignal.SIGNALS]
     with ShutdownSignal():
         assert [signal.getsignal(number) for number in ShutdownSignal.SIGNALS] != before
     assert [signal.getsignal(number) for number in ShutdownSignal.SIGNALS] == before
 
 
-def test_minutes(tmp_path, monkeypatch, unbroken):
+def test_the_time_limit_in_minutes(tmp_path, monkeypatch, unbroken):
     now = [0.0]
     monkeypatch.setattr("kd_jax.shutdown.time.monotonic", lambda: now[0])
     monkeypatch.setattr(harness, "STOP", ShutdownSignal(minutes=2))
@@ -106,7 +106,7 @@ def test_minutes(tmp_path, monkeypatch, unbroken):
             ShutdownSignal(minutes=bad)
 
 
-def test_the_program_ends_with_the_documented_code(tmp_path):
+def test_the_program_exits_with_the_documented_code(tmp_path):
     with faults.start(tmp_path / "run", "--steps=1000000") as process:
         for line in process.stdout:
             if "images/s" in line:
@@ -118,10 +118,10 @@ def test_the_program_ends_with_the_documented_code(tmp_path):
     assert f"stopped at step {step} of 1000000; step {step} is saved" in out
 
 
-def test_a_finished_training_is_not_stopped(tmp_path, monkeypatch):
+def test_a_signal_in_the_last_step_does_not_interrupt_a_finished_training(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "STOP", ShutdownSignal())
-    given = Interrupted(training.batches(), 3, signal.SIGTERM)
+    batches = Interrupted(training.batches(), 3, signal.SIGTERM)
     with harness.STOP:
-        training.train(tmp_path, training.training_plan(3), given)
+        training.train(tmp_path, training.training_plan(3), batches)
     assert faults.steps(tmp_path) == [3]
     assert jax.process_count() == 1

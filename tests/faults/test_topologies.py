@@ -1,4 +1,4 @@
-"""A training saved on some devices goes on on others."""
+"""A training that is saved on some devices resumes on others."""
 
 import itertools
 
@@ -22,15 +22,15 @@ def mesh_of(devices, rule):
     return kd.make_mesh(devices // model, model, jax.devices()[:devices])
 
 
-def losses(state, made, mesh, rule, batches, steps):
-    """The total losses of so many steps, and the state after them."""
-    step = kd.compile_step(made.step, mesh, RULES[rule])
-    teacher = kd.place(made.teacher, mesh)
-    found = []
+def losses(state, plan, mesh, rule, batches, steps):
+    """The total losses `[steps, 2]` of both networks, and the state after these steps."""
+    step = kd.compile_step(plan.step, mesh, RULES[rule])
+    teacher = kd.place(plan.teacher, mesh)
+    totals = []
     for _ in range(steps):
         state, metrics = step(state, teacher, kd.place_batch(next(batches), mesh))
-        found.append([float(metrics["g/total"]), float(metrics["d/total"])])
-    return np.array(found), state
+        totals.append([float(metrics["g/total"]), float(metrics["d/total"])])
+    return np.array(totals), state
 
 
 @pytest.mark.parametrize(
@@ -41,22 +41,22 @@ def losses(state, made, mesh, rule, batches, steps):
     ),
     ids=str,
 )
-def test_other_devices(tmp_path, before, after):
-    made, batches = training.training_plan(100), training.batches()
+def test_resuming_on_other_devices(tmp_path, before, after):
+    plan, batches = training.training_plan(100), training.batches()
     example = next(training.batches())
 
     def init():
-        return made.init(jax.random.key(3), example)
+        return plan.init(jax.random.key(3), example)
 
     (devices, rule), (others, other_rule) = before, after
     mesh, other_mesh = mesh_of(devices, rule), mesh_of(others, other_rule)
     state = kd.initialize(init, mesh, RULES[rule])
-    _, state = losses(state, made, mesh, rule, batches, 5)
+    _, state = losses(state, plan, mesh, rule, batches, 5)
     checkpoints = Checkpoints(tmp_path, {})
     checkpoints.save(5, state, batches.get_state())
     checkpoints.close()
     like = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         jax.eval_shape(init),
         shardings(jax.eval_shape(init), other_mesh, RULES[other_rule]),
     )
@@ -66,15 +66,15 @@ def test_other_devices(tmp_path, before, after):
     assert faults.digest(restored) == faults.digest(state)
     for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(like), strict=True):
         assert leaf.sharding == expected.sharding
-    again = training.batches()
-    again.set_state(position)
-    here, _ = losses(state, made, mesh, rule, batches, 20)
-    there, _ = losses(restored, made, other_mesh, other_rule, again, 20)
-    np.testing.assert_allclose(there, here, rtol=1e-4)
+    resumed = training.batches()
+    resumed.set_state(position)
+    losses_before, _ = losses(state, plan, mesh, rule, batches, 20)
+    losses_after, _ = losses(restored, plan, other_mesh, other_rule, resumed, 20)
+    np.testing.assert_allclose(losses_after, losses_before, rtol=1e-4)
 
 
-def test_another_mesh_needs_leave(tmp_path):
-    """The experiments refuse to go on with other bits unless they are told to."""
+def test_another_mesh_requires_allow_changes(tmp_path):
+    """Experiments do not resume on another mesh, which changes rounding, without allow_changes."""
     from experiments import digits, harness
 
     config = digits.get_config("tiny")

@@ -1,4 +1,4 @@
-"""Wrong settings, made at random of the right ones, are all refused before anything is compiled."""
+"""Random wrong settings are all rejected before anything is compiled."""
 
 import importlib
 import random
@@ -18,7 +18,7 @@ CASES = 500
 
 
 def leaves(config, path="config"):
-    """The paths of all settings, and their values."""
+    """The paths and values of all settings."""
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             yield from leaves(value, f"{path}.{name}")
@@ -26,17 +26,17 @@ def leaves(config, path="config"):
             yield f"{path}.{name}", value
 
 
-def misspelt(draw, word):
-    """A word with one letter lost, doubled, exchanged for another or for its neighbour."""
-    place = draw.randrange(len(word))
-    kind = draw.randrange(4)
+def misspell(rng, word):
+    """A word with one letter removed, doubled or replaced, or swapped with the next one."""
+    position = rng.randrange(len(word))
+    kind = rng.randrange(4)
     if kind == 0 and len(word) > 1:
-        return word[:place] + word[place + 1 :]
+        return word[:position] + word[position + 1 :]
     if kind == 1:
-        return word[:place] + word[place] + word[place:]
+        return word[:position] + word[position] + word[position:]
     if kind == 2:
-        return word[:place] + draw.choice("qxz") + word[place + 1 :]
-    return word[:place] + word[place : place + 2][::-1] + word[place + 2 :]
+        return word[:position] + rng.choice("qxz") + word[position + 1 :]
+    return word[:position] + word[position : position + 2][::-1] + word[position + 2 :]
 
 
 WRONG = {
@@ -47,40 +47,40 @@ WRONG = {
 }
 
 
-def wrong_type(draw, value):
-    return draw.choice(WRONG[type(value)]) if type(value) in WRONG else None
+def wrong_type(rng, value):
+    return rng.choice(WRONG[type(value)]) if type(value) in WRONG else None
 
 
 def case(number):
-    """An experiment and the flag with which it is asked for nonsense; what is near, if anything."""
-    draw = random.Random(number)
+    """An experiment, a wrong flag, and the name it was misspelt from (None for a wrong value)."""
+    rng = random.Random(number)
     while True:
-        name = draw.choice(EXPERIMENTS)
+        name = rng.choice(EXPERIMENTS)
         experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-        config = experiment.get_config(draw.choice(list(experiment.presets)))
-        path, value = draw.choice(list(leaves(config)))
+        config = experiment.get_config(rng.choice(list(experiment.presets)))
+        path, value = rng.choice(list(leaves(config)))
         if number % 2:
             *parents, last = path.split(".")[1:]
             node = config
             for parent in parents:
                 node = node[parent]
-            wrong = misspelt(draw, last)
+            wrong = misspell(rng, last)
             if wrong and wrong not in node:
                 return experiment, f"--{'.'.join(['config', *parents, wrong])}={value}", last
-        elif (given := wrong_type(draw, value)) is not None:
-            return experiment, f"--{path}={given}", None
+        elif (wrong_value := wrong_type(rng, value)) is not None:
+            return experiment, f"--{path}={wrong_value}", None
 
 
 @pytest.mark.parametrize("first", quick(range(10), 3))
-def test_they_are_refused(first):
+def test_wrong_settings_are_rejected(first):
     suggested = near = 0
     for number in range(first, CASES, 10):
-        experiment, flag, right = case(number)
-        with pytest.raises(harness.UsageError) as refused:
+        experiment, flag, correct = case(number)
+        with pytest.raises(harness.UsageError) as raised:
             harness.parse(experiment, ["program", "--workdir=DIR", flag], flags.FlagValues())
-        error = str(refused.value)
+        error = str(raised.value)
         assert flag.partition("=")[0].rpartition(".")[2] in error, (flag, error)
-        if right is not None:
+        if correct is not None:
             near += 1
-            suggested += f"did you mean {right}?" in error
-    assert suggested >= 0.9 * near  # of names of two or three letters nothing may be near
+            suggested += f"did you mean {correct}?" in error
+    assert suggested >= 0.9 * near  # names of two or three letters may have no similar name

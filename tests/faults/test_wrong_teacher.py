@@ -1,4 +1,4 @@
-"""A teacher that does not fit is refused before anything is compiled or written."""
+"""A teacher that does not fit is rejected before anything is compiled or written."""
 
 import faults
 import jax
@@ -11,7 +11,8 @@ import kd_jax as kd
 from experiments import harness
 
 
-def changed(path, value):
+def with_parameter(path, value):
+    """The teacher's variables with one parameter replaced, or removed where `value` is None."""
     variables = jax.tree.map(np.asarray, training.teacher_variables())
     layer, name = path
     params = {**variables["params"]}
@@ -25,19 +26,19 @@ KERNEL = "params/Dense_1/kernel"
 
 CASES = {
     "shape": (
-        lambda: changed(("Dense_1", "kernel"), np.zeros((8, 9), np.float32)),
+        lambda: with_parameter(("Dense_1", "kernel"), np.zeros((8, 9), np.float32)),
         rf"the teacher: {KERNEL} is float32 \(8, 9\), and float32 \(8, 8\) in the network",
     ),
     "dtype": (
-        lambda: changed(("Dense_1", "kernel"), np.zeros((8, 8), np.float16)),
+        lambda: with_parameter(("Dense_1", "kernel"), np.zeros((8, 8), np.float16)),
         rf"the teacher: {KERNEL} is float16 \(8, 8\), and float32 \(8, 8\)",
     ),
     "extra key": (
-        lambda: changed(("Dense_7", "kernel"), np.zeros((8, 8), np.float32)),
+        lambda: with_parameter(("Dense_7", "kernel"), np.zeros((8, 8), np.float32)),
         r"the teacher has params/Dense_7/kernel, which the network does not have",
     ),
     "missing key": (
-        lambda: changed(("Dense_1", "kernel"), None),
+        lambda: with_parameter(("Dense_1", "kernel"), None),
         rf"the teacher has no {KERNEL}, which the network has",
     ),
     "latent size": (
@@ -48,13 +49,13 @@ CASES = {
 }
 
 
-def refused(tmp_path, monkeypatch, message, **options):
-    """Trains, and sees that it is refused, that no step was compiled and nothing written."""
+def assert_rejected(tmp_path, monkeypatch, message, **options):
+    """Asserts that the training raises, compiles no step and writes nothing."""
 
     def compile_step(step, *args, **kwargs):
         class Step:
             def __call__(self, *_):
-                raise AssertionError("a step was called")
+                raise AssertionError("a training step was called")
 
             eval_shape = staticmethod(lambda *_: None)
 
@@ -68,13 +69,13 @@ def refused(tmp_path, monkeypatch, message, **options):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_its_variables(tmp_path, monkeypatch, name):
-    make, message = CASES[name]
-    refused(tmp_path, monkeypatch, message, teacher=make())
+def test_the_teachers_variables(tmp_path, monkeypatch, name):
+    make_variables, message = CASES[name]
+    assert_rejected(tmp_path, monkeypatch, message, teacher=make_variables())
 
 
 @pytest.mark.parametrize(
-    ("units", "message"),
+    ("scale", "message"),
     [
         (lambda x: (x + 1) / 2, r"the teacher's images are in \[0\.\d+, 0\.\d+\] and the real"),
         (
@@ -85,34 +86,34 @@ def test_its_variables(tmp_path, monkeypatch, name):
     ],
     ids=["[0, 1]", "[0, 255]", "NaN"],
 )
-def test_its_units(tmp_path, monkeypatch, units, message):
+def test_the_range_of_the_teachers_images(tmp_path, monkeypatch, scale, message):
     network = training.TEACHER.generator
 
     def apply(variables, *inputs, **options):
         image, taps, variables = network.apply(variables, *inputs, **options)
-        return units(image), taps, variables
+        return scale(image), taps, variables
 
     teacher = kd.PerNetwork(network._replace(apply=apply), None)
-    refused(
+    assert_rejected(
         tmp_path, monkeypatch, message, teacher=training.teacher_variables(),
         nets=kd.Networks(*training.STUDENT, teacher=teacher.generator),
     )  # fmt: skip
 
 
-def test_the_teacher_is_the_same_after_a_thousand_steps(tmp_path):
+def test_the_teacher_is_unchanged_after_a_thousand_steps(tmp_path):
     variables = jax.device_get(training.teacher_variables())
     before = faults.digest(variables)
-    made = training.training_plan(1000, teacher=variables)
-    placed = kd.place(made.teacher, kd.make_mesh(data=2, devices=jax.devices()[:2]))
-    step = kd.compile_step(kd.skip_nonfinite(made.step), donate=True)
+    plan = training.training_plan(1000, teacher=variables)
+    placed = kd.place(plan.teacher, kd.make_mesh(data=2, devices=jax.devices()[:2]))
+    step = kd.compile_step(kd.skip_nonfinite(plan.step), donate=True)
     batches = training.batches()
-    state = made.init(jax.random.key(0), next(batches))
-    held = jax.device_put(variables)
+    state = plan.init(jax.random.key(0), next(batches))
+    on_device = jax.device_put(variables)
     for _ in range(1000):
-        state, _ = step(state, kd.Teacher(held), next(batches))
+        state, _ = step(state, kd.Teacher(on_device), next(batches))
     assert int(state.step) == 1000
-    for copy in (variables, held, placed.generator):
+    for copy in (variables, on_device, placed.generator):
         assert faults.digest(copy) == before
     assert faults.digest(state.ema) != faults.digest(
-        made.init(jax.random.key(0), next(batches)).ema
+        plan.init(jax.random.key(0), next(batches)).ema
     )

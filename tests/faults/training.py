@@ -1,9 +1,10 @@
-"""A training of seconds, as a program: what the faults befall.
+"""A training of a few seconds, as a program, for the fault tests.
 
-    python -m tests.faults.training DIR [--steps=60] [--config.run.patience=1] ...
+    python -m tests.faults.training DIR [--steps=60] [--patience=1] ...
 
 A multilayer-perceptron student learns digits from its teacher. Checkpoints are written every 5
-steps, figures of quality every 6, windows end every 4: stops fall between everything.
+steps, quality is evaluated every 6 and metrics are logged every 4, so that an interruption may fall
+between any two of these.
 """
 
 import argparse
@@ -31,7 +32,7 @@ STUDENT = kd.models.mlp.gan(SIZE, 4)
 
 
 def parts(g_terms=None, d_terms=None, teacher=TEACHER):
-    """What a step is made of."""
+    """The arguments of a training step."""
     adversarial = kd.methods.nonsaturating()
     response = kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))
     return {
@@ -44,27 +45,27 @@ def parts(g_terms=None, d_terms=None, teacher=TEACHER):
 
 
 def teacher_variables(network=TEACHER, latent=LATENT):
-    """The teacher, which has learnt nothing."""
+    """The initial variables of a teacher that is not trained."""
     return jax.jit(network.generator.init)(jax.random.key(1), np.zeros((BATCH, latent), np.float32))
 
 
 def training_plan(steps, teacher=None, wrap=lambda step: step, **changes):
-    """The training; `changes` are those of `parts`."""
+    """The training plan; `changes` are passed to `parts`, but `nets` replaces its entry."""
     nets = changes.pop("nets", None)
-    made = parts(**changes) | ({"nets": nets} if nets else {})
+    arguments = parts(**changes) | ({"nets": nets} if nets else {})
     return harness.TrainingPlan(
-        init=partial(kd.init_state, **made),
-        step=wrap(kd.make_train_step(**made, ema=0.9)),
+        init=partial(kd.init_state, **arguments),
+        step=wrap(kd.make_train_step(**arguments, ema=0.9)),
         teacher=kd.Teacher(teacher_variables() if teacher is None else teacher),
         steps=steps,
-        diagnosis=diagnostics.diagnosis(**made),
-        nets=made["nets"],
-        inputs=made["inputs"],
+        diagnosis=diagnostics.diagnosis(**arguments),
+        nets=arguments["nets"],
+        inputs=arguments["inputs"],
     )
 
 
 def batches(seed=0, source=None, **options):
-    """The digits, this process's part of them."""
+    """Batches of digits: this process's part."""
     source = source or data.open_source("digits", "train", SIZE, 1)
     return data.batches(
         source,
@@ -77,16 +78,16 @@ def batches(seed=0, source=None, **options):
 
 
 def quality(variables):
-    """A figure of the averaged generator that any bit of it changes."""
+    """A metric of the averaged generator that changes with any of its bits."""
     return {"mean": float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(variables)))}
 
 
-def train(folder, made, given, mesh=None, rule=kd.replicated, **options):
+def train(folder, plan, batches, mesh=None, rule=kd.replicated, **options):
     """`harness.train` with this training's periods."""
     return harness.train(
         Path(folder),
-        made,
-        given,
+        plan,
+        batches,
         seed=3,
         configuration={"what": "a fault"},
         quality=quality,
@@ -99,34 +100,34 @@ def train(folder, made, given, mesh=None, rule=kd.replicated, **options):
     )
 
 
-class Bad:
-    """Batches of which one, of one process, has NaN in it, or cannot be read."""
+class BadBatch:
+    """Batches with one, in one process, that contains NaN or cannot be read."""
 
-    def __init__(self, given, process, number, unreadable):
-        self._given, self._unreadable = given, unreadable
+    def __init__(self, batches, process, number, unreadable):
+        self._batches, self._unreadable = batches, unreadable
         self._left = number + 1 if process == jax.process_index() else 0
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        self._left -= 1  # the first is looked at for its shapes
+        self._left -= 1  # the first batch only gives the shapes
         if self._left:
-            return next(self._given)
+            return next(self._batches)
         if self._unreadable:
             raise data.UnreadableError("image 5 cannot be decoded")
-        batch = dict(next(self._given))
+        batch = dict(next(self._batches))
         return {**batch, "image": np.full_like(batch["image"], np.nan)}
 
     def __getattr__(self, name):
-        return getattr(self._given, name)
+        return getattr(self._batches, name)
 
 
-class Limited:
-    """Batches in whose midst no file may grow beyond some bytes: a full disk."""
+class FullDisk:
+    """Batches; between two of them, no file may exceed 2,000 bytes, as on a full disk."""
 
-    def __init__(self, given, first, last):
-        self._given, self._first, self._last = given, first, last
+    def __init__(self, batches, first, last):
+        self._batches, self._first, self._last = batches, first, last
         self._number = 0
 
     def __iter__(self):
@@ -135,54 +136,63 @@ class Limited:
     def __next__(self):
         self._number += 1
         if self._number in (self._first, self._last):
-            time.sleep(3)  # what is being written in the background is to be written
+            time.sleep(3)  # lets writes in the background finish
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         full = self._first <= self._number < self._last
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else hard, hard))
-        return next(self._given)
+        return next(self._batches)
 
     def __getattr__(self, name):
-        return getattr(self._given, name)
+        return getattr(self._batches, name)
 
 
 def main():
-    """The program."""
+    """Runs the training from the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--save_errors", default="stop")
-    parser.add_argument("--full", type=int, nargs=2, help="the disk is full between these batches")
-    parser.add_argument("--nan", type=int, nargs=2, help="in a process's batch of this number")
-    parser.add_argument("--unreadable", type=int, nargs=2, help="likewise")
+    parser.add_argument(
+        "--full", type=int, nargs=2, help="FIRST LAST: the disk is full between these batches"
+    )
+    parser.add_argument(
+        "--nan", type=int, nargs=2, help="PROCESS NUMBER: NaN in this batch of this process"
+    )
+    parser.add_argument(
+        "--unreadable",
+        type=int,
+        nargs=2,
+        help="PROCESS NUMBER: this batch of this process cannot be read",
+    )
     parser.add_argument("--patience", type=int, default=0)
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process", type=int)
     parser.add_argument("--model", type=int, default=1)
-    given = parser.parse_args()
+    args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(harness.cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if given.coordinator:
-        distributed.initialize(given.coordinator, given.processes, given.process)
-    mesh = kd.make_mesh(model=given.model)
-    rule = kd.fully_sharded(min_size=16) if given.model > 1 else kd.replicated
-    numbers = batches()
-    if given.nan or given.unreadable:
-        numbers = Bad(numbers, *(given.nan or given.unreadable), bool(given.unreadable))
-    if given.full:
-        numbers = Limited(numbers, *given.full)
-    harness.STOP.limit(given.minutes)
+    if args.coordinator:
+        distributed.initialize(args.coordinator, args.processes, args.process)
+    mesh = kd.make_mesh(model=args.model)
+    rule = kd.fully_sharded(min_size=16) if args.model > 1 else kd.replicated
+    digits = batches()
+    if args.nan or args.unreadable:
+        digits = BadBatch(digits, *(args.nan or args.unreadable), bool(args.unreadable))
+    if args.full:
+        digits = FullDisk(digits, *args.full)
+    harness.STOP.limit(args.minutes)
     try:
         with harness.STOP:
             train(
-                given.folder,
-                training_plan(given.steps),
-                numbers,
+                args.folder,
+                training_plan(args.steps),
+                digits,
                 mesh,
                 rule,
-                save_errors=given.save_errors,
-                patience=given.patience,
+                save_errors=args.save_errors,
+                patience=args.patience,
             )
     except (harness.UsageError, CheckpointError, NonFiniteError, data.UnreadableError) as error:
         print(f"error: {error}", file=sys.stderr)

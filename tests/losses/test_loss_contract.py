@@ -96,7 +96,7 @@ def relation_case(fn, names=("student", "teacher"), **kwargs):
     return teacher_case(fn, LOGITS, names, relational=True, **kwargs)
 
 
-DIRECTIONS = dict.fromkeys(("student", "moved", "teacher", "teacher_moved"), LOGITS)
+DIRECTIONS = dict.fromkeys(("student", "shifted", "teacher", "teacher_shifted"), LOGITS)
 FLOW = dict.fromkeys(("student", "student_next", "teacher", "teacher_next"), IMAGE)
 PAIR = ("real_scores", "fake_scores")
 SCORE_PAIR = ("student_scores", "teacher_scores")
@@ -143,7 +143,7 @@ CASES = [
     relation_case(relation.probability_transfer, any_last_axis=True, zero_when_equal=True),
     relation_case(relation.correlation, names=LOGIT_PAIR, zero_when_equal=True),
     *(
-        Case(fn, DIRECTIONS, ("teacher", "teacher_moved"), zero_when_equal=True, relational=True)
+        Case(fn, DIRECTIONS, ("teacher", "teacher_shifted"), zero_when_equal=True, relational=True)
         for fn in (relation.direction_kl, relation.direction_l2)
     ),
     teacher_case(feature.l1, IMAGE, zero_when_equal=True),
@@ -288,7 +288,7 @@ def test_constants_get_no_gradient(case):
 def test_zero_and_stationary_when_equal(case):
     x = next(iter(example(case).values()))
     equal = dict.fromkeys(case.shapes, x)
-    # One operation after another: compiled at once, two equal sums may be rounded differently.
+    # Without jit: compiled together, two equal sums may be rounded differently.
     np.testing.assert_allclose(case.fn(**equal), 0, atol=1e-7)
     for gradient in jax.grad(lambda a: case.fn(**a).sum())(equal).values():
         np.testing.assert_allclose(gradient, 0, atol=1e-6)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from models import shrinking
+from selection import quick
 
 import kd_jax as kd
 from kd_jax import architecture, pruning
@@ -124,7 +125,7 @@ def cyclegan(pool):
     return generators, discriminators, parts
 
 
-@pytest.mark.parametrize("pool", [0, 2])
+@pytest.mark.parametrize("pool", quick([2, 0]))
 def test_the_losses_by_hand(pool):
     """The sums of Zhu et al., eq. 1 to 3, with least squares, in the first step."""
     generators, discriminators, parts = cyclegan(pool)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models.shrinking import KEY, check_dead_channels, check_groups, check_student, drawn, output
+from selection import quick
 
 from kd_jax.architecture import describe, rebuild
 from kd_jax.losses import adversarial
@@ -297,7 +298,7 @@ SHRINKING = {
 }
 
 
-@pytest.mark.parametrize("name", SHRINKING)
+@pytest.mark.parametrize("name", quick(SHRINKING, 2))
 def test_channels_can_be_pruned(name):
     make, describe_axes, groups = SHRINKING[name]
     x = noise(16, 16)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from selection import quick
 
 from experiments.benchmarks.scaling import collectives
 from kd_jax import make_mesh
@@ -27,7 +28,7 @@ def lax_conv_transpose(x, kernel, stride):
 
 PAIRS = {"conv": (conv, lax_conv), "conv_transpose": (conv_transpose, lax_conv_transpose)}
 CASES = [
-    pytest.param(name, sides, kernel, stride, id=f"{name}-{sides}-k{kernel}-s{stride}")
+    (name, sides, kernel, stride)
     for name in PAIRS
     for sides in ((4, 6), (5, 3))
     for kernel in ((1, 2), (3, 4), (4, 4), (5, 3))
@@ -63,7 +64,9 @@ def assert_close(actual, expected, rtol=1e-9):
         np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * float(jnp.abs(b).max()))
 
 
-@pytest.mark.parametrize(("name", "sides", "kernel", "stride"), CASES)
+@pytest.mark.parametrize(
+    ("name", "sides", "kernel", "stride"), quick(CASES, lambda case: case[3] == 2), ids=str
+)
 def test_value_and_first_derivatives_equal_those_of_lax(x64, name, sides, kernel, stride):
     x, weights = draw(sides, kernel)
     ours, reference = PAIRS[name]
@@ -78,7 +81,7 @@ def test_value_and_first_derivatives_equal_those_of_lax(x64, name, sides, kernel
 
 
 @pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=str)
-@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("stride", quick([2, 1, 3]))
 @pytest.mark.parametrize(("sides", "kernel"), [((4, 5), (4, 4)), ((5, 4), (3, 5))])
 @pytest.mark.parametrize("name", PAIRS)
 def test_second_derivatives_equal_those_of_lax(x64, name, sides, kernel, stride, argnums):
@@ -347,15 +350,18 @@ NONE = ((0, 0), (0, 0))
 
 @pytest.mark.parametrize(
     ("sides", "stride", "padding"),
-    [
-        ((17, 15), 1, ONE),
-        ((35, 33), 1, ONE),
-        ((17, 18), 1, NONE),
-        ((34, 35), 1, "VALID"),
-        ((16, 15), 2, NONE),
-        ((15, 18), 2, ONE),
-        ((16, 17), 2, "SAME"),
-    ],
+    quick(
+        [
+            ((17, 15), 1, ONE),
+            ((35, 33), 1, ONE),
+            ((15, 18), 2, ONE),
+            ((17, 18), 1, NONE),
+            ((34, 35), 1, "VALID"),
+            ((16, 15), 2, NONE),
+            ((16, 17), 2, "SAME"),
+        ],
+        3,
+    ),
     ids=str,
 )
 def test_images_are_padded_for_fewer_products(x64, sides, stride, padding, monkeypatch):

@@ -190,6 +190,6 @@ FAMILIES = {
     "biggan_brock_d": Family(brock_d, scores),
     "biggan_deep_brock_g": Family(brock_g, images, slow=True),
     "biggan_deep_brock_d": Family(brock_d, scores, slow=True),
-    "biggan_deep_hf": Family(huggingface, images),
+    "biggan_deep_hf": Family(huggingface, images, slow=True),
     "tinygan_nets": Family(tinygan_nets, lambda name: 1e-5, slow=True),
 }

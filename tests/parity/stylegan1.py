@@ -91,6 +91,6 @@ def rosinality_discriminator(file: File) -> Outputs:
 FAMILIES = {
     "stylegan1_genforce_g": Family(genforce_generator, slow=True),
     "stylegan1_genforce_d": Family(genforce_discriminator, slow=True),
-    "stylegan1_rosinality_g": Family(rosinality_generator),
+    "stylegan1_rosinality_g": Family(rosinality_generator, slow=True),
     "stylegan1_rosinality_d": Family(rosinality_discriminator),
 }

@@ -205,6 +205,6 @@ FAMILIES = {
     ),
     "stylegan2_g": Family(generator),
     "stylegan2_d": Family(discriminator),
-    "stylegan2_rosinality_g": Family(rosinality_generator),
-    "stylegan2_rosinality_d": Family(rosinality_discriminator),
+    "stylegan2_rosinality_g": Family(rosinality_generator, slow=True),
+    "stylegan2_rosinality_d": Family(rosinality_discriminator, slow=True),
 }

@@ -254,7 +254,7 @@ DISCRIMINATORS = {
 }
 
 
-@pytest.mark.parametrize("case", DISCRIMINATORS)
+@pytest.mark.parametrize("case", quick(DISCRIMINATORS, 2))
 def test_discriminators(case):
     widths, options, size, sides = DISCRIMINATORS[case]
     halvings = 2 if size == 32 else 4
