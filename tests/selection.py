@@ -3,7 +3,14 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import jax
 import pytest
+
+FUSED: dict[str, Any] = (
+    {"xla_cpu_use_fusion_emitters": True} if jax.__version__.startswith("0.10.") else {}
+)
+"""Compiler options for comparing two programs to the last bit: the default fusions, which
+`conftest.py` switches off."""
 
 
 def quick(cases: Iterable[Any], keep: int | Callable[[Any], bool] = 1) -> list[Any]:

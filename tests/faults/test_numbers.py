@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training
-from selection import quick
+from selection import FUSED, quick
 
 import kd_jax as kd
 from experiments import harness
@@ -220,9 +220,9 @@ def test_a_skipped_step_equals_a_training_without_its_batch(tmp_path):
     """The state after a skipped step equals that of a training without its batch."""
     plan, batches, _ = case("batch", np.nan)
     example = next(batches)
-    step = jax.jit(kd.skip_nonfinite(plan.step, 1))
+    step = jax.jit(kd.skip_nonfinite(plan.step, 1), compiler_options=FUSED)
     state = jax.jit(plan.init)(jax.random.key(3), example)
-    expected, plain_step = state, jax.jit(plan.step)
+    expected, plain_step = state, jax.jit(plan.step, compiler_options=FUSED)
     for number in range(1, 12):
         batch = next(batches)
         state, _ = step(state, plan.teacher, batch)
