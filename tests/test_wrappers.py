@@ -15,7 +15,7 @@ from kd_jax.models import mlp
 from kd_jax.network import Network
 from kd_jax.objective import Forward, Inputs, Term, init_terms, weighted_total
 from kd_jax.sharding import compile_step, initialize, make_mesh, place, place_batch
-from kd_jax.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.state import Networks, PerNetwork, Teacher, TrainState, init_state
 from kd_jax.step import make_train_step
 from kd_jax.tasks import noise
 from kd_jax.types import Taps
@@ -26,6 +26,7 @@ from kd_jax.wrappers import (
     multi_step,
     online_distillation,
     self_distillation,
+    skip_nonfinite,
 )
 
 B = 4
@@ -677,3 +678,20 @@ def _without_keys(tree):
     state, metrics = tree
     teachers = {name: t._replace(key=()) for name, t in state.teachers.items()}
     return state._replace(teachers=teachers), metrics
+
+
+@pytest.mark.parametrize(
+    ("value", "skipped"), [(1.0, 0), (np.nan, 1), (np.inf, 1), (-np.inf, 1)], ids=str
+)
+def test_skip_nonfinite_looks_at_every_metric(value, skipped):
+    def step(state, teacher_variables, batch):
+        generator = state.generator + 1
+        state = state._replace(step=state.step + 1, generator=generator)
+        return state, {"finite": jnp.zeros(()), "tested": batch["value"]}
+
+    zero = jnp.zeros((), jnp.int32)
+    state = TrainState(zero, jax.random.key(0), jnp.zeros(2), (), (), (), skipped=zero)
+    after, metrics = skip_nonfinite(step, 3)(state, None, {"value": jnp.float32(value)})
+    assert int(metrics["skipped"]) == int(after.skipped) == skipped
+    assert int(after.step) == 1
+    np.testing.assert_array_equal(after.generator, np.full(2, 1.0 - skipped))
