@@ -20,7 +20,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 import jax
 import pytest
 
-from kd_jax.ops import convolution
+from kd_jax.ops import cpu
 
 CACHE = Path(os.environ.get("KD_JAX_CACHE", Path(__file__).parents[1] / ".cache"))
 
@@ -32,7 +32,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.disable()  # traces are many small objects; `collect` scans them once per module
 
 # The CPU algorithms compile slowly; their own tests enable them by `cpu_algorithms`.
-convolution.CPU_ALGORITHMS = False
+cpu.ENABLED = False
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,10 +46,10 @@ def collect():
 @pytest.fixture(scope="module")
 def cpu_algorithms():
     """Enables the convolution algorithms that are the default on CPUs outside the tests."""
-    convolution.CPU_ALGORITHMS = True
+    cpu.ENABLED = True
     jax.clear_caches()
     yield
-    convolution.CPU_ALGORITHMS = False
+    cpu.ENABLED = False
     jax.clear_caches()
 
 

@@ -30,7 +30,7 @@ ALLOWED = {
     "diagnostics": {"types", "objective", "state", "step"},
     "sharding": {"types", "state", "step"},
     "axes": {"types", "network"},
-    "models": {"types", "ops", "network", "state", "axes"},
+    "models": {"types", "checks", "ops", "network", "state", "axes"},
     "data": {"types"},
     "logs": set(),
     "loop": {"types"},

@@ -16,7 +16,7 @@ from kd_jax.evaluate import resize
 from kd_jax.losses.perceptual import distance
 from kd_jax.models.classifier import classifier
 from kd_jax.models.inception import SIDE
-from kd_jax.network import Network
+from kd_jax.network import Network, from_linen
 from kd_jax.pretrained import inception as registry
 from kd_jax.pretrained import perceptual
 from kd_jax.types import Array, Variables
@@ -142,6 +142,10 @@ def inception(
         names = " or ".join(f"{name!r} by {tool}" for tool, name in registry.PUBLISHED.items())
         raise ValueError(f"no Inception weights at {path}; the file is published as {names}")
     converted = registry.load(path)
+    network = converted.network
+    if jax.default_backend() == "cpu" and batch % 2 == 0:
+        assert network.module is not None
+        network = from_linen(network.module.clone(stem_batch=2))
     variables = jax.device_put(converted.variables)
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
@@ -152,7 +156,7 @@ def inception(
 
     @jax.jit
     def apply(variables: Variables, images: Array) -> dict[str, Array]:
-        logits, taps, _ = converted.network.apply(variables, images)
+        logits, taps, _ = network.apply(variables, images)
         unbiased = taps["logits_unbiased"]
         return {"features": taps["2048"], "logits": logits, "logits_unbiased": unbiased}
 

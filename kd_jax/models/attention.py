@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import Axis, InputAxis
+from kd_jax.checks import at_least_float32
 from kd_jax.models.spectral import layer_axes
 from kd_jax.types import Array
 
@@ -41,7 +42,7 @@ class SelfAttention(nn.Module):
         query = flatten(project(x, features // 8, "query"))
         key = flatten(_max_pool(project(x, features // 8, "key")))
         value = flatten(_max_pool(project(x, features // 2, "value")))
-        logits = jnp.einsum("bqc,bkc->bqk", query, key).astype(jnp.float32)
+        logits = at_least_float32(jnp.einsum("bqc,bkc->bqk", query, key))
         weights = jax.nn.softmax(logits).astype(value.dtype)
         mixed = jnp.einsum("bqk,bkc->bqc", weights, value)
         mixed = mixed.reshape(batch, height, width, features // 2)

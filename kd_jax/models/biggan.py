@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.checks import at_least_float32
 from kd_jax.models import resnet
 from kd_jax.models.attention import SelfAttention
 from kd_jax.models.conditioning import check_labels
@@ -249,7 +250,7 @@ class Generator(nn.Module):
             taps[resnet.side(x)] = x
         x = jax.nn.relu(normalise(name="norm")(x))
         image = conv(self.channels, name="image")(x)
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        return jnp.tanh(at_least_float32(image)), taps
 
 
 class Discriminator(nn.Module):
@@ -286,6 +287,6 @@ class Discriminator(nn.Module):
                 name = f"attention_{index}"
                 x = taps[name] = SelfAttention(conv, name=name)(x)
             taps[resnet.side(x)] = x
-        summed = taps["features"] = jax.nn.relu(x).astype(jnp.float32).sum(axis=(1, 2))
+        summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
         return resnet.projection_scores(summed, labels, dense, embed), taps

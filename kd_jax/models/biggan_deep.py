@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, parts, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models import biggan, resnet
 from kd_jax.models.attention import SelfAttention, attention_axes
 from kd_jax.models.conditioning import check_labels
@@ -447,7 +448,7 @@ class Generator(nn.Module):
             taps[resnet.side(x)] = x
         x = jax.nn.relu(normalise(name="norm")(x))
         image = conv(self.channels, name="image")(x)
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        return jnp.tanh(at_least_float32(image)), taps
 
     def _normalisation(self, train: bool, truncation: float | None) -> Callable[..., nn.Module]:
         options: dict[str, Any] = {"epsilon": self.epsilon, "dtype": self.dtype}
@@ -491,6 +492,6 @@ class Discriminator(nn.Module):
                 name = f"attention_{index}"
                 x = taps[name] = SelfAttention(conv, name=name)(x)
             taps[resnet.side(x)] = x
-        summed = taps["features"] = jax.nn.relu(x).astype(jnp.float32).sum(axis=(1, 2))
+        summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
         return resnet.projection_scores(summed, labels, dense, embed), taps

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.axes import Axes, InputAxis, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.spectral import layer_axes
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
@@ -71,5 +72,5 @@ class Classifier(nn.Module):
             x = nn.relu(nn.Conv(features, (3, 3), (2, 2), dtype=self.dtype)(x))
             taps[name] = x
         x = nn.Dense(4 * self.width, dtype=self.dtype)(x.reshape(x.shape[0], -1))
-        taps["features"] = x = nn.relu(x).astype(jnp.float32)
+        taps["features"] = x = at_least_float32(nn.relu(x))
         return nn.Dense(self.classes)(x), taps

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, norm_axes
 from kd_jax.network import Network, from_linen
@@ -334,7 +335,7 @@ class Generator(nn.Module):
                 x = nn.relu(x + y)
             taps[_side(x)] = x
         image = Conv(self.channels, RESAMPLING, ops.conv_transpose, stride=2, dtype=self.dtype)(x)
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        return jnp.tanh(at_least_float32(image)), taps
 
 
 class Discriminator(nn.Module):
@@ -362,7 +363,7 @@ class Discriminator(nn.Module):
         if self.minibatch_stddev:
             x = jnp.concatenate([x, ops.minibatch_stddev(x)], axis=-1)
         x = nn.Dense(self.widths[0], dtype=self.dtype)(x.reshape(x.shape[0], -1))
-        x = taps["features"] = _leaky_relu(x).astype(jnp.float32)
+        x = taps["features"] = at_least_float32(_leaky_relu(x))
         scores = nn.Dense(1, name="score")(x)[:, 0]
         if labels is not None:
             embedding = nn.Embed(self.classes, x.shape[-1], name="label")(labels)
@@ -387,7 +388,7 @@ class OriginalDiscriminator(nn.Module):
             x = _leaky_relu(x)
             taps[_side(x)] = x
         scores = conv(1, op=partial(ops.conv, padding="VALID"), name="score")(x)
-        return scores.astype(jnp.float32)[:, 0, 0, 0], taps
+        return at_least_float32(scores)[:, 0, 0, 0], taps
 
 
 _leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import ops
+from kd_jax.checks import at_least_float32
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array
 
@@ -39,7 +40,7 @@ _STEM = (  # layer, window, stride and padding, or a pool
 )
 
 
-def fid(classes: int = 1008, *, dtype: Any = jnp.float32) -> Network:
+def fid(classes: int = 1008, *, stem_batch: int = 0, dtype: Any = jnp.float32) -> Network:
     """`images -> logits [B, classes]`: the network of the Frechet inception distance.
 
     Taps are the published layers, `Conv2d_1a_3x3` to `Mixed_7c`, `[B, h, w, C]` each; the spatial
@@ -49,14 +50,24 @@ def fid(classes: int = 1008, *, dtype: Any = jnp.float32) -> Network:
 
     Args:
       classes: outputs of the last layer.
+      stem_batch: the number of images that pass through the first layers at once, whose features
+        are the largest; 0 for all. On CPU the features of 2 fit in the cache.
       dtype: the computation dtype; parameters, means and logits are float32.
     """
-    return from_linen(Inception(classes, padded_means=False, last_maximum=True, dtype=dtype))
+    return from_linen(
+        Inception(
+            classes, padded_means=False, last_maximum=True, dtype=dtype, stem_batch=stem_batch
+        )
+    )
 
 
-def torchvision(classes: int = 1000, *, dtype: Any = jnp.float32) -> Network:
+def torchvision(classes: int = 1000, *, stem_batch: int = 0, dtype: Any = jnp.float32) -> Network:
     """`images -> logits [B, classes]`: torchvision's network. Arguments and taps are `fid`'s."""
-    return from_linen(Inception(classes, padded_means=True, last_maximum=False, dtype=dtype))
+    return from_linen(
+        Inception(
+            classes, padded_means=True, last_maximum=False, dtype=dtype, stem_batch=stem_batch
+        )
+    )
 
 
 def max_pool(x: Array, window: int, stride: int) -> Array:
@@ -157,24 +168,27 @@ def _branches(x: Array, widths: Mapping[str, int], pool: str = "", **mean: bool)
     return outputs
 
 
-def _stem(x: Array, weights: Mapping[str, tuple[Array, Array]], times: int = 1) -> dict[str, Array]:
+def _stem(x: Array, weights: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
     """The outputs of the first layers, from `[B, H, W, 3]`."""
     outputs = {}
     for name, features, window, stride, padding in _STEM:
         if features:
             kernel, bias = weights[name]
-            x = _bias_relu(ops.conv(x, kernel, stride, padding, times=times), bias)
+            x = _bias_relu(ops.conv(x, kernel, stride, padding), bias)
         else:
             x = max_pool(x, window, stride)
         outputs[name] = x
     return outputs
 
 
-def _stem_by_pairs(x: Array, weights: Mapping[str, tuple[Array, Array]]) -> dict[str, Array]:
-    """As `_stem`, two images at a time, whose features fit in a processor's cache."""
-    group = 2 if x.shape[0] % 2 == 0 else 1
-    pairs = x.reshape(x.shape[0] // group, group, *x.shape[1:])
-    outputs = jax.lax.map(lambda pair: _stem(pair, weights, len(pairs)), pairs)
+def _stem_in_batches(
+    x: Array, weights: Mapping[str, tuple[Array, Array]], count: int
+) -> dict[str, Array]:
+    """As `_stem`, `count` images after `count` others; all at once if 0 or not a divisor."""
+    if not count or x.shape[0] % count:
+        return _stem(x, weights)
+    batches = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+    outputs = jax.lax.map(lambda batch: _stem(batch, weights), batches)
     return jax.tree.map(lambda y: y.reshape(x.shape[0], *y.shape[2:]), outputs)
 
 
@@ -271,12 +285,14 @@ class Inception(nn.Module):
       padded_means: whether zeros outside the features count in the average pools.
       last_maximum: whether the last block's pool is a max pool.
       dtype: the computation dtype.
+      stem_batch: the number of images that pass through the first layers at once; 0 for all.
     """
 
     classes: int
     padded_means: bool
     last_maximum: bool
     dtype: Any
+    stem_batch: int = 0
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
@@ -294,7 +310,7 @@ class Inception(nn.Module):
             return x
 
         def mean(name: str, x: Array) -> Array:
-            return tap(name, x.astype(jnp.float32).mean(axis=(1, 2)))
+            return tap(name, at_least_float32(x).mean(axis=(1, 2)))
 
         x = images.astype(self.dtype)
         weights, channels = {}, x.shape[3]
@@ -302,9 +318,7 @@ class Inception(nn.Module):
             if features:
                 kernel, bias = Weights(features, (window, window), name=name)(channels)
                 weights[name], channels = (kernel.astype(x.dtype), bias), features
-        for name, y in jax.lax.platform_dependent(
-            x, weights, cpu=_stem_by_pairs, default=_stem
-        ).items():
+        for name, y in _stem_in_batches(x, weights, self.stem_batch).items():
             x = tap(name, y)
             if name.startswith("MaxPool"):
                 mean(str(x.shape[3]), x)

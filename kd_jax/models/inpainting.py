@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.resnet import upsample
 from kd_jax.models.spectral import Conv, layer_axes
 from kd_jax.models.superres import SeparableConv, conv_axes
@@ -208,7 +209,7 @@ class GatedGenerator(nn.Module):
             dtype=self.dtype,
             name="image",
         )
-        predicted = last(x).astype(jnp.float32)
+        predicted = at_least_float32(last(x))
         generated = known + deviation * predicted if self.residual else jnp.tanh(predicted)
         taps["generated"] = generated
         return jnp.where(missing, generated, images), taps

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import Axes, Axis, InputAxis, group_widths
+from kd_jax.checks import at_least_float32
 from kd_jax.models.conditioning import check_labels
 from kd_jax.network import Network, from_linen
 from kd_jax.state import PerNetwork
@@ -128,7 +129,7 @@ class Generator(nn.Module):
         x, taps = _hidden(_with_label(latents, labels, self.classes), self)
         shape = (self.size, self.size, self.channels)
         x = nn.Dense(self.size**2 * self.channels, dtype=self.dtype)(x)
-        return jnp.tanh(x.astype(jnp.float32)).reshape(-1, *shape), taps
+        return jnp.tanh(at_least_float32(x)).reshape(-1, *shape), taps
 
 
 class Discriminator(nn.Module):
@@ -145,7 +146,7 @@ class Discriminator(nn.Module):
         del train
         flat = images.reshape(images.shape[0], -1)
         x, taps = _hidden(_with_label(flat, labels, self.classes), self)
-        return nn.Dense(1, dtype=self.dtype)(x)[:, 0].astype(jnp.float32), taps
+        return at_least_float32(nn.Dense(1, dtype=self.dtype)(x)[:, 0]), taps
 
 
 def _hidden(x: Array, module: Generator | Discriminator) -> tuple[Array, dict[str, Array]]:

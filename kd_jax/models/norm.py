@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import Axis, NormScale
+from kd_jax.checks import at_least_float32
 from kd_jax.models import spectral
 from kd_jax.types import Array
 
@@ -49,7 +50,7 @@ class BatchNorm(nn.Module):
         width = x.shape[-1]
         running_mean = self.variable(COLLECTION, "mean", jnp.zeros, (width,))
         running_var = self.variable(COLLECTION, "var", jnp.ones, (width,))
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         if self.train:
             axes = tuple(range(x.ndim - 1))
             count = math.prod(x.shape[:-1])
@@ -92,7 +93,7 @@ class TruncationNorm(nn.Module):
         rows = truncation_rows(self.truncation, self.statistics)
         mean = sum((weight * means[row] for row, weight in rows), jnp.zeros(()))
         var = sum((weight * variances[row] for row, weight in rows), jnp.zeros(()))
-        return _normalise(self, x.astype(jnp.float32), mean, var).astype(self.dtype)
+        return _normalise(self, at_least_float32(x), mean, var).astype(self.dtype)
 
 
 def truncation_rows(truncation: float, statistics: int) -> list[tuple[int, float]]:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.attention import attention_axes
 from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
@@ -328,7 +329,7 @@ class Generator(nn.Module):
             taps[name] = taps[side(x)] = x
         x = jax.nn.relu(BatchNorm(train=train, dtype=self.dtype, name="norm")(x))
         image = Conv(self.channels, kernel_init=_glorot, name="image", **layer)(x)
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        return jnp.tanh(at_least_float32(image)), taps
 
 
 class Discriminator(nn.Module):
@@ -359,7 +360,7 @@ class Discriminator(nn.Module):
                 name=name,
             )(x)
             taps[name] = taps[side(x)] = x
-        summed = taps["features"] = jax.nn.relu(x).astype(jnp.float32).sum(axis=(1, 2))
+        summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense = partial(Dense, kernel_init=_glorot, **layer)
         embed = partial(Embed, classes=self.classes, embedding_init=_glorot, **layer)
         return projection_scores(summed, labels, dense, embed), taps

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axis, InputAxis, Repeat
+from kd_jax.checks import at_least_float32
 from kd_jax.types import Array
 
 COLLECTION = "spectral"
@@ -84,13 +85,14 @@ class Dense(nn.Module):
     train: bool = False
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal()
-    dtype: Any = jnp.float32
+    dtype: Any = None  # of the inputs, at least float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         kernel = _spectral_normalize(self, kernel, kernel, self.norm, self.train)
-        return _add_bias(self, x.astype(self.dtype) @ kernel.astype(self.dtype), self.use_bias)
+        dtype = self.dtype or at_least_float32(x).dtype
+        return _add_bias(self, x.astype(dtype) @ kernel.astype(dtype), self.use_bias)
 
 
 class Conv(nn.Module):
@@ -103,15 +105,17 @@ class Conv(nn.Module):
     train: bool = False
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.orthogonal()
-    dtype: Any = jnp.float32
+    dtype: Any = None  # of the inputs, at least float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         matrix = kernel.reshape(-1, self.features)
-        kernel = _spectral_normalize(self, kernel, matrix, self.norm, self.train).astype(self.dtype)
-        return _add_bias(self, ops.conv(x.astype(self.dtype), kernel, self.stride), self.use_bias)
+        kernel = _spectral_normalize(self, kernel, matrix, self.norm, self.train)
+        dtype = self.dtype or at_least_float32(x).dtype
+        y = ops.conv(x.astype(dtype), kernel.astype(dtype), self.stride)
+        return _add_bias(self, y, self.use_bias)
 
 
 class Embed(nn.Module):
@@ -122,14 +126,14 @@ class Embed(nn.Module):
     norm: SpectralNorm | None = None
     train: bool = False
     embedding_init: nn.initializers.Initializer = nn.initializers.orthogonal()
-    dtype: Any = jnp.float32
+    dtype: Any = None  # of the parameters
 
     @nn.compact
     def __call__(self, labels: Array) -> Array:
         shape = (self.classes, self.features)
         embedding = self.param("embedding", self.embedding_init, shape)
         embedding = _spectral_normalize(self, embedding, embedding.T, self.norm, self.train)
-        return jnp.take(embedding, labels, axis=0).astype(self.dtype)
+        return jnp.take(embedding, labels, axis=0).astype(self.dtype or embedding.dtype)
 
 
 def layer_axes(

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.checks import at_least_float32
 from kd_jax.network import Network
 from kd_jax.ops import ACTIVATIONS, Activation, bias_act
 from kd_jax.types import Array, Variables
@@ -32,14 +33,15 @@ class Dense(nn.Module):
     lr_multiplier: float = 1.0
     use_bias: bool = True
     bias_init: float = 0.0
-    dtype: Any = jnp.float32
+    dtype: Any = None  # of the inputs, at least float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         scale = nn.initializers.normal(1 / self.lr_multiplier)
         weight = self.param("weight", scale, (x.shape[-1], self.features))
         gain = self.lr_multiplier / math.sqrt(x.shape[-1])
-        y = x.astype(self.dtype) @ (weight * gain).astype(self.dtype)
+        dtype = self.dtype or at_least_float32(x).dtype
+        y = x.astype(dtype) @ (weight * gain).astype(dtype)
         if not self.use_bias:
             return bias_act(y, None, self.activation)
         constant = nn.initializers.constant(self.bias_init / self.lr_multiplier)
@@ -106,7 +108,7 @@ class Mapping(nn.Module):
             if latents is None or latents.ndim != 2 or latents.shape[1] != self.latent:
                 shape = None if latents is None else latents.shape
                 raise ValueError(f"latents [B, {self.latent}] are needed, not {shape}")
-            parts.append(normalize_second_moment(latents.astype(jnp.float32)))
+            parts.append(normalize_second_moment(at_least_float32(latents)))
         if self.condition:
             vector = as_vector(condition, self.condition)
             embedding = Dense(self.embedding or self.style, name="embed")(vector)
@@ -242,7 +244,7 @@ def as_vector(condition: Array | None, length: int) -> Array:
             f"the network is conditional: it needs labels int [B] or a condition [B, {length}], "
             f"but got {got}"
         )
-    return condition.astype(jnp.float32)
+    return at_least_float32(condition)
 
 
 def check_size(size: int, minimum: int = 8, maximum: int = 1024) -> None:

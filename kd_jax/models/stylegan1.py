@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models import style
 from kd_jax.models.style import side_widths
 from kd_jax.network import Network, from_linen
@@ -346,14 +347,15 @@ class Convolution(nn.Module):
     kernel: int = 3
     down: bool = False
     activation: Activation = LRELU
-    dtype: Any = jnp.float32
+    dtype: Any = None  # of the inputs, at least float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.kernel, self.kernel, x.shape[-1], self.features)
         weight = self.param("weight", nn.initializers.normal(1.0), shape)
-        weight = _equalize(weight, self.activation.gain).astype(self.dtype)
-        x = x.astype(self.dtype)
+        dtype = self.dtype or at_least_float32(x).dtype
+        weight = _equalize(weight, self.activation.gain).astype(dtype)
+        x = x.astype(dtype)
         x = ops.conv(x, _spread(weight) / 4, stride=2) if self.down else ops.conv(x, weight)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return ops.bias_act(x, bias, self.activation, gain=1.0)
@@ -416,7 +418,7 @@ class SynthesisBlock(nn.Module):
         torgb = Convolution(self.channels, 1, activation=LINEAR, dtype=self.dtype, name="torgb")
         x = conv0(x, styles[:, 0], noises[0])
         x = conv1(x, styles[:, 1], noises[1])
-        return x, torgb(x).astype(jnp.float32)
+        return x, at_least_float32(torgb(x))
 
 
 class Synthesis(nn.Module):
@@ -544,7 +546,7 @@ class Mapping(nn.Module):
             raise ValueError(f"latents [B, {self.latent}] are needed, not {latents.shape}")
         if self.classes:
             embedded = style.as_vector(labels, self.classes) @ self.embedding
-            latents = jnp.concatenate([latents.astype(jnp.float32), embedded], axis=-1)
+            latents = jnp.concatenate([at_least_float32(latents), embedded], axis=-1)
             labels = None
         return self.dense(latents, labels, **options)
 
@@ -654,7 +656,7 @@ class Epilogue(nn.Module):
             group = x.shape[0] if self.stddev_group is None else self.stddev_group
             deviation = ops.minibatch_stddev(x, group, self.stddev_channels)
             x = jnp.concatenate([x, deviation], axis=-1)
-        x = self.conv(x).astype(jnp.float32)
+        x = at_least_float32(self.conv(x))
         x = self.fc(x.reshape(x.shape[0], -1))
         return self.out(x), x
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models import style
 from kd_jax.models.style import side_widths
 from kd_jax.network import Network, from_linen
@@ -324,7 +325,7 @@ class Convolution(nn.Module):
     up: int = 1
     down: int = 1
     conv_clamp: float | None = None
-    dtype: Any = jnp.float32
+    dtype: Any = None  # of the inputs, at least float32
 
     @nn.compact
     def __call__(self, x: Array, gain: float = 1.0) -> Array:
@@ -334,9 +335,10 @@ class Convolution(nn.Module):
         bias = (
             self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
         )
+        dtype = self.dtype or at_least_float32(x).dtype
         x = ops.conv_resample(
-            x.astype(self.dtype),
-            weight.astype(self.dtype),
+            x.astype(dtype),
+            weight.astype(dtype),
             self.resample_filter,
             up=self.up,
             down=self.down,
@@ -414,7 +416,7 @@ class ToRGB(nn.Module):
         styles = styles / math.sqrt(x.shape[-1])
         x = x.astype(self.dtype)
         x = ops.modulated_conv(x, weight, styles, demodulate=False, fused=self.fused)
-        return ops.bias_act(x, bias, clamp=self.conv_clamp).astype(jnp.float32)
+        return at_least_float32(ops.bias_act(x, bias, clamp=self.conv_clamp))
 
 
 class SynthesisBlock(nn.Module):
@@ -674,7 +676,7 @@ class Epilogue(nn.Module):
             name="conv",
             **convolution,
         )
-        x = conv(x).astype(jnp.float32)
+        x = at_least_float32(conv(x))
         activation = ops.ACTIVATIONS[self.activation]
         x = style.Dense(self.features, activation, name="fc")(x.reshape(x.shape[0], -1))
         scores = style.Dense(self.condition or 1, name="out")(x)
@@ -746,7 +748,7 @@ class Discriminator(nn.Module):
             name="b4",
         )
         scores, taps["features"] = epilogue(x, image, embedding)
-        return scores.astype(jnp.float32), taps
+        return at_least_float32(scores), taps
 
 
 def layer_count(size: int) -> int:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.axes import Axes, Axis, InputAxis, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.style import AVERAGES, Dense, Mapping
 from kd_jax.network import Network, from_linen
 from kd_jax.ops import filtered_lrelu, modulated_conv
@@ -457,7 +458,7 @@ class Synthesis(nn.Module):
             )(x, styles[:, index + 1], train)
             if index < last:
                 taps[f"L{index}"] = x
-        return x.astype(jnp.float32) * self.output_scale, taps
+        return at_least_float32(x) * self.output_scale, taps
 
 
 class SynthesisInput(nn.Module):
@@ -492,7 +493,7 @@ class SynthesisInput(nn.Module):
         transform = stored if transform is None else jnp.asarray(transform, jnp.float32)
         if transform.shape not in ((3, 3), (styles.shape[0], 3, 3)):
             raise ValueError(f"a transform is [3, 3] or [B, 3, 3], not {transform.shape}")
-        pose = _pose(Pose(name="affine")(styles.astype(jnp.float32)))
+        pose = _pose(Pose(name="affine")(at_least_float32(styles)))
         transform = jnp.matmul(pose, transform.reshape(-1, 3, 3), precision="highest")
 
         # f . (A p + b) + phase = (f A) . p + (phase + f . b)
@@ -576,7 +577,7 @@ class SynthesisLayer(nn.Module):
 
         magnitude = self.variable(AVERAGES, "magnitude_ema", lambda: jnp.ones(()))
         if train and not self.is_initializing():
-            mean = (jax.lax.stop_gradient(x).astype(jnp.float32) ** 2).mean()
+            mean = (at_least_float32(jax.lax.stop_gradient(x)) ** 2).mean()
             magnitude.value = mean + self.magnitude_ema_beta * (magnitude.value - mean)
 
         x = modulated_conv(

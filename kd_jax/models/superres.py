@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, InputAxis, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.norm import BatchNorm, norm_axes
 from kd_jax.models.resnet import count_blocks, upsample
 from kd_jax.models.spectral import Conv, layer_axes
@@ -425,9 +426,9 @@ def _image(
 ) -> Array:
     """The last layer's output, with the interpolated image added if `residual`."""
     if not residual:
-        return last()(x).astype(jnp.float32)
-    added = last(kernel_init=_least)(x).astype(jnp.float32)
-    return _bicubic(images.astype(jnp.float32), scale) + added
+        return at_least_float32(last()(x))
+    added = at_least_float32(last(kernel_init=_least)(x))
+    return _bicubic(at_least_float32(images), scale) + added
 
 
 def _upsamplings(variables: Variables) -> list[str]:

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.checks import at_least_float32
 from kd_jax.models.norm import BatchNorm, ConditionalNorm
 from kd_jax.models.resnet import DiscriminatorBlock, GeneratorBlock
 from kd_jax.models.spectral import Conv
@@ -199,7 +200,7 @@ class Generator(nn.Module):
                 x = x + attended.reshape(x.shape)
             taps[f"{side}x{side}"] = x
         x = jax.nn.relu(BatchNorm(train=train, dtype=self.dtype, name="norm")(x))
-        x = conv(self.channels, name="image")(x).astype(jnp.float32)
+        x = at_least_float32(conv(self.channels, name="image")(x))
         return jnp.tanh(x), taps
 
 
@@ -237,7 +238,7 @@ class Discriminator(nn.Module):
                 name=f"block_{index}",
             )(x)
             taps[f"{x.shape[1]}x{x.shape[1]}"] = x
-        x = jax.nn.relu(x).astype(jnp.float32).mean(axis=(1, 2))
+        x = at_least_float32(jax.nn.relu(x)).mean(axis=(1, 2))
         image = taps["image"] = nn.Dense(self.embedding, name="embedded")(x)
         similarity = (image * sentence).sum(axis=1) / jnp.sqrt(float(self.embedding))
         return nn.Dense(1, name="score")(x)[:, 0] + similarity, taps

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models import biggan, resnet
 from kd_jax.models.conditioning import check_labels
 from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
@@ -288,7 +289,7 @@ class Generator(nn.Module):
             taps[name] = taps[resnet.side(x)] = x
         x = jax.nn.relu(normalise(name="norm")(x))
         image = Conv(self.channels, dtype=self.dtype, name="image")(x)
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        return jnp.tanh(at_least_float32(image)), taps
 
 
 class Discriminator(nn.Module):
@@ -312,6 +313,6 @@ class Discriminator(nn.Module):
             )
             x = nn.leaky_relu(conv(x), negative_slope=0.01)
             taps[resnet.side(x)] = x
-        summed = taps["features"] = x.astype(jnp.float32).sum(axis=(1, 2))
+        summed = taps["features"] = at_least_float32(x).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
         return resnet.projection_scores(summed, labels, dense, embed), taps

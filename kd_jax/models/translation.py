@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.models.dcgan import Conv
 from kd_jax.models.norm import COLLECTION, BatchNorm, norm_axes
 from kd_jax.models.resnet import count_blocks
@@ -45,7 +46,7 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         mean, var = (statistic(axis=(1, 2), keepdims=True) for statistic in (x.mean, x.var))
         return ((x - mean) * jax.lax.rsqrt(var + self.epsilon)).astype(self.dtype)
 
@@ -532,7 +533,7 @@ class ResNetGenerator(nn.Module):
         image = Conv(
             self.channels, 7, reflect_conv, dtype=self.dtype, name="image", **init_options
         )(x)
-        image = image.astype(jnp.float32)
+        image = at_least_float32(image)
         if self.residual:
             return images[..., -self.channels :] + image, taps
         return jnp.tanh(image), taps
@@ -573,7 +574,7 @@ class UNetGenerator(nn.Module):
         image = Conv(self.channels, 4, ops.conv_transpose, 2, dtype=self.dtype, name="image")(
             nn.relu(x)
         )
-        return jnp.tanh(image.astype(jnp.float32)), taps
+        return jnp.tanh(at_least_float32(image)), taps
 
 
 class Discriminator(nn.Module):
@@ -615,7 +616,7 @@ class Discriminator(nn.Module):
             1, self.kernel, _conv, dtype=self.dtype, name="score", **_init_options(self.norm)
         )
         scores = score(x)
-        return scores.astype(jnp.float32)[..., 0], taps
+        return at_least_float32(scores)[..., 0], taps
 
     def _smallest_side(self) -> int:
         """The smallest side of an image that has a score."""

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kd_jax import ops
 from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.checks import at_least_float32
 from kd_jax.network import Network, from_linen
 from kd_jax.types import Array, Variables
 
@@ -186,7 +187,7 @@ class Generator(nn.Module):
         batch, length, _ = waves.shape
         x = taps["up"] = nn.relu(x).reshape(batch, self.factor * length, self.width)
         x = conv(self.channels, kernel_init=_least, name="wave")(x)
-        return ops.interpolate(waves, self.factor) + x.astype(jnp.float32), taps
+        return ops.interpolate(waves, self.factor) + at_least_float32(x), taps
 
 
 class Discriminator(nn.Module):
@@ -215,4 +216,4 @@ class Discriminator(nn.Module):
             x = Conv(features, kernel=5, dtype=self.dtype, name=f"layer_{index}")(x)
             x = taps[f"layer_{index}"] = jax.nn.leaky_relu(x, _SLOPE)
         scores = Conv(1, kernel=3, dtype=self.dtype, name="score")(x)
-        return scores[..., 0].astype(jnp.float32), taps
+        return at_least_float32(scores[..., 0]), taps

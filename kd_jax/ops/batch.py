@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from kd_jax.checks import at_least_float32
 from kd_jax.types import Array
 
 
@@ -30,7 +31,7 @@ def minibatch_stddev(x: Array, group: int = 4, channels: int = 1) -> Array:
             f"minibatch_stddev of {x.shape}: the group of {group} must divide the batch, and "
             f"{channels} channels the features"
         )
-    grouped = x.astype(jnp.float32).reshape(
+    grouped = at_least_float32(x).reshape(
         group, batch // group, height, width, channels, features // channels
     )
     deviation = jnp.sqrt(grouped.var(axis=0) + 1e-8).mean(axis=(1, 2, 4))

@@ -1,10 +1,8 @@
 """Depthwise convolutions: one kernel per channel."""
 
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 
+from kd_jax.ops import primitive
 from kd_jax.types import Array
 
 
@@ -13,7 +11,7 @@ def depthwise_conv(x: Array, kernel: Array, dilation: int = 1) -> Array:
 
     It is computed as a sum of shifted products, which compilers fuse. On two CPU cores it takes
     0.4 ms for `[16, 32, 32, 32]` and 2 ms with the gradients; XLA's grouped convolution takes 15
-    and 18 ms. Reverse mode nests; forward mode (`jax.jvp`) is not supported.
+    and 18 ms.
 
     Args:
       x: `[B, H, W, C]`.
@@ -30,16 +28,14 @@ def depthwise_conv(x: Array, kernel: Array, dilation: int = 1) -> Array:
         )
     if kernel.shape[0] != kernel.shape[1] or kernel.shape[0] % 2 == 0:
         raise ValueError(f"a depthwise kernel has equal odd sides, not shape {kernel.shape}")
-    return _depthwise(dilation, x, kernel)
+    return _depthwise((kernel.shape[0], dilation), x, kernel)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _depthwise(dilation: int, x: Array, kernel: Array) -> Array:
+def _depthwise_map(geometry: tuple[int, int], x: Array, kernel: Array) -> Array:
     taps = kernel.reshape(-1, 1, 1, 1, kernel.shape[2])
-    windows = _windows(x, kernel.shape[0], dilation)
-    return sum(
-        (part * tap for part, tap in zip(windows, taps, strict=True)), jnp.zeros((), x.dtype)
-    )
+    windows = _windows(x, *geometry)
+    products = (part * tap for part, tap in zip(windows, taps, strict=True))
+    return sum(products, jnp.zeros((), x.dtype))
 
 
 def _windows(x: Array, size: int, dilation: int) -> list[Array]:
@@ -65,16 +61,26 @@ def _pixel_sum(x: Array) -> Array:
     return x.sum(axis=(0, 1))
 
 
-def _depthwise_gradients(
-    dilation: int, residuals: tuple[Array, Array], g: Array
-) -> tuple[Array, Array]:
-    x, kernel = residuals
-    windows = _windows(x, kernel.shape[0], dilation)
-    kernel_gradient = jnp.stack([_pixel_sum(part * g) for part in windows]).reshape(kernel.shape)
-    return _depthwise(dilation, g, kernel[::-1, ::-1]), kernel_gradient
+def _kernel_grad_map(geometry: tuple[int, int], x: Array, output: Array) -> Array:
+    sums = [_pixel_sum(part * output) for part in _windows(x, *geometry)]
+    return jnp.stack(sums).reshape(geometry[0], geometry[0], x.shape[3])
 
 
-_depthwise.defvjp(
-    lambda dilation, x, kernel: (_depthwise(dilation, x, kernel), (x, kernel)),
-    _depthwise_gradients,
+_depthwise = primitive.define("kd_depthwise_conv", _depthwise_map)
+_kernel_grad = primitive.define("kd_depthwise_conv_kernel_grad", _kernel_grad_map)
+
+
+def _input_grad(geometry: tuple[int, int], output: Array, kernel: Array) -> Array:
+    return _depthwise(geometry, output, kernel[::-1, ::-1])
+
+
+primitive.set_transposes(
+    _depthwise,
+    _input_grad,
+    lambda geometry, g, x: _kernel_grad(geometry, x, g),
+)
+primitive.set_transposes(
+    _kernel_grad,
+    lambda geometry, g, output: _input_grad(geometry, output, g),
+    lambda geometry, g, x: _depthwise(geometry, x, g),
 )

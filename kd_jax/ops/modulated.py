@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from kd_jax.checks import at_least_float32
 from kd_jax.ops.convolution import conv, conv_transpose
 from kd_jax.ops.resample import Filter, Pads, filter_shape, pads_of, upfirdn2d
 from kd_jax.types import Array
@@ -136,7 +137,7 @@ def modulated_conv(
             f"modulated_conv: images {x.shape}, a kernel {kernel.shape} and styles {styles.shape} "
             "do not fit; expected [B, H, W, Cin], [kh, kw, Cin, Cout] and [B, Cin]"
         )
-    kernel, styles = kernel.astype(jnp.float32), styles.astype(jnp.float32)
+    kernel, styles = at_least_float32(kernel), at_least_float32(styles)
     if normalize and demodulate:
         mean_square = (kernel**2).mean(axis=(0, 1, 2), keepdims=True)
         kernel = kernel * jax.lax.rsqrt(mean_square)
@@ -145,7 +146,7 @@ def modulated_conv(
     if demodulate:
         squares = (kernel**2).sum(axis=(0, 1))
         norms = jax.lax.rsqrt(jnp.matmul(styles**2, squares, precision="highest") + 1e-8)
-    gain = jnp.broadcast_to(jnp.asarray(input_gain, jnp.float32), styles.shape[1:])
+    gain = jnp.broadcast_to(at_least_float32(input_gain), styles.shape[1:])
     styles = styles * gain[None]
 
     if fused:

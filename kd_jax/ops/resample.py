@@ -9,13 +9,13 @@ of every order in reverse mode cost as much as the operation.
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.ops import primitive
 from kd_jax.types import Array
 
 Filter: TypeAlias = np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None
@@ -263,8 +263,7 @@ def _phases(size: int, taps: int, up: int, down: int, pads: tuple[int, int]) -> 
     return _Phases((size * up + sum(pads) - taps) // down + 1, down // common, offsets)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _apply(geometry: _Geometry, x: Array) -> Array:
+def _apply_map(geometry: _Geometry, x: Array) -> Array:
     taps = geometry.taps
     along = [
         _phases(x.shape[1], len(taps), geometry.up[0], geometry.down[0], geometry.pads[0]),
@@ -338,7 +337,5 @@ def _transpose(geometry: _Geometry) -> _Geometry:
     )
 
 
-_apply.defvjp(
-    lambda geometry, x: (_apply(geometry, x), None),
-    lambda geometry, _, g: (_apply(_transpose(geometry), g),),
-)
+_apply = primitive.define("kd_upfirdn2d", _apply_map)
+primitive.set_transpose(_apply, lambda geometry, g: _apply(_transpose(geometry), g))

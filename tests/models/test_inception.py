@@ -8,7 +8,7 @@ import pytest
 from kd_jax.evaluate.cost import parameter_count
 from kd_jax.models import inception
 from kd_jax.network import tap_shapes
-from kd_jax.ops import convolution
+from kd_jax.ops import cpu
 
 RNG = np.random.default_rng(0)
 KEY = jax.random.key(0)
@@ -85,10 +85,10 @@ def test_means_by_hand():
         np.testing.assert_allclose(means, np.stack([row, row]), rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch", [3, 4])
-def test_the_stem_by_pairs(batch, monkeypatch):
-    """Computing two images at a time on CPU, or one, equals computing the whole batch."""
-    monkeypatch.setattr(convolution, "_MIN_WORK", 0)
+@pytest.mark.parametrize(("batch", "count"), [(4, 2), (3, 1), (3, 2)])
+def test_the_stem_in_batches(batch, count, monkeypatch, cpu_algorithms):
+    """Computing some images at a time equals computing the whole batch."""
+    monkeypatch.setattr(cpu, "MIN_WORK", 0)
     images = RNG.uniform(-1, 1, size=(batch, 75, 77, 3)).astype(np.float32)
     weights, channels = {}, 3
     for name, features, window, _, _ in inception._STEM:
@@ -96,7 +96,7 @@ def test_the_stem_by_pairs(batch, monkeypatch):
             kernel = RNG.normal(size=(window, window, channels, features)) / channels
             bias = RNG.normal(size=features)
             weights[name], channels = (kernel.astype("f"), bias.astype("f")), features
-    outputs = jax.jit(inception._stem_by_pairs)(images, weights)
+    outputs = jax.jit(inception._stem_in_batches, static_argnums=2)(images, weights, count)
     monkeypatch.undo()
     expected = inception._stem(jnp.asarray(images), weights)
     assert outputs.keys() == expected.keys()

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.ops import conv, convolution, winograd7
+from kd_jax.ops import conv, cpu
+from kd_jax.ops.cpu import winograd7
 
 pytestmark = pytest.mark.usefixtures("cpu_algorithms")
 
@@ -42,7 +43,7 @@ def test_it_is_used_for_large_layers(monkeypatch):
     kernel = RNG.normal(size=(1, 7, 8, 8)).astype(np.float32)
 
     def has_convolution(limit):
-        monkeypatch.setattr(convolution, "_MIN_WORK", limit)
+        monkeypatch.setattr(cpu, "MIN_WORK", limit)
         traced = jax.jit(lambda x, kernel: conv(x, kernel)).lower(x, kernel)
         return "stablehlo.convolution" in traced.as_text()
 
