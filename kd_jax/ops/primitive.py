@@ -9,7 +9,7 @@ may be given for CPU; programs for every other platform contain the plain one.
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 from jax.extend.core import Primitive
@@ -21,22 +21,26 @@ Map: TypeAlias = Callable[..., Array]
 """`(geometry, *arrays) -> array`, linear in each of the arrays."""
 
 
-def define(name: str, plain: Map, on_cpu: Map | None = None) -> Map:
-    """A primitive; its transposes are set by `set_transposes`.
+class LinearMap(NamedTuple):
+    """A primitive, linear in each of its arrays: `linear_map(geometry, *arrays) -> array`."""
+
+    primitive: Primitive
+
+    def __call__(self, geometry: Hashable, *arrays: Any) -> Array:
+        """The map's value; `geometry` is hashable."""
+        return self.primitive.bind(*arrays, geometry=geometry)
+
+
+def define(name: str, plain: Map, on_cpu: Map | None = None) -> LinearMap:
+    """A primitive; `set_transpose` or `set_transposes` states its derivatives.
 
     Args:
       name: in jaxprs.
       plain: the map, in operations of `jax.lax`.
       on_cpu: the same map where the program is compiled for CPU; by default `plain`.
-
-    Returns:
-      `(geometry, *arrays) -> array`, where `geometry` is hashable. Its attribute `primitive` is
-      the primitive.
     """
     primitive = Primitive(name)
-
-    def bind(geometry: Hashable, *arrays: Any) -> Array:
-        return primitive.bind(*arrays, geometry=geometry)
+    linear_map = LinearMap(primitive)
 
     def with_keyword(function: Map) -> Callable[..., Array]:
         return lambda *arrays, geometry: function(geometry, *arrays)
@@ -52,7 +56,7 @@ def define(name: str, plain: Map, on_cpu: Map | None = None) -> Map:
         return jax.vmap(partial(plain, geometry), in_axes=tuple(axes))(*arrays), 0
 
     primitive.def_impl(
-        jax.jit(lambda *arrays, geometry: bind(geometry, *arrays), static_argnames="geometry")
+        jax.jit(lambda *arrays, geometry: linear_map(geometry, *arrays), static_argnames="geometry")
     )
     primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batch
@@ -60,16 +64,15 @@ def define(name: str, plain: Map, on_cpu: Map | None = None) -> Map:
     if on_cpu is not None:
         lowering = mlir.lower_fun(with_keyword(on_cpu), multiple_results=False)
         mlir.register_lowering(primitive, lowering, platform="cpu")
-    bind.primitive = primitive  # type: ignore[attr-defined]
-    return bind
+    return linear_map
 
 
-def set_transpose(linear: Any, transpose: Map) -> None:
+def set_transpose(linear: LinearMap, transpose: Map) -> None:
     """States the derivative of a linear map: `transpose(geometry, cotangent)`."""
     ad.deflinear2(linear.primitive, lambda cotangent, _, geometry: [transpose(geometry, cotangent)])
 
 
-def set_transposes(bilinear: Any, first: Map, second: Map) -> None:
+def set_transposes(bilinear: LinearMap, first: Map, second: Map) -> None:
     """States the derivatives of a bilinear map.
 
     Args:
