@@ -35,13 +35,13 @@ from ml_collections import ConfigDict
 from experiments import comparison, harness
 from kd_jax import data as kd_data
 from kd_jax import methods, pretrained
+from kd_jax.core.network import tap_shapes
+from kd_jax.core.objective import MakeInputs
+from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.types import Batch
+from kd_jax.core.wrappers import data_free
 from kd_jax.models import biggan, tinygan
-from kd_jax.network import tap_shapes
-from kd_jax.objective import MakeInputs
-from kd_jax.state import Networks, PerNetwork, Teacher
 from kd_jax.tasks import latents
-from kd_jax.types import Batch
-from kd_jax.wrappers import data_free
 
 STUDENTS = {"tinygan": tinygan, "biggan": biggan}
 METHODS = ("tinygan", "dgl")

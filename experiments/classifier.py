@@ -25,11 +25,11 @@ from experiments import harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
 from kd_jax import methods, tasks
-from kd_jax.evaluate import pictures
+from kd_jax.core.network import Network
+from kd_jax.core.state import Networks
+from kd_jax.core.types import Variables
 from kd_jax.models import classifier
-from kd_jax.network import Network
-from kd_jax.state import Networks
-from kd_jax.types import Variables
+from kd_jax.report import pictures
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:

@@ -18,15 +18,17 @@ from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax import diagnostics, distributed, sharding
-from kd_jax.architecture import describe
-from kd_jax.evaluate import extractor, frechet, pictures
-from kd_jax.logs import read_jsonl
-from kd_jax.network import Network, disconnect
-from kd_jax.objective import MakeInputs
-from kd_jax.state import Networks, PerNetwork, Teacher, init_state
-from kd_jax.step import make_train_step
-from kd_jax.types import Array, Batch, Variables
+from kd_jax.core.architecture import describe
+from kd_jax.core.mesh import fully_sharded, replicated
+from kd_jax.core.network import Network, disconnect
+from kd_jax.core.objective import MakeInputs
+from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.step import make_train_step
+from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.metrics import extractor, frechet
+from kd_jax.report import pictures
+from kd_jax.train import diagnostics, distributed
+from kd_jax.train.logs import read_jsonl
 
 ARMS = ("from_scratch", "distilled")
 """The two trainings of a student in each regime."""
@@ -216,7 +218,7 @@ def train(
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         mesh=mesh,
-        rule=sharding.fully_sharded() if config.mesh.model > 1 else sharding.replicated,
+        rule=fully_sharded() if config.mesh.model > 1 else replicated,
         options=harness.options(config),
     )
 

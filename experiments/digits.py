@@ -31,13 +31,14 @@ from ml_collections import ConfigDict
 from experiments import comparison, harness
 from kd_jax import data as kd_data
 from kd_jax import losses, pruning
+from kd_jax.core.axes import Axes
+from kd_jax.core.network import Network
+from kd_jax.core.objective import MakeInputs, Term, Terms
+from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.core.wrappers import data_free
 from kd_jax.models import dcgan, mlp
-from kd_jax.network import Network
-from kd_jax.objective import MakeInputs, Term, Terms
-from kd_jax.state import Networks, PerNetwork, Teacher
 from kd_jax.tasks import latents
-from kd_jax.types import Array, Batch, Variables
-from kd_jax.wrappers import data_free
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}
 
@@ -271,7 +272,7 @@ def prune_teacher(
     config: ConfigDict,
     task: Task,
     teacher: Variables,
-    score: Callable[[Variables, pruning.Axes], Mapping[str, Array]],
+    score: Callable[[Variables, Axes], Mapping[str, Array]],
 ) -> Variables:
     """A student's variables: the teacher's, pruned to the channels with the highest scores.
 

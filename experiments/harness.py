@@ -20,13 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as kd_data
-from kd_jax import diagnostics, distributed
-from kd_jax.checkpoint import BestCheckpoint, CheckpointError, Checkpoints, first_difference
-from kd_jax.logs import JsonlWriter
-from kd_jax.loop import Hook, Metrics, NonFiniteError, NonFinitePolicy, Progress, fit
-from kd_jax.network import check_variables
-from kd_jax.objective import MakeInputs
-from kd_jax.sharding import (
+from kd_jax.core.mesh import (
     Rule,
     check_batch_size,
     compile_step,
@@ -37,11 +31,16 @@ from kd_jax.sharding import (
     replicated,
     shardings,
 )
-from kd_jax.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
-from kd_jax.state import Networks, Teacher, TrainState
-from kd_jax.step import Step
-from kd_jax.types import Array, Batch, Variables
-from kd_jax.wrappers import skip_nonfinite
+from kd_jax.core.network import check_variables
+from kd_jax.core.objective import MakeInputs
+from kd_jax.core.state import Networks, Step, Teacher, TrainState
+from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.core.wrappers import skip_nonfinite
+from kd_jax.train import diagnostics, distributed
+from kd_jax.train.checkpoint import BestCheckpoint, CheckpointError, Checkpoints, first_difference
+from kd_jax.train.logs import JsonlWriter
+from kd_jax.train.loop import Hook, Metrics, NonFiniteError, NonFinitePolicy, Progress, fit
+from kd_jax.train.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
 
 EXIT_CODES = {"done": 0, "refused": 2, "not finite": 3, "stopped": EXIT_CODE}
 """Exit codes of a run: finished; settings, files or checkpoints do not fit; stopped by NaN or
@@ -377,8 +376,8 @@ class TrainingPlan(NamedTuple):
       teacher: the frozen variables, or None.
       steps: the number of training steps.
       steps_per_call: the number of training steps in one call of `step`.
-      probe: from `kd_jax.diagnostics.probe`, run with each evaluation; None to disable.
-      diagnosis: from `kd_jax.diagnostics.diagnosis`, which locates values that are not finite;
+      probe: from `diagnostics.probe`, run with each evaluation; None to disable.
+      diagnosis: from `diagnostics.diagnosis`, which locates values that are not finite;
         None to disable.
       lower_bounds: the lower bounds of terms, by the names of their metrics.
       architecture: `batch -> description` of the generator, saved in checkpoints.

@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from experiments import harness, restoration, runner
-from kd_jax import degradations, ops, tasks
+from kd_jax import ops, tasks
+from kd_jax.core.objective import Inputs
+from kd_jax.core.types import Array
 from kd_jax.models import inpainting
-from kd_jax.objective import Inputs
-from kd_jax.types import Array
+from kd_jax.tasks import degradations
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:

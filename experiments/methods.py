@@ -16,13 +16,15 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments import digits, harness
-from kd_jax import losses, methods, pruning, weights, wrappers
-from kd_jax.network import Network, connect_to
-from kd_jax.objective import Forward, Term, Terms, Weight
-from kd_jax.sefa import sefa_directions
-from kd_jax.state import Networks, PerNetwork, Teacher, TrainState
+from kd_jax import losses, methods, pruning
+from kd_jax.core import wrappers
+from kd_jax.core.network import Network, connect_to
+from kd_jax.core.objective import Forward, Term, Terms, Weight
+from kd_jax.core.state import Networks, PerNetwork, Teacher, TrainState
+from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.methods import weights
+from kd_jax.methods.sefa import sefa_directions
 from kd_jax.tasks import noise
-from kd_jax.types import Array, Batch, Variables
 
 TAPS = ("4x4", "8x8")
 """The taps whose features are compared, of the generator and of the discriminator."""

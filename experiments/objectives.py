@@ -32,14 +32,14 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments import comparison, digits, harness, methods, report
-from experiments.benchmarks import timing
 from kd_jax import data as kd_data
-from kd_jax import sharding
-from kd_jax.evaluate import pictures
-from kd_jax.evaluate.summary import gap_closed, summarize
-from kd_jax.network import Network
-from kd_jax.state import Networks, PerNetwork, Teacher, init_state
-from kd_jax.types import Batch, Variables
+from kd_jax.core.cost import time_interleaved
+from kd_jax.core.mesh import compile_step, fully_sharded, replicated
+from kd_jax.core.network import Network
+from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.types import Batch, Variables
+from kd_jax.report import pictures
+from kd_jax.report.summary import gap_closed, summarize
 
 RUNTIME_FIELDS = ("rows", "seeds", "timing")
 """Settings that no training depends on: methods and seeds can be added to a run."""
@@ -225,7 +225,7 @@ class Runner:
             evaluate_every=self.config.evaluate_every,
             checkpoint_every=self.config.checkpoint_every,
             mesh=self.task.mesh,
-            rule=sharding.fully_sharded() if self.config.mesh.model > 1 else sharding.replicated,
+            rule=fully_sharded() if self.config.mesh.model > 1 else replicated,
             options=harness.options(self.config),
         )
 
@@ -320,13 +320,13 @@ def measure_costs(config: ConfigDict, task: digits.Task, names: Sequence[str]) -
         images = {} if methods.METHODS[name].data_free else jax.tree.map(jnp.asarray, batch)
         state = jax.jit(training_plan.init)(jax.random.key(0), images)
         teacher = frozen if training_plan.teacher is not None else None
-        step: Any = sharding.compile_step(training_plan.step, donate=False)
+        step: Any = compile_step(training_plan.step, donate=False)
         program = step.lower(state, teacher, images).compile()
         calls[name] = _call(program, state, teacher, images)
         sizes[name] = harness.memory(program) / 2**20
     forward = jax.jit(lambda v, *inputs: task.teacher.generator.apply(v, *inputs)[0])
     calls["teacher's pass"] = _call(forward, generator, *latents_and_labels)
-    times = timing.time_interleaved(calls, config.timing.calls, 1)
+    times = time_interleaved(calls, config.timing.calls, 1)
     medians = {name: float(np.median(values)) for name, values in times.items()}
     plain = medians["from_scratch"] + medians["teacher's pass"]
     return {name: Cost(medians[name], medians[name] / plain, sizes[name]) for name in names}

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kd_jax.evaluate import cost as kd_cost
-from kd_jax.evaluate.cost import Latency
-from kd_jax.evaluate.summary import Summary, gap_closed, summarize
-from kd_jax.network import Network
-from kd_jax.types import Variables
+from kd_jax.core import cost as kd_cost
+from kd_jax.core.cost import Latency
+from kd_jax.core.network import Network
+from kd_jax.core.types import Variables
+from kd_jax.report.summary import Summary, gap_closed, summarize
 
 
 class Cost(NamedTuple):

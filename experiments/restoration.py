@@ -17,13 +17,14 @@ from experiments import comparison, harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
 from kd_jax import losses, methods, tasks
-from kd_jax.evaluate import extractor, frechet, image_quality, pictures
+from kd_jax.core.network import Network
+from kd_jax.core.objective import Inputs, MakeInputs, Term
+from kd_jax.core.state import Networks
+from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.metrics import extractor, frechet, image_quality
 from kd_jax.models import translation
 from kd_jax.models.resnet import upsample
-from kd_jax.network import Network
-from kd_jax.objective import Inputs, MakeInputs, Term
-from kd_jax.state import Networks
-from kd_jax.types import Array, Batch, Variables
+from kd_jax.report import pictures
 
 _WINDOW = 11
 

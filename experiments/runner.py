@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 
 from experiments import comparison, harness, report
 from kd_jax import data as kd_data
-from kd_jax import distributed, methods
-from kd_jax.evaluate import pictures
-from kd_jax.evaluate.summary import Summary, summarize
-from kd_jax.network import Network, connect_to, disconnect
-from kd_jax.objective import Inputs, MakeInputs, Terms
-from kd_jax.state import Networks, PerNetwork, Teacher
-from kd_jax.types import Batch, Variables
+from kd_jax import methods
+from kd_jax.core.network import Network, connect_to, disconnect
+from kd_jax.core.objective import Inputs, MakeInputs, Terms
+from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.types import Batch, Variables
+from kd_jax.report import pictures
+from kd_jax.report.summary import Summary, summarize
+from kd_jax.train import distributed
 
 TRAININGS = ("teacher", *comparison.ARMS)
 

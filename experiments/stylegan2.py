@@ -35,14 +35,15 @@ from ml_collections import ConfigDict
 
 from experiments import comparison, harness
 from kd_jax import data as kd_data
-from kd_jax import methods, pretrained, pruning, sefa
+from kd_jax import methods, pretrained, pruning
+from kd_jax.core.network import Network, connect_to
+from kd_jax.core.objective import MakeInputs
+from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.core.wrappers import data_free
+from kd_jax.methods import sefa
 from kd_jax.models import stylegan1, stylegan2
-from kd_jax.network import Network, connect_to
-from kd_jax.objective import MakeInputs
-from kd_jax.state import Networks, PerNetwork, Teacher
 from kd_jax.tasks import latents
-from kd_jax.types import Array, Batch, Variables
-from kd_jax.wrappers import data_free
 
 STUDENTS = {"stylegan2": stylegan2, "stylegan1": stylegan1}
 

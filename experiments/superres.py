@@ -19,9 +19,10 @@ from functools import partial
 from ml_collections import ConfigDict
 
 from experiments import harness, restoration, runner
-from kd_jax import degradations, tasks
+from kd_jax import tasks
+from kd_jax.core.network import Network
 from kd_jax.models import superres
-from kd_jax.network import Network
+from kd_jax.tasks import degradations
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:

@@ -25,14 +25,15 @@ from experiments import harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
 from kd_jax import losses, methods, tasks
+from kd_jax.core.network import Network
+from kd_jax.core.objective import Forward, Inputs, MakeInputs, Term
+from kd_jax.core.state import Networks, PerNetwork
+from kd_jax.core.types import Array, Variables
 from kd_jax.data import captions
-from kd_jax.evaluate import extractor, frechet, pictures
 from kd_jax.losses import image_text
+from kd_jax.metrics import extractor, frechet
 from kd_jax.models import text
-from kd_jax.network import Network
-from kd_jax.objective import Forward, Inputs, MakeInputs, Term
-from kd_jax.state import Networks, PerNetwork
-from kd_jax.types import Array, Variables
+from kd_jax.report import pictures
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:

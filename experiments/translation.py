@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from experiments import harness, restoration, runner
 from kd_jax import data as kd_data
-from kd_jax import degradations, tasks
+from kd_jax import tasks
+from kd_jax.core.types import Array
 from kd_jax.models import translation
-from kd_jax.types import Array
+from kd_jax.tasks import degradations
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:

@@ -26,12 +26,12 @@ from experiments import harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
 from kd_jax import losses, ops, tasks
+from kd_jax.core.network import Network
+from kd_jax.core.objective import MakeInputs, Term
+from kd_jax.core.state import Networks
+from kd_jax.core.types import Variables
 from kd_jax.data import tones
 from kd_jax.models import waveform
-from kd_jax.network import Network
-from kd_jax.objective import MakeInputs, Term
-from kd_jax.state import Networks
-from kd_jax.types import Variables
 
 _FRAME = 256  # samples, of a spectrum
 

@@ -4,30 +4,8 @@ The core is a handful of pure functions: a `Network` is `init` and `apply`; a me
 named `Term`s; `make_train_step` combines them into `step(state, teacher_variables, batch)`.
 """
 
-from kd_jax import (
-    augment,
-    degradations,
-    diagnostics,
-    losses,
-    methods,
-    models,
-    ops,
-    pretrained,
-    pruning,
-    tasks,
-    weights,
-)
-from kd_jax.network import (
-    Network,
-    connect,
-    connect_to,
-    connected,
-    disconnect,
-    from_linen,
-    tap_shapes,
-)
-from kd_jax.objective import BoundNetwork, Forward, Inputs, Term, Weight
-from kd_jax.sharding import (
+from kd_jax import augment, losses, methods, models, ops, pretrained, pruning, tasks
+from kd_jax.core.mesh import (
     compile_step,
     fully_sharded,
     initialize,
@@ -36,11 +14,20 @@ from kd_jax.sharding import (
     place_batch,
     replicated,
 )
-from kd_jax.state import Networks, NetworkState, PerNetwork, Teacher, TrainState, init_state
-from kd_jax.step import d_step, g_step, make_simultaneous_step, make_train_step
-from kd_jax.tasks import latents, noise
-from kd_jax.types import MissingTapError, Taps
-from kd_jax.wrappers import (
+from kd_jax.core.network import (
+    Network,
+    connect,
+    connect_to,
+    connected,
+    disconnect,
+    from_linen,
+    tap_shapes,
+)
+from kd_jax.core.objective import BoundNetwork, Forward, Inputs, Term, Weight
+from kd_jax.core.state import Networks, NetworkState, PerNetwork, Teacher, TrainState, init_state
+from kd_jax.core.step import d_step, g_step, make_simultaneous_step, make_train_step
+from kd_jax.core.types import MissingTapError, Taps
+from kd_jax.core.wrappers import (
     data_free,
     ensemble,
     for_teacher,
@@ -49,6 +36,8 @@ from kd_jax.wrappers import (
     self_distillation,
     skip_nonfinite,
 )
+from kd_jax.tasks import latents, noise
+from kd_jax.train import diagnostics
 
 __all__ = [
     "BoundNetwork",
@@ -71,7 +60,6 @@ __all__ = [
     "connected",
     "d_step",
     "data_free",
-    "degradations",
     "diagnostics",
     "disconnect",
     "ensemble",
@@ -101,5 +89,4 @@ __all__ = [
     "skip_nonfinite",
     "tap_shapes",
     "tasks",
-    "weights",
 ]

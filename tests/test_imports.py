@@ -1,4 +1,4 @@
-"""The dependency order of the modules, and the cost of `import kd_jax`."""
+"""The dependency order of the packages, and the cost of `import kd_jax`."""
 
 import ast
 import subprocess
@@ -9,91 +9,105 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The modules of kd_jax that each module may import, besides itself. New ones must be added.
+# The packages of kd_jax that each package may import, besides itself. New ones must be added.
 ALLOWED = {
-    "types": set(),
-    "checks": {"types"},
-    "ops": {"types", "checks"},
-    "losses": {"types", "checks"},
-    "sefa": {"types"},
-    "network": {"types"},
-    "objective": {"types", "checks"},
-    "state": {"types", "network", "objective"},
-    "step": {"types", "network", "objective", "state"},
-    "wrappers": {"types", "network", "objective", "state", "step"},
-    "augment": {"types", "checks", "ops", "network", "objective", "state", "step"},
-    "degradations": {"types", "ops"},
-    "tasks": {"types", "ops", "degradations", "objective"},
-    "weights": {"types", "objective"},
-    "image_pool": {"types"},
-    "methods": {"types", "losses", "image_pool", "network", "objective", "state", "weights"},
-    "diagnostics": {"types", "objective", "state", "step"},
-    "sharding": {"types", "state", "step"},
-    "axes": {"types", "network"},
-    "models": {"types", "checks", "ops", "network", "state", "axes"},
-    "data": {"types"},
-    "logs": set(),
-    "loop": {"types"},
-    "architecture": {"network"},
-    "distributed": {"types"},
-    "shutdown": {"distributed"},
-    "checkpoint": {"types", "distributed", "architecture", "network", "state"},
-    "evaluate": {
-        "types",
-        "ops",
-        "network",
-        "models",
-        "losses",
-        "data",
-        "sharding",
-        "architecture",
-        "checkpoint",
-        "pretrained",
-        "logs",
-    },
-    "pretrained": {"types", "network", "models", "ops", "evaluate", "architecture", "checkpoint"},
-    "pruning": {"types", "checks", "network", "axes", "evaluate"},
+    "core": set(),
+    "ops": {"core"},
+    "losses": {"core"},
+    "methods": {"core", "losses"},
+    "pruning": {"core"},
+    "tasks": {"core", "ops"},
+    "augment": {"core", "ops"},
+    "models": {"core", "ops"},
+    "pretrained": {"core", "models"},
+    "data": {"core"},
+    "train": {"core"},
+    "metrics": {"core", "ops", "losses", "models", "pretrained"},
+    "report": set(),
+    "evaluate": {"core", "data", "metrics", "pretrained", "report", "train"},
+    "cli": {"core", "data", "evaluate", "metrics", "pretrained", "report", "train"},
 }
 
 
+def module(path: Path) -> str:
+    """The name of the module that a file defines."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module(path): path for path in sorted((ROOT / "kd_jax").rglob("*.py"))}
+
+
 def imports(path: Path) -> set[str]:
-    """The modules of kd_jax and the other packages that a file imports, in any scope."""
+    """The modules that a file imports, in any scope; of kd_jax, those that define the names."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names = [node.module]
-            if node.module == "kd_jax":
-                names = [f"kd_jax.{alias.name}" for alias in node.names]
-        else:
-            continue
-        modules |= {".".join(name.split(".")[:2]) for name in names}
+            within = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {name if name in FILES else node.module for name in within}
     return modules
 
 
-def files() -> list[Path]:
-    return sorted(p for p in (ROOT / "kd_jax").rglob("*.py") if p.parent.name or p.stem)
+IMPORTS = {name: imports(path) for name, path in FILES.items()}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_respect_the_dependency_order(path):
-    part = path.relative_to(ROOT / "kd_jax").parts[0].removesuffix(".py")
-    if part == "__init__":
+def reachable(name: str) -> set[str]:
+    """All modules of kd_jax that a module imports, directly or not; packages' `__init__` apart."""
+    result: set[str] = set()
+    pending = [name]
+    while pending:
+        new = (IMPORTS[pending.pop()] & FILES.keys()) - result
+        result |= new
+        pending += new
+    return result
+
+
+def package(name: str) -> str:
+    return name.split(".")[1]
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "." in name])
+def test_imports_respect_the_dependency_order(name):
+    if name == "kd_jax.__main__":
         return
-    assert part in ALLOWED, f"add {part} to ALLOWED"
-    inside = {n.removeprefix("kd_jax.") for n in imports(path) if n.startswith("kd_jax.")}
-    assert inside - {part} <= ALLOWED[part]
-    assert not {n for n in imports(path) if n.split(".")[0] in ("experiments", "tests")}
+    assert package(name) in ALLOWED, f"add {package(name)} to ALLOWED"
+    inside = {other for other in IMPORTS[name] if other.split(".")[0] == "kd_jax"}
+    assert "kd_jax" not in inside
+    assert {package(other) for other in inside} - {package(name)} <= ALLOWED[package(name)]
+    assert not {
+        other for other in IMPORTS[name] if other.split(".")[0] in ("experiments", "benchmarks")
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_there_is_no_cycle_of_modules(name):
+    assert name not in reachable(name)
+
+
+def test_there_is_no_cycle_of_packages():
+    ordered: list[str] = []
+    while remaining := ALLOWED.keys() - set(ordered):
+        free = [name for name in sorted(remaining) if ALLOWED[name] <= set(ordered)]
+        assert free, f"a cycle among {sorted(remaining)}"
+        ordered += free
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name.startswith(("kd_jax.metrics", "kd_jax.evaluate"))]
+)
+def test_metrics_and_evaluation_know_no_step(name):
+    assert "kd_jax.core.step" not in reachable(name)
 
 
 def test_nested_imports_are_found(tmp_path):
     file = tmp_path / "a.py"
     file.write_text(
-        "import kd_jax.step\nfrom kd_jax import ops\n"
+        "import kd_jax.core.step\nfrom kd_jax import ops\n"
         "def f():\n  from kd_jax.models.dcgan import gan\n  import os.path"
     )
-    assert imports(file) == {"kd_jax.step", "kd_jax.ops", "kd_jax.models", "os.path"}
+    assert imports(file) == {"kd_jax.core.step", "kd_jax.ops", "kd_jax.models.dcgan", "os.path"}
 
 
 def test_the_import_is_light():
@@ -101,8 +115,9 @@ def test_the_import_is_light():
         "absl.app", "clu", "grain", "matplotlib", "ml_collections", "PIL", "sklearn",
         "tensorflow", "tensorflow_datasets", "torch",
     ]  # fmt: skip
+    modules = ["kd_jax", "kd_jax.data", "kd_jax.train.checkpoint", "kd_jax.train.loop"]
     code = (
-        f"import sys, kd_jax, kd_jax.data, kd_jax.checkpoint, kd_jax.loop, kd_jax.evaluate.cost\n"
+        f"import sys, {', '.join(modules)}\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     result = subprocess.run(

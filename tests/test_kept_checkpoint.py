@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 import kd_jax as kd
-from kd_jax.architecture import describe
-from kd_jax.checkpoint import Checkpoints, load_generator, load_network
+from kd_jax.core.architecture import describe
+from kd_jax.train.checkpoint import Checkpoints, load_generator, load_network
 
 KEPT = Path(__file__).parent / "kept" / "checkpoint-1"
 CONFIGURATION = {"width": 2, "seeds": [0]}

@@ -62,7 +62,13 @@ SUFFIXES = {".py", ".md", ".ipynb", ".html"}
 
 def files() -> list[Path]:
     """Every file of prose or code, but this one, which names what it refuses."""
-    places = [*(ROOT / name for name in ("kd_jax", "experiments", "tests", "colab", "docs")), ROOT]
+    places = [
+        *(
+            ROOT / name
+            for name in ("kd_jax", "experiments", "benchmarks", "tests", "colab", "docs")
+        ),
+        ROOT,
+    ]
     paths = {
         path
         for place in places

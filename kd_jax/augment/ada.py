@@ -21,7 +21,7 @@ import numpy as np
 
 from kd_jax import ops
 from kd_jax.augment.diff import check_images
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 
 class Settings(NamedTuple):

@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.augment.ada import augment_pipe
-from kd_jax.checks import per_example_mean
-from kd_jax.network import Applied, Network
-from kd_jax.objective import Forward, Term
-from kd_jax.state import Teacher, TrainState
-from kd_jax.step import Metrics, Step
-from kd_jax.types import Array, Batch, Variables
+from kd_jax.core.checks import per_example_mean
+from kd_jax.core.network import Applied, Network
+from kd_jax.core.objective import Forward, Term
+from kd_jax.core.state import Metrics, Step, Teacher, TrainState
+from kd_jax.core.types import Array, Batch, Variables
 
 COLLECTION = "augment"
 """The collection of an adaptive discriminator's variables: `p`, `signs` and `count`."""

@@ -8,7 +8,7 @@ the authors' code.
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 
 def diff_augment(

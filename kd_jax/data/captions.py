@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 WEIGHTS = ("thin", "medium", "bold")
 SLANTS = ("leftward", "upright", "leaning")

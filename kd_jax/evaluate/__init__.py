@@ -1,6 +1,4 @@
-"""Evaluation of generators: feature extractors, metrics, cost and reports.
+"""Evaluation of generators from checkpoints and published files: samples, all metrics, cost.
 
-To compare several networks from the command line:
-
-    python -m kd_jax.evaluate CHECKPOINT_OR_FILE ... --data digits --out DIR
+The command `kd-jax evaluate` compares several generators and writes a report.
 """

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from kd_jax import checkpoint
-from kd_jax.evaluate.pictures import to_uint8
-from kd_jax.evaluate.ppl import slerp
-from kd_jax.network import Network
+from kd_jax.core.mesh import BATCH, make_mesh, place, place_batch
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array, Variables
+from kd_jax.metrics.ppl import slerp
 from kd_jax.pretrained import registry
-from kd_jax.sharding import BATCH, make_mesh, place, place_batch
-from kd_jax.types import Array, Variables
+from kd_jax.report.pictures import to_uint8
+from kd_jax.train import checkpoint
 
 _INNER = ("checkpoints", "checkpoint")
-"""Checkpoint folders within the output of a training run or of `python -m kd_jax.pretrained`."""
+"""Checkpoint folders within the output of a training run or of `kd-jax inspect`."""
 
 GROUP = 16
 """The number of examples per forward pass in sampling."""

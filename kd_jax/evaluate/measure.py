@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax.evaluate import cost
-from kd_jax.evaluate.columns import Column, Figure
-from kd_jax.evaluate.conditional import accuracy, intra_class_frechet_distance
-from kd_jax.evaluate.conventions import Conventions
-from kd_jax.evaluate.extractor import Extractor, Perceptual
-from kd_jax.evaluate.frechet import frechet_distance_of_features
+from kd_jax.core import cost
+from kd_jax.core.types import Variables
 from kd_jax.evaluate.generator import EvaluatedGenerator, draw
-from kd_jax.evaluate.inception_score import inception_score
-from kd_jax.evaluate.kid import kid
-from kd_jax.evaluate.ppl import cropped_mean, diversity, path_distances, slerp
-from kd_jax.evaluate.prdc import neighbourhoods
 from kd_jax.evaluate.reference import Reference
-from kd_jax.evaluate.report import Classes
-from kd_jax.types import Variables
+from kd_jax.metrics.conditional import accuracy, intra_class_frechet_distance
+from kd_jax.metrics.conventions import Conventions
+from kd_jax.metrics.extractor import Extractor, Perceptual
+from kd_jax.metrics.frechet import frechet_distance_of_features
+from kd_jax.metrics.inception_score import inception_score
+from kd_jax.metrics.kid import kid
+from kd_jax.metrics.ppl import cropped_mean, diversity, path_distances, slerp
+from kd_jax.metrics.prdc import neighbourhoods
+from kd_jax.report.columns import Column, Figure
+from kd_jax.report.comparison import Classes
 
 COST = (
     Column("parameters", "parameters", "Trainable parameters.", "cost", "lower"),

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kd_jax.data import Source
-from kd_jax.evaluate.extractor import Extractor
+from kd_jax.metrics.extractor import Extractor
 
 
 class Reference(NamedTuple):

@@ -8,8 +8,8 @@ and pair example i of one with example i of the other.
 
 import jax
 
-from kd_jax.checks import per_example_mean, same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import per_example_mean, same_shape
+from kd_jax.core.types import Array
 
 
 def minimax_d(real_scores: Array, fake_scores: Array) -> Array:

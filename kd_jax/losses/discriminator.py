@@ -6,8 +6,8 @@ the mean over the patches. The teacher's scores are constants: no gradient reach
 
 import jax
 
-from kd_jax.checks import per_example_mean, same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import per_example_mean, same_shape
+from kd_jax.core.types import Array
 
 
 def soft_label(student_scores: Array, teacher_scores: Array) -> Array:

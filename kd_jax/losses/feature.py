@@ -6,8 +6,14 @@ The teacher's features are constants: no gradient reaches them.
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_channels, same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import (
+    magnitude,
+    per_example_mean,
+    per_example_sum,
+    same_channels,
+    same_shape,
+)
+from kd_jax.core.types import Array
 
 
 def l1(student: Array, teacher: Array) -> Array:
@@ -35,7 +41,7 @@ def l2(student: Array, teacher: Array) -> Array:
 
     Romero et al. 2015 (FitNets), eq. 3, up to a constant factor; Li et al. 2020 (GAN Compression),
     summed over layers with weight 1 and a reconstruction weight of 100. Use
-    `kd_jax.network.connect` to match the shape of a student's feature to the teacher's.
+    `kd_jax.connect` to match the shape of a student's feature to the teacher's.
 
     Args:
       student: `[B, ...]` feature.
@@ -54,7 +60,7 @@ def l2(student: Array, teacher: Array) -> Array:
 def channel_means(student: Array, teacher: Array) -> Array:
     """The mean squared difference of the channels' spatial means.
 
-    Ren et al. 2021 (OMGD), section 3.3, summed over layers. Use `kd_jax.network.connect` to match
+    Ren et al. 2021 (OMGD), section 3.3, summed over layers. Use `kd_jax.connect` to match
     the channels of a student's feature to the teacher's; heights and widths may differ.
 
     Args:

@@ -9,9 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_channels, same_shape
+from kd_jax.core.checks import (
+    magnitude,
+    per_example_mean,
+    per_example_sum,
+    same_channels,
+    same_shape,
+)
+from kd_jax.core.types import Array
 from kd_jax.losses.perceptual import directions
-from kd_jax.types import Array
 
 
 def ssim(

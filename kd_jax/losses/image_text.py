@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import same_shape
+from kd_jax.core.types import Array
 
 
 def image_text_contrastive(

@@ -8,8 +8,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import magnitude, same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import magnitude, same_shape
+from kd_jax.core.types import Array
 
 
 def moments(features: Array) -> tuple[Array, Array]:

@@ -1,6 +1,6 @@
 """Penalties on the gradient of a discriminator's score with respect to the image.
 
-`score` maps images `[B, H, W, C]` to `(scores, taps)`; see `kd_jax.objective.Forward.discriminate`.
+`score` maps images `[B, H, W, C]` to `(scores, taps)`; see `kd_jax.Forward.discriminate`.
 For a patch discriminator, with scores `[B, ...]`, the mean over the patches is differentiated. The
 gradient is that of the sum of the batch's scores. It equals the per-example gradient unless the
 discriminator relates the examples of a batch (batch normalisation, minibatch standard deviation),
@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import at_least_float32, per_example_mean, per_example_sum, same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import at_least_float32, per_example_mean, per_example_sum, same_shape
+from kd_jax.core.types import Array
 
 Score: TypeAlias = Callable[[Array], tuple[Array, Any]]
 """`images [B, H, W, C] -> (scores [B, ...], taps)`."""

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import same_shape
+from kd_jax.core.types import Array
 
 EPSILON = 1e-10
 """Added to a feature's norm over channels, as in the authors' code."""

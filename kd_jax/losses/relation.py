@@ -6,8 +6,8 @@ They need the global batch, return a scalar, and are undefined for a batch of on
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import same_shape
+from kd_jax.core.types import Array
 
 
 def similarity_preserving(student: Array, teacher: Array, order: int = 2) -> Array:

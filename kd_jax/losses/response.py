@@ -6,8 +6,8 @@ The teacher's output is a constant: no gradient reaches it.
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import magnitude, per_example_mean, per_example_sum, same_shape
-from kd_jax.types import Array
+from kd_jax.core.checks import magnitude, per_example_mean, per_example_sum, same_shape
+from kd_jax.core.types import Array
 
 
 def l1(student: Array, teacher: Array) -> Array:

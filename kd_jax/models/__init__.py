@@ -11,7 +11,6 @@ from kd_jax.models import (
     pair,
     perceptual,
     resnet,
-    style,
     stylegan1,
     stylegan2,
     stylegan3,
@@ -21,6 +20,7 @@ from kd_jax.models import (
     translation,
     waveform,
 )
+from kd_jax.models.layers import style
 
 __all__ = [
     "biggan",

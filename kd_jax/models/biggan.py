@@ -15,15 +15,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import at_least_float32
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array
 from kd_jax.models import resnet
-from kd_jax.models.attention import SelfAttention
-from kd_jax.models.conditioning import check_labels
-from kd_jax.models.norm import BatchNorm, ConditionalNorm
-from kd_jax.models.spectral import ONE_STEP, Conv, Dense, Embed, SpectralNorm
-from kd_jax.network import Network, from_linen
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array
+from kd_jax.models.layers.attention import SelfAttention
+from kd_jax.models.layers.conditioning import check_labels
+from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm
+from kd_jax.models.layers.spectral import ONE_STEP, Conv, Dense, Embed, SpectralNorm
 
 # Channels of the generator at 4x4, 8x8, ..., and of the discriminator's blocks, as multiples of
 # `width` (tables 4 to 6 of the paper; those for 32 and 64 pixels are from the authors' program).

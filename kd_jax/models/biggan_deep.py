@@ -17,13 +17,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, parts, tensors
-from kd_jax.checks import at_least_float32
+from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, parts, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array, Variables
 from kd_jax.models import biggan, resnet
-from kd_jax.models.attention import SelfAttention, attention_axes
-from kd_jax.models.conditioning import check_labels
-from kd_jax.models.norm import BatchNorm, ConditionalNorm, TruncationNorm, norm_axes
-from kd_jax.models.spectral import (
+from kd_jax.models.layers.attention import SelfAttention, attention_axes
+from kd_jax.models.layers.conditioning import check_labels
+from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, TruncationNorm, norm_axes
+from kd_jax.models.layers.spectral import (
     ONE_STEP,
     Conv,
     Dense,
@@ -32,9 +35,6 @@ from kd_jax.models.spectral import (
     embedding_axes,
     layer_axes,
 )
-from kd_jax.network import Network, from_linen
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array, Variables
 
 # Channels of the generator at 4x4, 8x8, ..., and of the discriminator after its first convolution
 # and each of its stages, as multiples of `width` (tables 7 to 9 of the paper, and the authors'
@@ -180,7 +180,7 @@ def generator_of_blocks(
       epsilon: epsilon of the batch normalisations.
       unbiased: whether their running variance averages the unbiased estimate.
       statistics: number of sets of fixed statistics of the batch normalisations, as in the
-        published generators (`kd_jax.models.norm.TruncationNorm`); such a generator has an option
+        published generators (`layers.norm.TruncationNorm`); such a generator has an option
         `truncation` in (0, 1], by default 1, to be set to the latents' truncation. None for
         ordinary batch normalisation.
       dtype: the computation dtype; parameters and images are always float32.

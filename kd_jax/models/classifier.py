@@ -8,11 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kd_jax.axes import Axes, InputAxis, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models.spectral import layer_axes
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array, Variables
+from kd_jax.core.axes import Axes, InputAxis, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.spectral import layer_axes
 
 
 def classifier(classes: int, width: int = 32, *, dtype: Any = jnp.float32) -> Network:

@@ -17,13 +17,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models.conditioning import check_labels
-from kd_jax.models.norm import BatchNorm, norm_axes
-from kd_jax.network import Network, from_linen
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array, Variables
+from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.conditioning import check_labels
+from kd_jax.models.layers.norm import BatchNorm, norm_axes
 
 SIZES = (16, 32, 64, 128, 256)
 SMALLEST = 4  # the side at which the generator starts and the discriminator ends

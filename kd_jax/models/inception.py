@@ -6,7 +6,7 @@ is a max pool. Torchvision's is an average pool in every block, with the zeros i
 
 Inference only: the batch normalisation after each convolution (epsilon 0.001) is folded into its
 kernel and bias, as `kd_jax.pretrained.inception` does. Layers and taps are named as in the
-published files. Images are `[B, H, W, 3]`, usually 299x299 in [-1, 1]; `kd_jax.evaluate.resize`
+published files. Images are `[B, H, W, 3]`, usually 299x299 in [-1, 1]; `kd_jax.metrics.resize`
 prepares them.
 """
 
@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import ops
-from kd_jax.checks import at_least_float32
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array
 
 SIDE = 299
 """The side of the images that the network was trained on."""

@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, group_widths, tensors
-from kd_jax.checks import at_least_float32
+from kd_jax.core.axes import Axes, Axis, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.spectral import Conv, layer_axes
 from kd_jax.models.resnet import upsample
-from kd_jax.models.spectral import Conv, layer_axes
 from kd_jax.models.superres import SeparableConv, conv_axes
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array, Variables
 
 # A fresh gate is about 0.5, which leaves a quarter of the variance.
 _gated = nn.initializers.variance_scaling(4.0, "fan_in", "normal")

@@ -10,9 +10,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array, Variables
+from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
 
 
 def parallel(first: Network, second: Network) -> Network:
@@ -35,7 +35,7 @@ def parallel(first: Network, second: Network) -> Network:
             raise ValueError(f"the {name} network is not a single Linen module (`from_linen`)")
         # Cloned, since Linen shares the parameters of a module that occurs twice.
         modules.append(network.module.clone())
-    return from_linen(SideBySide(*modules))
+    return from_linen(Parallel(*modules))
 
 
 def pair_axes(
@@ -84,7 +84,7 @@ def _with_prefix(axis: Axis, name: str) -> Axis:
     return axis
 
 
-class SideBySide(nn.Module):
+class Parallel(nn.Module):
     """See `parallel`."""
 
     first: nn.Module

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array
 from kd_jax.models.inception import max_pool
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """LPIPS's constants, for images in [-1, 1]."""

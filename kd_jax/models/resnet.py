@@ -16,12 +16,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models.attention import attention_axes
-from kd_jax.models.conditioning import check_labels
-from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
-from kd_jax.models.spectral import (
+from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.attention import attention_axes
+from kd_jax.models.layers.conditioning import check_labels
+from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, norm_axes
+from kd_jax.models.layers.spectral import (
     ONE_STEP,
     Conv,
     Dense,
@@ -30,9 +33,6 @@ from kd_jax.models.spectral import (
     embedding_axes,
     layer_axes,
 )
-from kd_jax.network import Network, from_linen
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array, Variables
 
 # Channels of the generator at 4x4, 8x8, ..., and of the discriminator's blocks, as multiples of
 # `width`; tables 3 to 5 of the paper, whose 32x32 networks have 256 and 128 channels everywhere.

@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models import style
-from kd_jax.models.style import side_widths
-from kd_jax.network import Network, from_linen
+from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers import style
+from kd_jax.models.layers.style import side_widths
 from kd_jax.ops import ACTIVATIONS, Activation
 from kd_jax.ops.resample import Filter
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array, Variables
 
 Noise = str | Sequence[Array] | None
 Lod = float | Array | None

@@ -20,14 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models import style
-from kd_jax.models.style import side_widths
-from kd_jax.network import Network, from_linen
+from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers import style
+from kd_jax.models.layers.style import side_widths
 from kd_jax.ops.resample import Filter
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array, Variables
 
 Architecture = Literal["skip", "resnet", "orig"]
 ARCHITECTURES = ("skip", "resnet", "orig")
@@ -106,7 +106,7 @@ def generator(
       channel_max: upper bound on the channels of each layer.
       widths: channels at each side, `{4: 512, ...}`, instead of these two.
       architecture: "skip", "resnet" or "orig".
-      mapping: further fields of `kd_jax.models.style.Mapping` (`depth`, `lr_multiplier`, ...).
+      mapping: further fields of `layers.style.Mapping` (`depth`, `lr_multiplier`, ...).
       resample_filter: the filter of up- and downsampling; it is normalised.
       activation: a name in `kd_jax.ops.ACTIVATIONS`.
       noise: whether the layers have noise inputs.
@@ -129,7 +129,7 @@ def generator(
         style=style,
         mapping_options=_freeze(mapping),
         architecture=architecture,
-        taps=_hashable_filter(resample_filter),
+        resample_filter=_hashable_filter(resample_filter),
         activation=activation,
         noise=noise,
         conv_clamp=conv_clamp,
@@ -172,7 +172,7 @@ def discriminator(
       widths: channels at each side, `{4: 512, ...}`, instead of these two.
       architecture: "skip", "resnet" or "orig".
       condition: length of the label's embedding; the channels at 4x4 by default.
-      mapping: further fields of `kd_jax.models.style.Mapping` for the label.
+      mapping: further fields of `layers.style.Mapping` for the label.
       resample_filter: the filter of the downsampling; it is normalised.
       activation: a name in `kd_jax.ops.ACTIVATIONS`.
       conv_clamp: the largest magnitude of a layer's output, for half precision.
@@ -194,7 +194,7 @@ def discriminator(
         architecture=architecture,
         condition=condition,
         mapping_options=_freeze(mapping),
-        taps=_hashable_filter(resample_filter),
+        resample_filter=_hashable_filter(resample_filter),
         activation=activation,
         conv_clamp=conv_clamp,
         stddev_group=stddev_group,
@@ -563,7 +563,7 @@ class Generator(nn.Module):
     style: int
     mapping_options: tuple[tuple[str, Any], ...]
     architecture: Architecture
-    taps: Filter2D  # the resampling filter; checkpoints store it under this name
+    resample_filter: Filter2D
     activation: str
     noise: bool
     conv_clamp: float | None
@@ -585,7 +585,7 @@ class Generator(nn.Module):
             self.channels,
             self.style,
             self.architecture,
-            self.taps,
+            self.resample_filter,
             self.activation,
             self.noise,
             self.conv_clamp,
@@ -695,7 +695,7 @@ class Discriminator(nn.Module):
     architecture: Architecture
     condition: int | None
     mapping_options: tuple[tuple[str, Any], ...]
-    taps: Filter2D  # the resampling filter; checkpoints store it under this name
+    resample_filter: Filter2D
     activation: str
     conv_clamp: float | None
     stddev_group: int | None
@@ -719,7 +719,7 @@ class Discriminator(nn.Module):
                 self.widths[number],
                 side == self.size,
                 self.architecture,
-                self.taps,
+                self.resample_filter,
                 self.activation,
                 self.conv_clamp,
                 self.dtype,
@@ -739,7 +739,7 @@ class Discriminator(nn.Module):
             self.widths[0],
             length,
             self.architecture,
-            self.taps,
+            self.resample_filter,
             self.activation,
             self.conv_clamp,
             self.stddev_group,

@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.axes import Axes, Axis, InputAxis, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models.style import AVERAGES, Dense, Mapping
-from kd_jax.network import Network, from_linen
+from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.style import AVERAGES, Dense, Mapping
 from kd_jax.ops import filtered_lrelu, modulated_conv
-from kd_jax.types import Array, Variables
 
 CONSTANTS = "constants"
 """The collection of values that are drawn once and not trained: frequencies and phases."""
@@ -105,7 +105,7 @@ def generator(
       output_scale: factor of the image.
       magnitude_ema_beta: the decay of the mean squares by which layers normalise their input;
         0.5^(batch size / 20000) in published models.
-      mapping: further fields of `kd_jax.models.style.Mapping`; its depth is 2 by default.
+      mapping: further fields of `kd_jax.models.layers.style.Mapping`; its depth is 2 by default.
       dtype: the computation dtype of the layers; parameters, waves and images are always float32.
 
     Raises:

@@ -16,13 +16,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, InputAxis, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.models.norm import BatchNorm, norm_axes
+from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.norm import BatchNorm, norm_axes
+from kd_jax.models.layers.spectral import Conv, layer_axes
 from kd_jax.models.resnet import count_blocks, upsample
-from kd_jax.models.spectral import Conv, layer_axes
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array, Variables
 
 STEPS = {2: (2,), 3: (3,), 4: (2, 2), 8: (2, 2, 2)}
 """The factors of the upsampling layers, by scale."""
@@ -193,7 +193,7 @@ def conv_axes(
     """The axes of a `SeparableConv` or another layer with a kernel, for `kd_jax.pruning`.
 
     Args:
-      leaves: the network's variables by path (`kd_jax.axes.tensors`).
+      leaves: the network's variables by path (`kd_jax.core.axes.tensors`).
       path: the layer's path.
       reads: the entry of its input channels.
       writes: the entry of its output channels.

@@ -17,13 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import at_least_float32
-from kd_jax.models.norm import BatchNorm, ConditionalNorm
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array
+from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm
+from kd_jax.models.layers.spectral import Conv
 from kd_jax.models.resnet import DiscriminatorBlock, GeneratorBlock
-from kd_jax.models.spectral import Conv
-from kd_jax.network import Network, from_linen
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array
 
 SIZES = (8, 16, 32, 64, 128)
 

@@ -17,12 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
+from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.state import PerNetwork
+from kd_jax.core.types import Array, Variables
 from kd_jax.models import biggan, resnet
-from kd_jax.models.conditioning import check_labels
-from kd_jax.models.norm import BatchNorm, ConditionalNorm, norm_axes
-from kd_jax.models.spectral import (
+from kd_jax.models.layers.conditioning import check_labels
+from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, norm_axes
+from kd_jax.models.layers.spectral import (
     Conv,
     Dense,
     Embed,
@@ -30,9 +33,6 @@ from kd_jax.models.spectral import (
     embedding_axes,
     layer_axes,
 )
-from kd_jax.network import Network, from_linen
-from kd_jax.state import PerNetwork
-from kd_jax.types import Array, Variables
 
 _WINDOW = 3
 _STORED = SpectralNorm(stored=True)  # as in the authors' program

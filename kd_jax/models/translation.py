@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, group_widths, tensors
-from kd_jax.checks import at_least_float32
+from kd_jax.core.axes import Axes, Axis, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
 from kd_jax.models.dcgan import Conv
-from kd_jax.models.norm import COLLECTION, BatchNorm, norm_axes
+from kd_jax.models.layers.norm import COLLECTION, BatchNorm, norm_axes
+from kd_jax.models.layers.spectral import layer_axes
 from kd_jax.models.resnet import count_blocks
-from kd_jax.models.spectral import layer_axes
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array, Variables
 
 PADDINGS = {"reflect": "reflect", "replicate": "edge", "zero": "constant"}
 """The paddings of residual blocks, and their modes of `jnp.pad`."""
@@ -67,7 +67,7 @@ class Instance(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Normalisation by the batch's statistics (`kd_jax.models.norm.BatchNorm`).
+    """Normalisation by the batch's statistics (`kd_jax.models.layers.norm.BatchNorm`).
 
     Attributes:
       epsilon: added to the variance.

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
-from kd_jax.checks import at_least_float32
-from kd_jax.network import Network, from_linen
-from kd_jax.types import Array, Variables
+from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.network import Network, from_linen
+from kd_jax.core.types import Array, Variables
 
 _he = nn.initializers.he_normal()
 _least = nn.initializers.variance_scaling(1e-4, "fan_in", "normal")

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kd_jax.core.types import Array
 from kd_jax.ops.resample import Filter, Pads, Two, two, upfirdn2d
-from kd_jax.types import Array
 
 
 class Activation(NamedTuple):

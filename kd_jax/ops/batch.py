@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
-from kd_jax.checks import at_least_float32
-from kd_jax.types import Array
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.types import Array
 
 
 def minibatch_stddev(x: Array, group: int = 4, channels: int = 1) -> Array:

@@ -19,9 +19,9 @@ from typing import TypeAlias
 
 import jax
 
+from kd_jax.core.types import Array
 from kd_jax.ops import cpu, primitive
 from kd_jax.ops.cpu import Geometry
-from kd_jax.types import Array
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
 

@@ -2,8 +2,8 @@
 
 import jax.numpy as jnp
 
+from kd_jax.core.types import Array
 from kd_jax.ops import primitive
-from kd_jax.types import Array
 
 
 def depthwise_conv(x: Array, kernel: Array, dilation: int = 1) -> Array:

@@ -8,7 +8,7 @@ It is linear in the known pixels, differentiable, and of constant cost for any m
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 _DAMPING = 0.6  # the plate's sweeps diverge above 0.625
 

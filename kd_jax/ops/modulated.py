@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from kd_jax.checks import at_least_float32
+from kd_jax.core.checks import at_least_float32
+from kd_jax.core.types import Array
 from kd_jax.ops.convolution import conv, conv_transpose
 from kd_jax.ops.resample import Filter, Pads, filter_shape, pads_of, upfirdn2d
-from kd_jax.types import Array
 
 
 def conv_resample(

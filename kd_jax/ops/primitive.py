@@ -15,7 +15,7 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 Map: TypeAlias = Callable[..., Array]
 """`(geometry, *arrays) -> array`, linear in each of the arrays."""

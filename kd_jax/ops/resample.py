@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.core.types import Array
 from kd_jax.ops import primitive
-from kd_jax.types import Array
 
 Filter: TypeAlias = np.ndarray | Sequence[float] | Sequence[Sequence[float]] | None
 """1-D: the same taps along both axes; 2-D: `[rows, columns]`; None: one tap of 1."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 Weights: TypeAlias = Callable[[int, int], NDArray[np.float64]]
 """`(inputs, outputs) -> [outputs, inputs]`: the weights of the inputs in each output, of sum 1."""

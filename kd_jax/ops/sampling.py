@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 _HALF = 10  # half of the filter's length, in samples at the low rate
 _BETA = 5.0

@@ -2,13 +2,13 @@
 
 `load` returns a network and its variables; `parts` lists the networks in a file. The command
 
-    python -m kd_jax.pretrained ffhq.pkl --out DIR
+    kd-jax inspect ffhq.pkl --out DIR
 
 describes a file, and writes samples and a checkpoint.
 """
 
 from kd_jax.pretrained.convert import Converted
+from kd_jax.pretrained.io.unpickle import UnsafeFileError
 from kd_jax.pretrained.registry import Loaded, Part, load, parts
-from kd_jax.pretrained.unpickle import UnsafeFileError
 
 __all__ = ["Converted", "Loaded", "Part", "UnsafeFileError", "load", "parts"]

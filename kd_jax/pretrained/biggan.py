@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array
 from kd_jax.models import biggan, biggan_deep, resnet, tinygan
-from kd_jax.models.spectral import SpectralNorm, singular_values
-from kd_jax.network import Network
+from kd_jax.models.layers.spectral import SpectralNorm, singular_values
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
-from kd_jax.types import Array
 
 _PARALLEL = "module."
 

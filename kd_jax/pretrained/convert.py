@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.network import Network
-from kd_jax.types import Array, Variables
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array, Variables
 
 StateDict = Mapping[str, np.ndarray]
 """A PyTorch module's tensors by their dotted names, in PyTorch's layouts."""

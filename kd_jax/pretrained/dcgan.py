@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from kd_jax.core.types import Array
 from kd_jax.models import dcgan
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
-from kd_jax.types import Array
 
 
 def is_generator(names: Iterable[str]) -> bool:

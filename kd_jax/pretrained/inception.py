@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array
 from kd_jax.models import inception
-from kd_jax.network import Network
-from kd_jax.pretrained.containers import read
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
-from kd_jax.types import Array
+from kd_jax.pretrained.io.containers import read
 
 PUBLISHED = {
     "pytorch-fid": "pt_inception-2015-12-05-6726825d.pth",

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array
 from kd_jax.models import perceptual
-from kd_jax.network import Network
-from kd_jax.pretrained.containers import read
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
-from kd_jax.types import Array
+from kd_jax.pretrained.io.containers import read
 
 _SCALING = ("scaling_layer.shift", "scaling_layer.scale")
 _SIDE = 64  # size of the image whose shape a conversion is checked with

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kd_jax.network import Network
+from kd_jax.core.network import Network
+from kd_jax.core.types import Variables
 from kd_jax.pretrained import (
     biggan,
     dcgan,
@@ -19,10 +20,9 @@ from kd_jax.pretrained import (
     stylegan3,
     translation,
 )
-from kd_jax.pretrained.allowed_types import Persistent, TFNetwork
-from kd_jax.pretrained.containers import read
 from kd_jax.pretrained.convert import Converted
-from kd_jax.types import Variables
+from kd_jax.pretrained.io.allowed_types import Persistent, TFNetwork
+from kd_jax.pretrained.io.containers import read
 
 
 class Kind(NamedTuple):
@@ -148,14 +148,14 @@ KINDS = (
         inception.is_inception,
         inception.fid,
         False,
-        "the Frechet inception distance: kd_jax.evaluate --inception FILE",
+        "the Frechet inception distance: kd-jax evaluate --inception FILE",
     ),
     Kind(
         "LPIPS",
         perceptual.is_lpips,
         perceptual.lpips,
         False,
-        "distances between images: kd_jax.evaluate --lpips FILE",
+        "distances between images: kd-jax evaluate --lpips FILE",
     ),
     Kind(
         "VGG16, AlexNet or SqueezeNet (torchvision)",
@@ -163,7 +163,7 @@ KINDS = (
         perceptual.trunk,
         False,
         "features of images, and with LPIPS's weights for distances between them: "
-        "kd_jax.evaluate --lpips FILE WEIGHTS",
+        "kd-jax evaluate --lpips FILE WEIGHTS",
     ),
 )
 """The supported kinds of state dicts, recognised by their tensor names."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from kd_jax.pretrained import stylegan2, stylegan3
-from kd_jax.pretrained.allowed_types import (
+from kd_jax.pretrained.convert import Converted, StateDict
+from kd_jax.pretrained.io.allowed_types import (
     Persistent,
     TFNetwork,
     attribute,
@@ -17,7 +18,6 @@ from kd_jax.pretrained.allowed_types import (
     static_kwargs,
     variables,
 )
-from kd_jax.pretrained.convert import Converted, StateDict
 
 
 def from_module(module: Persistent, **overrides: Any) -> Converted:
@@ -27,7 +27,7 @@ def from_module(module: Persistent, **overrides: Any) -> Converted:
     the defaults of the classes differ between repositories.
 
     Args:
-      module: as returned by `kd_jax.pretrained.containers.read`.
+      module: as returned by `kd_jax.pretrained.io.containers.read`.
       **overrides: keyword arguments of the network's factory.
 
     Raises:
@@ -66,7 +66,7 @@ def from_tensorflow(network: TFNetwork, **overrides: Any) -> Converted:
     """A generator or a discriminator of a StyleGAN2 TensorFlow snapshot.
 
     Args:
-      network: as returned by `kd_jax.pretrained.containers.read`.
+      network: as returned by `kd_jax.pretrained.io.containers.read`.
       **overrides: keyword arguments of the network's factory.
 
     Raises:

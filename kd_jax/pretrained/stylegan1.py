@@ -1,7 +1,7 @@
 """StyleGAN from the state dicts of genforce's and rosinality's PyTorch programs.
 
 genforce's files are the weights of the authors' TensorFlow program under other names. Both programs
-multiply by He's constant before adding the bias, but `kd_jax.models.style.Dense` does so after the
+multiply by He's constant before adding the bias, but `layers.style.Dense` does so after the
 activation: the biases of such layers are divided by the constant. Upsampling layers that were
 trained fused are transposed convolutions there, so their kernels are flipped here.
 """
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.core.network import Network
 from kd_jax.models import stylegan1
-from kd_jax.models.style import AVERAGES
-from kd_jax.network import Network
+from kd_jax.models.layers.style import AVERAGES
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 
 SMALLEST = stylegan1.SMALLEST

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax.core.network import Network
 from kd_jax.models import stylegan2
-from kd_jax.models.style import AVERAGES
-from kd_jax.network import Network
+from kd_jax.models.layers.style import AVERAGES
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 
 SMALLEST = stylegan2.SMALLEST

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.models import stylegan3
-from kd_jax.models.style import AVERAGES
+from kd_jax.models.layers.style import AVERAGES
 from kd_jax.models.stylegan3 import CONSTANTS, Design
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array
 from kd_jax.models import translation
 from kd_jax.models.translation import BATCH, INSTANCE, Norm
-from kd_jax.network import Network
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
-from kd_jax.types import Array
 
 SIDE = 256
 """The image size that the published networks were trained with."""

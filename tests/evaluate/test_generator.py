@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import checkpoint
-from kd_jax.architecture import describe
+from kd_jax.core.architecture import describe
+from kd_jax.core.mesh import make_mesh
+from kd_jax.core.network import Network
 from kd_jax.evaluate.generator import EvaluatedGenerator, draw, interpolate, open_generator, sampler
 from kd_jax.models import dcgan, stylegan2
-from kd_jax.network import Network
-from kd_jax.sharding import make_mesh
+from kd_jax.train import checkpoint
 
 Z, LABEL = jax.ShapeDtypeStruct((1, 8), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from experiments import classifier, harness, runner
 from kd_jax import data as kd_data
-from kd_jax.logs import read_jsonl
+from kd_jax.train.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 

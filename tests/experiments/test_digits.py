@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from experiments import digits, harness
-from kd_jax import checkpoint
-from kd_jax.checkpoint import CheckpointError
-from kd_jax.logs import read_jsonl
-from kd_jax.loop import NonFiniteError
+from kd_jax.train import checkpoint
+from kd_jax.train.checkpoint import CheckpointError
+from kd_jax.train.logs import read_jsonl
+from kd_jax.train.loop import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from experiments import harness, methods, objectives
-from kd_jax.logs import read_jsonl
+from kd_jax.train.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 

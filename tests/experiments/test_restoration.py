@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 
 from experiments import harness, inpainting, runner, superres, translation
-from kd_jax import checkpoint, degradations
 from kd_jax import data as kd_data
-from kd_jax.evaluate import extractor
-from kd_jax.evaluate.pictures import to_uint8
-from kd_jax.logs import read_jsonl
-from kd_jax.objective import Inputs
+from kd_jax.core.objective import Inputs
+from kd_jax.metrics import extractor
+from kd_jax.report.pictures import to_uint8
+from kd_jax.tasks import degradations
+from kd_jax.train import checkpoint
+from kd_jax.train.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"superres": superres, "inpainting": inpainting, "translation": translation}

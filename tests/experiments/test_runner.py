@@ -23,11 +23,11 @@ from experiments import (
     waveform,
 )
 from experiments.runner import Evaluation, Metric
-from kd_jax import checkpoint
 from kd_jax import data as kd_data
+from kd_jax.core.objective import Inputs
 from kd_jax.data import captions, tones
-from kd_jax.logs import read_jsonl
-from kd_jax.objective import Inputs
+from kd_jax.train import checkpoint
+from kd_jax.train.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"waveform": waveform, "text_to_image": text_to_image, "unpaired": unpaired}

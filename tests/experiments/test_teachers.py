@@ -11,8 +11,8 @@ import pytest
 from selection import quick
 
 from experiments import biggan, harness, stylegan2
-from kd_jax.checkpoint import load_generator
 from kd_jax.models import stylegan2 as models
+from kd_jax.train.checkpoint import load_generator
 
 ROOT = Path(__file__).parents[2]
 MODULES = {"stylegan2": stylegan2, "biggan": biggan}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import training
 
-from kd_jax.checkpoint import restore_item
+from kd_jax.train.checkpoint import restore_item
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ import training
 from PIL import Image
 
 from kd_jax import data
-from kd_jax.logs import read_jsonl
+from kd_jax.train.logs import read_jsonl
 
 BAD = (7, 11, 12)
 

@@ -9,7 +9,7 @@ import pytest
 import training
 from selection import quick
 
-from kd_jax.checkpoint import Checkpoints
+from kd_jax.train.checkpoint import Checkpoints
 
 CASES = 100
 KINDS = ("generator", "training", "data", "meta", "manifest.json", "")  # "": Orbax's own files

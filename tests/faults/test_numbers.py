@@ -13,7 +13,7 @@ from selection import FUSED, quick
 
 import kd_jax as kd
 from experiments import harness
-from kd_jax.loop import NonFiniteError
+from kd_jax.train.loop import NonFiniteError
 
 STEP = 7  # between two checkpoints, two logging windows and two evaluations
 

@@ -11,7 +11,7 @@ import training
 from selection import quick
 
 from experiments import harness
-from kd_jax.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
+from kd_jax.train.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
 
 
 class Interrupted:
@@ -90,7 +90,7 @@ def test_handlers_are_restored():
 
 def test_the_time_limit_in_minutes(tmp_path, monkeypatch, unbroken):
     now = [0.0]
-    monkeypatch.setattr("kd_jax.shutdown.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("kd_jax.train.shutdown.time.monotonic", lambda: now[0])
     monkeypatch.setattr(harness, "STOP", ShutdownSignal(minutes=2))
     assert not harness.STOP()
     now[0] = 119.0

@@ -10,8 +10,8 @@ import training
 from selection import quick
 
 import kd_jax as kd
-from kd_jax.checkpoint import Checkpoints
-from kd_jax.sharding import shardings
+from kd_jax.core.mesh import shardings
+from kd_jax.train.checkpoint import Checkpoints
 
 RULES = {"replicated": kd.replicated, "sharded": kd.fully_sharded(min_size=16)}
 PLACES = [(1, "replicated"), (2, "replicated"), (2, "sharded"), (4, "replicated"), (4, "sharded")]

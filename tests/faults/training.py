@@ -20,9 +20,10 @@ import optax
 
 import kd_jax as kd
 from experiments import harness
-from kd_jax import data, diagnostics, distributed
-from kd_jax.checkpoint import CheckpointError
-from kd_jax.loop import NonFiniteError
+from kd_jax import data
+from kd_jax.train import diagnostics, distributed
+from kd_jax.train.checkpoint import CheckpointError
+from kd_jax.train.loop import NonFiniteError
 
 LOG, EVALUATE, CHECKPOINT = 4, 6, 5
 LATENT, SIZE, BATCH = 4, 8, 8

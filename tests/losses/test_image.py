@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.core.types import Taps
 from kd_jax.losses import image, response
-from kd_jax.types import Taps
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.uniform(-1, 1, size=(2, 2, 8, 6, 3)).astype(np.float32)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.core.types import Taps
 from kd_jax.losses import (
     adversarial,
     discriminator,
@@ -21,7 +22,6 @@ from kd_jax.losses import (
     response,
 )
 from kd_jax.losses import perceptual as learned
-from kd_jax.types import Taps
 
 B = 3
 SCORES, PATCHES = (B,), (B, 2, 2, 1)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from kd_jax.core.types import Taps
 from kd_jax.losses import image
 from kd_jax.losses.perceptual import distance, lpips, lpips_map
-from kd_jax.types import Taps
 
 RNG = np.random.default_rng(0)
 

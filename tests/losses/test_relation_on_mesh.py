@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from selection import quick
 
+from kd_jax.core.mesh import make_mesh, place, place_batch
 from kd_jax.losses import moments, relation
-from kd_jax.sharding import make_mesh, place, place_batch
 
 DEVICES, DIMENSIONS = 8, 6
 NOT_LOSSES = {moments.moments}  # functions of a batch that are not losses

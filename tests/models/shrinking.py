@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import pruning
-from kd_jax.axes import InputAxis, group_widths, parts, path_name
+from kd_jax.core.axes import InputAxis, group_widths, parts, path_name
 
 KEY = jax.random.key(0)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kd_jax.models import biggan
-from kd_jax.models.attention import SelfAttention
-from kd_jax.models.spectral import Conv, SpectralNorm
+from kd_jax.models.layers.attention import SelfAttention
+from kd_jax.models.layers.spectral import Conv, SpectralNorm
 
 B, CLASSES = 3, 5
 RNG = np.random.default_rng(0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from kd_jax import pruning
-from kd_jax.axes import group_widths
+from kd_jax.core.axes import group_widths
+from kd_jax.core.network import tap_shapes
 from kd_jax.models import dcgan
-from kd_jax.network import tap_shapes
 
 B, LATENT = 4, 6
 RNG = np.random.default_rng(0)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax.evaluate.cost import parameter_count
+from kd_jax.core.cost import parameter_count
+from kd_jax.core.network import tap_shapes
 from kd_jax.models import inception
-from kd_jax.network import tap_shapes
 from kd_jax.ops import cpu
 
 RNG = np.random.default_rng(0)

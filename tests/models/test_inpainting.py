@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from kd_jax import ops, pruning
-from kd_jax.architecture import describe, rebuild
-from kd_jax.axes import group_widths
-from kd_jax.evaluate.cost import parameter_count
+from kd_jax.core.architecture import describe, rebuild
+from kd_jax.core.axes import group_widths
+from kd_jax.core.cost import parameter_count
+from kd_jax.core.network import connect
 from kd_jax.models import inpainting
-from kd_jax.network import connect
 from tests.models.shrinking import KEY, output, random_like
 
 B, SIDE = 2, 16

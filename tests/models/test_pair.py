@@ -9,9 +9,10 @@ from models import shrinking
 from selection import quick
 
 import kd_jax as kd
-from kd_jax import architecture, pruning
+from kd_jax import pruning
+from kd_jax.core import architecture
+from kd_jax.core.network import Network
 from kd_jax.models import pair, translation
-from kd_jax.network import Network
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)

@@ -10,9 +10,9 @@ import pytest
 from selection import quick
 
 from kd_jax import pruning
-from kd_jax.axes import group_widths, parts, path_name
+from kd_jax.core.axes import group_widths, parts, path_name
+from kd_jax.core.network import connect, tap_shapes
 from kd_jax.models import biggan, biggan_deep, resnet, tinygan
-from kd_jax.network import connect, tap_shapes
 
 B, LATENT, CLASSES = 4, 6, 5
 RNG = np.random.default_rng(0)

@@ -17,12 +17,12 @@ from models.shrinking import (
 )
 
 from kd_jax import losses, ops
-from kd_jax.axes import InputAxis, path_name
+from kd_jax.core.axes import InputAxis, path_name
+from kd_jax.core.mesh import compile_step, initialize
+from kd_jax.core.objective import Term
+from kd_jax.core.state import Networks, PerNetwork, init_state
+from kd_jax.core.step import make_simultaneous_step
 from kd_jax.models import stylegan1
-from kd_jax.objective import Term
-from kd_jax.sharding import compile_step, initialize
-from kd_jax.state import Networks, PerNetwork, init_state
-from kd_jax.step import make_simultaneous_step
 from kd_jax.tasks import latents
 
 B, LATENT, STYLE, CLASSES = 4, 6, 5, 3

@@ -10,10 +10,11 @@ import pytest
 from models.shrinking import check_dead_channels, check_groups, check_student, drawn, output
 
 from kd_jax import methods, ops
-from kd_jax.models import style, stylegan2
-from kd_jax.sharding import compile_step, initialize
-from kd_jax.state import Networks, PerNetwork, init_state
-from kd_jax.step import make_train_step
+from kd_jax.core.mesh import compile_step, initialize
+from kd_jax.core.state import Networks, PerNetwork, init_state
+from kd_jax.core.step import make_train_step
+from kd_jax.models import stylegan2
+from kd_jax.models.layers import style
 from kd_jax.tasks import latents
 
 B, LATENT = 4, 6

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kd_jax import pruning
-from kd_jax.axes import group_widths
+from kd_jax.core.axes import group_widths
+from kd_jax.core.network import tap_shapes
 from kd_jax.models import stylegan3
 from kd_jax.models.stylegan3 import CONFIG_R, CONSTANTS, Design, lowpass_filter
-from kd_jax.network import tap_shapes
 
 B, LATENT, STYLE = 2, 6, 8
 RNG = np.random.default_rng(0)

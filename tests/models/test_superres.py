@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from kd_jax import pruning
-from kd_jax.architecture import describe, rebuild
-from kd_jax.evaluate.cost import parameter_count
+from kd_jax.core.architecture import describe, rebuild
+from kd_jax.core.cost import parameter_count
+from kd_jax.core.network import connect
 from kd_jax.models import superres
-from kd_jax.network import connect
 from tests.models.shrinking import (
     KEY,
     check_dead_channels,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kd_jax import architecture
+from kd_jax.core import architecture
 from kd_jax.models import text
 
 KEY = jax.random.key(0, impl="rbg")

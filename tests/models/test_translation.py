@@ -9,7 +9,7 @@ import pytest
 from models.shrinking import KEY, check_dead_channels, check_groups, check_student, drawn, output
 from selection import quick
 
-from kd_jax.architecture import describe, rebuild
+from kd_jax.core.architecture import describe, rebuild
 from kd_jax.losses import adversarial
 from kd_jax.models import translation
 from kd_jax.models.translation import BATCH, INSTANCE, PADDINGS, Batch

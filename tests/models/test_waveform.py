@@ -7,7 +7,7 @@ import pytest
 from models.shrinking import check_dead_channels, check_groups, check_student
 
 from kd_jax import ops
-from kd_jax.architecture import describe, rebuild
+from kd_jax.core.architecture import describe, rebuild
 from kd_jax.models import waveform
 
 KEY = jax.random.key(0)

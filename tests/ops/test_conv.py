@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from selection import quick
 
-from experiments.benchmarks.scaling import collectives
+from benchmarks.scaling import collectives
 from kd_jax import make_mesh
 from kd_jax.ops import conv, conv_transpose, convolution, cpu
 from kd_jax.ops.cpu import winograd3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmarks.scaling import collectives
+from benchmarks.scaling import collectives
 from kd_jax import make_mesh, ops
 
 RNG = np.random.default_rng(0)

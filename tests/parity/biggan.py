@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from kd_jax.models import norm, resnet, tinygan
+from kd_jax.models import resnet, tinygan
+from kd_jax.models.layers import norm
 from kd_jax.pretrained import biggan
 from parity.golden import Family, File, Outputs
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import ops
-from kd_jax.evaluate import resize
+from kd_jax.metrics import resize
 from kd_jax.models import inception as models
 from kd_jax.pretrained import inception
 from parity import recipe

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import sefa
 from kd_jax.losses import adversarial, feature, image, penalties, relation, response
+from kd_jax.methods import sefa
 from parity.golden import Family, File, Outputs, connector, oihw, with_gradients
 
 

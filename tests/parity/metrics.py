@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kd_jax.evaluate import kid as kid_metric
-from kd_jax.evaluate.conventions import TOOLS
-from kd_jax.evaluate.frechet import Moments, frechet_distance, frechet_distance_of_features, moments
-from kd_jax.evaluate.inception_score import inception_score
-from kd_jax.evaluate.prdc import neighbourhoods
+from kd_jax.metrics import kid as kid_metric
+from kd_jax.metrics.conventions import TOOLS
+from kd_jax.metrics.frechet import Moments, frechet_distance, frechet_distance_of_features, moments
+from kd_jax.metrics.inception_score import inception_score
+from kd_jax.metrics.prdc import neighbourhoods
 from parity.golden import Family, File, Outputs
 
 

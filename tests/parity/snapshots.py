@@ -3,7 +3,7 @@
 import numpy as np
 
 from kd_jax import pretrained
-from kd_jax.pretrained import allowed_types, containers
+from kd_jax.pretrained.io import allowed_types, containers
 from parity.golden import FOLDER, Family, File, Outputs
 from parity.stylegan2 import labels
 

@@ -5,7 +5,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.models.style import Dense
+from kd_jax.models.layers.style import Dense
 from kd_jax.pretrained import stylegan1
 from parity.golden import Family, File, Outputs
 

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from kd_jax.models.style import AVERAGES
+from kd_jax.models.layers.style import AVERAGES
 from kd_jax.pretrained import stylegan3
 from parity.golden import Family, File, Outputs
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from selection import quick
 
-from kd_jax.models.spectral import SpectralNorm
+from kd_jax.models.layers.spectral import SpectralNorm
 from kd_jax.pretrained import biggan, dcgan
 
 B, CLASSES = 3, 5

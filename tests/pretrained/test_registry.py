@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from parity.golden import FILES, File
 from PIL import Image
-from pretrained.test_containers import safetensors, torch_zip
+from pretrained.io.test_containers import safetensors, torch_zip
 from pretrained.test_perceptual_weights import heads, trunk, whole
 
 from kd_jax import pretrained
-from kd_jax.checkpoint import load_generator, load_network
+from kd_jax.cli import inspect as command
 from kd_jax.evaluate.generator import open_generator
-from kd_jax.pretrained import __main__ as command
+from kd_jax.train.checkpoint import load_generator, load_network
 
 ROOT = Path(__file__).parents[2]
 
@@ -217,7 +217,7 @@ def test_the_command_refuses_files_in_one_line(tmp_path):
         ([bad, "--out", tmp_path / "full"], "is not a new or empty folder"),
     ):
         result = subprocess.run(
-            [sys.executable, "-m", "kd_jax.pretrained", *map(str, arguments)],
+            [sys.executable, "-m", "kd_jax", "inspect", *map(str, arguments)],
             capture_output=True,
             text=True,
             cwd=ROOT,

@@ -9,7 +9,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from pretrained.test_containers import torch_zip
+from pretrained.io.test_containers import torch_zip
 
 from kd_jax import pretrained
 from kd_jax.pretrained import registry, translation

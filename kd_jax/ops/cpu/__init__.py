@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from kd_jax.core.types import Array
 from kd_jax.ops.cpu import winograd3, winograd4, winograd7
-from kd_jax.types import Array
 
 ENABLED = True
 """Whether `fast_maps` selects any of them."""

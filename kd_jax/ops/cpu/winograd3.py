@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 _Grid: TypeAlias = list[list[Array]]
 """Factors or products, by their index along the rows, then along the columns."""

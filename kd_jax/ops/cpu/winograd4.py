@@ -24,7 +24,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 _Nine: TypeAlias = list[list[Array]]
 """Factors or products, by their index along the rows, then along the columns."""

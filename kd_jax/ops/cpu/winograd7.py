@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.types import Array
+from kd_jax.core.types import Array
 
 TAPS, _OUTPUTS = 7, 4
 _POINTS = (0, 1, -1, 2, -2, 1 / 2, -1 / 2, 3 / 4, -4 / 3)  # and infinity; small points round least

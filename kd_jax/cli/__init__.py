@@ -1,0 +1,27 @@
+"""The command `kd-jax`, also `python -m kd_jax`: a module with `main(arguments)` per subcommand."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "inspect": "describe a published weight file; write samples and a checkpoint",
+    "evaluate": "compare generators with real images; write a report",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the subcommand that the first argument names, with the other arguments."""
+    command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if command in COMMANDS:
+        importlib.import_module(f"kd_jax.cli.{command}").main(rest)
+        return
+    usage = "\n".join(
+        ["usage: kd-jax COMMAND ...", ""]
+        + [f"  {name:10} {about}" for name, about in COMMANDS.items()]
+        + ["", "kd-jax COMMAND --help lists its arguments."]
+    )
+    if command in ("-h", "--help"):
+        print(usage)
+        return
+    print(f"{usage}\n\nerror: no command {command!r}", file=sys.stderr)
+    sys.exit(2)

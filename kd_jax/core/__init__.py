@@ -1,0 +1,1 @@
+"""Networks, objectives and the training step: pure functions of pytrees."""

@@ -1,0 +1,143 @@
+"""A network's architecture as JSON values, so that a checkpoint describes its network.
+
+A network made by `from_linen` is described by its module's class and fields, and rebuilt from them,
+without a registry of architectures. Classes are looked up only in kd_jax and in packages that the
+caller names; a description cannot run any other code.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax.core.network import Network, from_linen
+
+_FLAX_FIELDS = ("parent", "name")
+
+# Former names of modules, classes and fields: descriptions in existing checkpoints remain valid.
+_MODULES = {
+    f"kd_jax.models.{name}": f"kd_jax.models.layers.{name}"
+    for name in ("attention", "conditioning", "norm", "spectral", "style")
+}
+_CLASSES = {"kd_jax.models.pair:SideBySide": "kd_jax.models.pair:Parallel"}
+_FIELDS = {
+    "kd_jax.models.stylegan2:Generator": {"taps": "resample_filter"},
+    "kd_jax.models.stylegan2:Discriminator": {"taps": "resample_filter"},
+}
+_PLAIN = (bool, int, float, str)
+
+
+class Architecture(NamedTuple):
+    """A network and the specification of its inputs.
+
+    Attributes:
+      network: the network, without connectors.
+      inputs: shapes and dtypes for a batch of one.
+      classes: the number of classes of its labels; 0 if it takes no labels.
+    """
+
+    network: Network
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    classes: int
+
+
+def describe(network: Network, *inputs: Any) -> dict[str, Any]:
+    """Describes a network as JSON values, from which `rebuild` constructs it.
+
+    Args:
+      network: made by `from_linen`, with or without connectors.
+      *inputs: a batch of inputs, arrays or `ShapeDtypeStruct`s. If they include labels, the
+        module's field `classes` is the number of classes.
+
+    Raises:
+      ValueError: it was not made by `from_linen`, or a field of its module has no JSON form.
+    """
+    if network.module is None:
+        raise ValueError("the network was not made by from_linen: its architecture is unknown")
+    return {
+        "module": _encode(network.module, type(network.module).__name__),
+        "style": network.mapping is not None,
+        "inputs": [[list(x.shape[1:]), np.dtype(x.dtype).name] for x in inputs],
+        "classes": getattr(network.module, "classes", 0),
+    }
+
+
+def rebuild(description: Mapping[str, Any], packages: Sequence[str] = ()) -> Architecture:
+    """Constructs a network from its description by `describe`.
+
+    Args:
+      description: JSON values.
+      packages: further packages whose classes may be used; they are imported.
+
+    Raises:
+      ValueError: the description is invalid, or names a class of another package.
+    """
+    try:
+        module = _decode(description["module"], ("kd_jax.models", *packages))
+        inputs = tuple(
+            jax.ShapeDtypeStruct((1, *shape), jnp.dtype(dtype))
+            for shape, dtype in description["inputs"]
+        )
+        style, classes = bool(description["style"]), int(description["classes"])
+    except (KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ValueError(f"not the description of a network: {error!r}") from None
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"not the description of a network, but of a {type(module).__name__}")
+    return Architecture(from_linen(module, style=style), inputs, classes)
+
+
+def _encode(value: Any, where: str) -> Any:
+    if value is None or isinstance(value, _PLAIN):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [f.name for f in dataclasses.fields(value) if f.name not in _FLAX_FIELDS]
+        return _encode_class(value, {name: getattr(value, name) for name in names}, where)
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _encode_class(value, value._asdict(), where)
+    if isinstance(value, tuple | list):
+        return [_encode(part, f"{where}[{i}]") for i, part in enumerate(value)]
+    if isinstance(value, Mapping):
+        pairs = [[_encode(k, where), _encode(v, f"{where}[{k}]")] for k, v in value.items()]
+        return {"mapping": pairs}
+    try:
+        return {"dtype": jnp.dtype(value).name}
+    except TypeError:
+        raise ValueError(
+            f"{where} is a {type(value).__name__}, which has no JSON form: the architecture cannot "
+            "be described"
+        ) from None
+
+
+def _encode_class(value: Any, fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    kind = type(value)
+    encoded = {name: _encode(field, f"{where}.{name}") for name, field in fields.items()}
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": encoded}
+
+
+def _decode(value: Any, packages: Sequence[str]) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(part, packages) for part in value)
+    if not isinstance(value, Mapping):
+        return value
+    if "dtype" in value:
+        return jnp.dtype(value["dtype"]).type
+    if "mapping" in value:
+        return {_decode(k, packages): _decode(v, packages) for k, v in value["mapping"]}
+    kind_name = _CLASSES.get(value["class"], value["class"])
+    path, _, name = kind_name.partition(":")
+    path = _MODULES.get(path, path)
+    renamed = _FIELDS.get(kind_name, {})
+    if not any(path == package or path.startswith(f"{package}.") for package in packages):
+        raise ValueError(f"{value['class']} is not in the packages {', '.join(packages)}")
+    kind = getattr(importlib.import_module(path), name)
+    # Only a class that the module defines, not one that it imports.
+    if not isinstance(kind, type) or kind.__module__ != path:
+        raise ValueError(f"{value['class']} is not a class of {path}")
+    if not (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
+        raise ValueError(f"{value['class']} is neither a dataclass nor a NamedTuple")
+    return kind(**{renamed.get(f, f): _decode(v, packages) for f, v in value["fields"].items()})

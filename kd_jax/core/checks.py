@@ -1,0 +1,80 @@
+"""Checks that run while a function is traced, so that a wrong shape never broadcasts silently."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from kd_jax.core.types import Array, Batch
+
+
+def same_shape(**arrays: Any) -> tuple[Array, ...]:
+    """The arrays, in order, after a check that their shapes are equal.
+
+    Args:
+      **arrays: two or more arrays, named as the error message should name them.
+
+    Raises:
+      ValueError: an array is missing (None), or its shape differs from that of the first.
+    """
+    (first, reference), *rest = arrays.items()
+    for name, value in arrays.items():
+        if value is None:
+            raise ValueError(f"{name} is missing: no network or input of this step provides it")
+    for name, value in rest:
+        if jnp.shape(value) != jnp.shape(reference):
+            raise ValueError(
+                f"{first} has shape {jnp.shape(reference)} but {name} has {jnp.shape(value)}"
+            )
+    return tuple(at_least_float32(value) for value in arrays.values())
+
+
+def same_channels(**features: Any) -> tuple[Array, ...]:
+    """Two features `[B, H, W, C]`, in order, after a check that batch and channels are equal.
+
+    Args:
+      **features: two arrays, named as the error message should name them.
+
+    Raises:
+      ValueError: a feature is missing (None) or not 4-dimensional, or batch or channels differ.
+    """
+    (name, _), (other, _) = features.items()
+    first, second = (same_shape(**{key: value})[0] for key, value in features.items())
+    if not first.ndim == second.ndim == 4 or first.shape[::3] != second.shape[::3]:
+        raise ValueError(
+            f"{name} has shape {first.shape} but {other} has {second.shape}; "
+            "both must be [B, height, width, C] with the same B and C"
+        )
+    return first, second
+
+
+def at_least_float32(x: Any) -> Array:
+    """`x` as float32, or as float64 if it is float64: losses are not summed in half precision."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def magnitude(x: Array) -> Array:
+    """`|x|` with gradient 0 at 0; `jnp.abs` has gradient 1 there, even where both sides agree."""
+    return x * jnp.sign(x)
+
+
+def per_example_mean(x: Array) -> Array:
+    """The mean over every axis but the first, `[B, ...] -> [B]`."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).mean(axis=1)
+
+
+def per_example_sum(x: Array) -> Array:
+    """The sum over every axis but the first, `[B, ...] -> [B]`."""
+    return x.reshape(x.shape[0], math.prod(x.shape[1:])).sum(axis=1)
+
+
+def batch_entry(batch: Batch, name: str) -> Any:
+    """The array `name` of a batch.
+
+    Raises:
+      ValueError: the batch has none.
+    """
+    if name not in batch:
+        raise ValueError(f"the batch has {sorted(batch)}; this task needs {name!r}")
+    return batch[name]

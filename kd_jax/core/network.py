@@ -1,0 +1,266 @@
+"""Networks as pairs of pure functions, and connectors that project features to other shapes."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.core.types import Array, Taps, Variables
+
+Applied = tuple[Array, Taps, Variables]
+
+CONNECTORS = "connectors"
+"""The entry of `params` that holds the projections of a connected network."""
+
+
+class Network(NamedTuple):
+    """Two pure functions; every generator, discriminator and classifier is a `Network`.
+
+    Attributes:
+      init: `init(key, *inputs) -> variables`.
+      apply: `apply(variables, *inputs, train=False, rngs=None) -> (output, taps, variables)`. The
+        returned variables include the updates of this call (batch statistics) if `train`, and are
+        the argument itself otherwise. `rngs` is a key for networks that draw noise. `taps` are
+        named intermediate features; under jit, unused taps cost nothing. Networks may accept
+        further keyword options (`truncation`), documented by their factories.
+      mapping: for a style network, `mapping(variables, latents[, labels], **options) -> styles`;
+        None for others. The styles w are `[B, layers, style]`, one for each layer that reads one.
+      synthesis: for a style network, `synthesis(variables, styles, rngs=None, **options) ->
+        (images, taps)`, so that losses can work on w; None for others.
+      module: the Linen module behind the network, for `kd_jax.core.architecture`; None for others.
+    """
+
+    init: Callable[..., Variables]
+    apply: Callable[..., Applied]
+    mapping: Callable[..., Array] | None = None
+    synthesis: Callable[..., tuple[Array, Taps]] | None = None
+    module: nn.Module | None = None
+
+
+def from_linen(module: nn.Module, *, style: bool = False) -> Network:
+    """A `Network` from a Flax Linen module.
+
+    Args:
+      module: its `__call__(*inputs, train: bool, **options)` returns `(output, {tap name:
+        feature})`.
+      style: whether it has submodules `mapping`, from the inputs to `styles`, and `synthesis`,
+        from the styles to `(output, taps)`.
+    """
+
+    def init(key: Array, *inputs: Any) -> Variables:
+        return module.init(key, *inputs, train=False)
+
+    def apply(
+        variables: Variables,
+        *inputs: Any,
+        train: bool = False,
+        rngs: Array | None = None,
+        **options: Any,
+    ) -> Applied:
+        if not train:
+            output, taps = module.apply(variables, *inputs, train=False, rngs=rngs, **options)
+            return output, Taps(taps), variables
+        mutable = [name for name in variables if name != "params"]
+        (output, taps), updates = module.apply(
+            variables, *inputs, train=True, rngs=rngs, mutable=mutable, **options
+        )
+        return output, Taps(taps), {**variables, **updates}
+
+    if not style:
+        return Network(init, apply, module=module)
+
+    def mapping(variables: Variables, *inputs: Any, **options: Any) -> Array:
+        def part(module: Any, *inputs: Any) -> Array:
+            return module.mapping(*inputs, train=False, **options)
+
+        return module.apply(variables, *inputs, method=part)
+
+    def synthesis(
+        variables: Variables, styles: Array, rngs: Array | None = None, **options: Any
+    ) -> tuple[Array, Taps]:
+        def part(module: Any, styles: Array) -> tuple[Array, dict[str, Array]]:
+            return module.synthesis(styles, train=False, **options)
+
+        output, taps = module.apply(variables, styles, method=part, rngs=rngs)
+        return output, Taps(taps)
+
+    return Network(init, apply, mapping, synthesis, module)
+
+
+def tap_shapes(network: Network, *inputs: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each tap of `network` for these inputs (arrays or `ShapeDtypeStruct`s).
+
+    Nothing is computed or allocated.
+    """
+
+    def taps(key: Array, *inputs: Any) -> Taps:
+        return network.apply(network.init(key, *inputs), *inputs)[1]
+
+    shapes = jax.eval_shape(taps, jax.random.key(0), *inputs)
+    return {name: feature.shape for name, feature in shapes.items()}
+
+
+def connected(name: str) -> str:
+    """The tap name of the projected feature `name` of a connected network."""
+    return f"connected/{name}"
+
+
+def connect(network: Network, targets: Mapping[str, Sequence[int]]) -> Network:
+    """`network` with learned projections of some of its taps to another network's feature shapes.
+
+    Each named feature is resampled to the target's height and width (or all axes between batch and
+    channels), passed through a learned 1x1 convolution with bias, and returned as the tap
+    `connected(name)`. This is the regressor of FitNets (Romero et al. 2015, eq. 3) and the
+    mapping of GAN Compression (Li et al. 2020, eq. 3).
+    The projections are parameters of the network (`params["connectors"]`), so they are trained,
+    averaged and checkpointed with it; `disconnect` removes them.
+
+    Args:
+      network: usually the student.
+      targets: by tap name of `network`, the shape to project to, as `tap_shapes` returns it for the
+        teacher: `[B, H, W, C]`, where B is ignored.
+
+    Raises:
+      MissingTapError: when a name is not a tap of `network`; the message lists its taps.
+      ValueError: when a tap and its target have different numbers of axes.
+    """
+
+    def init(key: Array, *inputs: Any) -> Variables:
+        variables = network.init(key, *inputs)
+        if CONNECTORS in variables["params"]:
+            raise ValueError("the network is connected already; pass all targets in one call")
+        taps = jax.eval_shape(lambda v: network.apply(v, *inputs)[1], variables)
+        projections = {}
+        for index, (name, shape) in enumerate(targets.items()):
+            width, target = _check_axes(name, taps[name].shape, shape)[-1], shape[-1]
+            kernel = jax.random.normal(jax.random.fold_in(key, index), (width, target))
+            projections[name] = {
+                "kernel": kernel / math.sqrt(width),
+                "bias": jnp.zeros((target,)),
+            }
+        return {**variables, "params": {**variables["params"], CONNECTORS: projections}}
+
+    def apply(
+        variables: Variables,
+        *inputs: Any,
+        train: bool = False,
+        rngs: Array | None = None,
+        **options: Any,
+    ) -> Applied:
+        projections = variables["params"][CONNECTORS]
+        output, taps, after = network.apply(
+            disconnect(variables), *inputs, train=train, rngs=rngs, **options
+        )
+        taps = Taps(taps)
+        for name, shape in targets.items():
+            feature, projection = taps[name], projections[name]
+            batch, *_, width = _check_axes(name, feature.shape, shape)
+            size = (batch, *shape[1:-1], width)
+            if feature.shape != size:
+                feature = jax.image.resize(feature, size, "linear")
+            projected = feature @ projection["kernel"].astype(feature.dtype)
+            taps[connected(name)] = projected + _as_row(projection["bias"], projected)
+        return output, taps, {**after, "params": variables["params"]}
+
+    return network._replace(init=init, apply=apply)
+
+
+def tap_pairs(taps: Sequence[str] | Mapping[str, str]) -> dict[str, str]:
+    """`{student's tap: teacher's tap}`, from common names or from pairs.
+
+    Raises:
+      ValueError: when `taps` is empty, or a single string.
+    """
+    if isinstance(taps, str) or not taps:
+        raise ValueError(
+            f"taps={taps!r}: expected a sequence of names, or {{student's: teacher's}}"
+        )
+    return dict(taps) if isinstance(taps, Mapping) else {name: name for name in taps}
+
+
+def connect_to(
+    student: Network, teacher: Network, taps: Sequence[str] | Mapping[str, str], *inputs: Any
+) -> Network:
+    """`connect` with the shapes of the teacher's taps for these inputs as targets.
+
+    Args:
+      student: the network to connect.
+      teacher: the network whose features are the targets.
+      taps: names that both networks have, or `{student's tap: teacher's tap}`.
+      *inputs: inputs of both networks, arrays or `ShapeDtypeStruct`s. Nothing is computed.
+
+    Raises:
+      ValueError: when a network lacks a tap (the message lists its taps), or two taps differ in
+        their number of axes.
+    """
+    ours, theirs = tap_shapes(student, *inputs), tap_shapes(teacher, *inputs)
+    targets = {}
+    for name, other in tap_pairs(taps).items():
+        for owner, tap, shapes in (("student", name, ours), ("teacher", other, theirs)):
+            if tap not in shapes:
+                raise ValueError(f"the {owner} has no tap {tap!r}; it has {', '.join(shapes)}")
+        targets[name] = theirs[other]
+        _check_axes(name, ours[name], theirs[other])
+    return connect(student, targets)
+
+
+def disconnect(variables: Variables) -> Variables:
+    """The variables of a connected network without the projections, for deployment."""
+    params = {k: v for k, v in variables["params"].items() if k != CONNECTORS}
+    return {**variables, "params": params}
+
+
+def _check_axes(name: str, shape: tuple[int, ...], target: Sequence[int]) -> tuple[int, ...]:
+    if len(shape) < 2 or len(target) != len(shape):
+        raise ValueError(
+            f"tap {name!r} has shape {shape} and its target {tuple(target)}; a connector needs "
+            "[batch, ..., channels] for both, with equally many axes"
+        )
+    return shape
+
+
+def _as_row(vector: Array, like: Array) -> Array:
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def check_variables(
+    network: Network, variables: Variables, *inputs: Any, name: str = "variables"
+) -> None:
+    """Checks that variables belong to this network with these inputs; nothing is computed.
+
+    Args:
+      network: the network.
+      variables: arrays or `ShapeDtypeStruct`s.
+      *inputs: a batch of its inputs, arrays or `ShapeDtypeStruct`s.
+      name: the name of the variables in the error message.
+
+    Raises:
+      ValueError: a path is missing, unknown to the network, or of another shape or dtype; the
+        message names the first in alphabetical order.
+    """
+    expected = by_path(jax.eval_shape(network.init, jax.random.key(0), *inputs))
+    actual = by_path(variables)
+    for path in sorted({*expected, *actual}):
+        if path not in actual:
+            raise ValueError(f"{name} has no {path}, which the network has")
+        if path not in expected:
+            raise ValueError(f"{name} has {path}, which the network does not have")
+        here, there = (
+            f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in (expected[path], actual[path])
+        )
+        if here != there:
+            raise ValueError(
+                f"{name}: {path} is {there}, and {here} in the network with inputs of "
+                + " and ".join(str(tuple(x.shape)) for x in inputs)
+            )
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their paths, with parts separated by `/`."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

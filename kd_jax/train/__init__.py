@@ -1,0 +1,1 @@
+"""Running a training: the loop, checkpoints, logs, diagnostics, shutdown, many processes."""

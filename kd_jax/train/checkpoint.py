@@ -1,0 +1,701 @@
+"""Checkpoints: Orbax, plus a checksum of every file, since Orbax does not detect damaged files.
+
+A step's folder holds the items `generator` (the averaged generator, for deployment), `training`
+(the rest of the train state), `data` (the position in the data), `meta` (configuration,
+architecture, environment) and, written last, `manifest.json`. A folder without a manifest is an
+interrupted save. Incomplete and damaged folders are renamed, never deleted; only checkpoints that a
+later step supersedes are deleted.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from kd_jax.core.architecture import Architecture, rebuild
+from kd_jax.core.network import by_path, disconnect
+from kd_jax.core.state import TrainState
+from kd_jax.core.types import Variables
+from kd_jax.train import distributed
+
+MANIFEST = "manifest.json"
+_GENERATOR_ITEMS = ("generator", "meta")
+"""The items that `save_generator` writes and `load_generator` reads."""
+_ITEMS = ("training", "data", *_GENERATOR_ITEMS)
+_ENTRIES = (*_ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt", f"{MANIFEST}.partial")
+"""Entries of a step's folder, any of which may remain after an interrupted deletion."""
+_UNFINISHED = ".unfinished"
+_STEP = r"0|[1-9]\d*"
+_FAILURES = (OSError, ValueError, RuntimeError)
+"""Errors of Orbax when it cannot write; RuntimeError: a barrier between processes timed out."""
+LIBRARIES = ("kd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+"""Libraries whose versions a checkpoint records: other versions may not be bit-exact."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint is damaged, missing, or belongs to another run."""
+
+
+class DamagedCheckpointWarning(UserWarning):
+    """A checkpoint is damaged; the one before it is loaded."""
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class Checkpoints:
+    """The checkpoints of one training run.
+
+    In a run of several processes, all of them construct, save and restore together, in one shared
+    folder.
+
+    Args:
+      directory: the folder of the checkpoints; created if absent. No other run may write to it.
+      configuration: the run's configuration, as JSON values. Saved with every step; a checkpoint
+        with another configuration is not restored.
+      keep: the number of latest checkpoints to keep, at least 1.
+      keep_every: steps at multiples of it are kept permanently; 0 for none.
+      architecture: of the generator, from `kd_jax.core.architecture.describe`, for `load_network`.
+      allow_changes: restore a checkpoint even if the configuration, the number of processes or a
+        library version differs; the difference is logged.
+      log: called with one line for each damaged or unfinished checkpoint and each allowed change.
+
+    Raises:
+      ValueError: `keep` or `keep_every` is too small.
+      CheckpointError: a folder is named like a step but is not a checkpoint, or there are several
+        steps and all manifests are missing.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        configuration: Mapping[str, Any],
+        keep: int = 2,
+        architecture: Mapping[str, Any] | None = None,
+        *,
+        keep_every: int = 0,
+        allow_changes: bool = False,
+        log: Callable[[str], None] = _to_stderr,
+    ):
+        if keep < 1 or keep_every < 0:
+            raise ValueError(
+                f"keep={keep} checkpoints must be at least 1, and keep_every={keep_every} at least "
+                "0"
+            )
+        self._directory = Path(directory).absolute()
+        self._keep, self._keep_every = keep, keep_every
+        self._meta = _make_meta(configuration, architecture)
+        self._allow_changes = allow_changes
+        self._log = log
+        distributed.run_on_primary(lambda: _recover(self._directory, log), CheckpointError)
+        self._manager = self._open_manager()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._saving: tuple[int, Future[None]] | None = None
+
+    def save(self, step: int, state: TrainState, data: Mapping[str, Any]) -> None:
+        """Saves a step: copies the state before it returns, and writes it in the background.
+
+        The checkpoint is complete after `wait`, or the next `save`. Until then the previous one
+        remains the latest.
+
+        Args:
+          step: `state.step`, as a number.
+          state: the train state.
+          data: the position in the data, JSON values.
+
+        Raises:
+          CheckpointError: this step or the previous one could not be written (the message names
+            it); earlier steps are untouched, and later ones may be saved.
+        """
+        self.wait()
+        if (self._directory / str(step) / MANIFEST).exists():
+            return  # the step that this run was restored from
+        latest = self.latest_step()
+        if latest is not None and step < latest:
+            raise CheckpointError(
+                f"step {step} not saved to {self._directory}: it is not after the latest, {latest}"
+            )
+        items = ocp.args.Composite(
+            generator=ocp.args.StandardSave(dict(state.ema)),
+            training=ocp.args.StandardSave(state._replace(ema={})),
+            # A deep copy: it is written while the training continues.
+            data=ocp.args.JsonSave(json.loads(json.dumps(dict(data)))),
+            meta=ocp.args.JsonSave({"step": step, **self._meta}),
+        )
+        try:
+            with _quiet_orbax:
+                # Orbax refuses to save a step by returning False.
+                if not self._manager.save(step, args=items):
+                    raise ValueError("Orbax refused to save it")
+        except _FAILURES as error:
+            self._raise_failed(step, error)
+        self._saving = step, self._thread.submit(self._finish, step)
+
+    def check(self) -> None:
+        """Raises the CheckpointError of a save that has failed; does not wait for a pending one."""
+        if self._saving is not None and self._saving[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits until the pending save is complete.
+
+        Raises:
+          CheckpointError: it could not be written; earlier steps are untouched.
+        """
+        if self._saving is None:
+            return
+        (step, writing), self._saving = self._saving, None
+        try:
+            writing.result()
+        except _FAILURES as error:
+            self._raise_failed(step, error)
+
+    def latest_step(self) -> int | None:
+        """The latest complete step; None if there is none."""
+        folders = _finished(self._directory)
+        return int(folders[-1].name) if folders else None
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The latest intact state and data position; None if there is no checkpoint.
+
+        A damaged step is renamed to `STEP.damaged`, and the one before it is restored.
+
+        Args:
+          like: a state of the same structure, arrays or `ShapeDtypeStruct`s, whose shardings (if
+            any) the restored arrays get; they may differ from those at the time of saving.
+
+        Raises:
+          CheckpointError: every checkpoint is damaged (the message names a file), the latest intact
+            one has another configuration, number of processes or library version (the message names
+            the first difference) or a state of another structure, or the processes do not see the
+            same steps.
+        """
+        step = self._choose()
+        if step is None:
+            return None
+        folder = self._directory / str(step)
+        meta = _read_meta(folder)
+        for name in ("configuration", "environment"):
+            if difference := first_difference(meta.get(name), self._meta[name]):
+                line = f"{folder} was saved with another {name}: {difference}"
+                if not self._allow_changes:
+                    raise CheckpointError(line)
+                self._log(f"{line}; the run resumes, as allowed")
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        _check_state(folder / "generator", dict(abstract.ema))
+        _check_state(folder / "training", abstract._replace(ema={}))
+        with _quiet_orbax:
+            try:
+                items = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        generator=ocp.args.StandardRestore(dict(abstract.ema)),
+                        training=ocp.args.StandardRestore(abstract._replace(ema={})),
+                        data=ocp.args.JsonRestore(),
+                    ),
+                )
+            except (KeyError, TypeError, *_FAILURES) as error:
+                lines = " ".join(str(error).split())[:200]
+                raise CheckpointError(f"{folder} holds another kind of state: {lines}") from None
+        return items["training"]._replace(ema=items["generator"]), items["data"]
+
+    def close(self) -> None:
+        """Waits for the pending save, and releases the resources of Orbax.
+
+        Raises:
+          CheckpointError: as `wait`.
+        """
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
+            self._manager.close()
+
+    def _open_manager(self) -> ocp.CheckpointManager:
+        # No max_to_keep: Orbax would delete old steps before the new one has its manifest.
+        options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=True)
+        with _quiet_orbax:
+            return ocp.CheckpointManager(self._directory, options=options)
+
+    def _finish(self, step: int) -> None:
+        """Completes a step, then deletes older ones; runs in the background."""
+        with _quiet_orbax:
+            self._manager.wait_until_finished()
+        if not distributed.is_primary():
+            return
+        _write_manifest(self._directory / str(step))
+        older = [
+            folder
+            for folder in _finished(self._directory)[: -self._keep]
+            if not self._keep_every or int(folder.name) % self._keep_every
+        ]
+        for folder in [*older, *self._directory.glob(f"*{_UNFINISHED}")]:
+            try:
+                # The manifest first: without it the remains do not count as a checkpoint.
+                (folder / MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+            except OSError as error:  # the new step is complete regardless
+                self._log(f"warning: {folder} could not be deleted: {_reason(error)}")
+
+    def _raise_failed(self, step: int, error: Exception) -> None:
+        """Removes the remains of a failed save, and raises its CheckpointError."""
+        with _quiet_orbax, contextlib.suppress(*_FAILURES):
+            self._manager.close()
+        folder = self._directory / str(step)
+        if distributed.is_primary():
+            for leftover in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            if not (folder / MANIFEST).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+        self._manager = self._open_manager()
+        raise CheckpointError(
+            f"step {step} not saved to {self._directory}: {_reason(error)}"
+        ) from None
+
+    def _choose(self) -> int | None:
+        """The latest intact step, the same in all processes; renames damaged ones after it."""
+        latest = self.latest_step()
+        latest_steps = distributed.allgather(-1 if latest is None else latest)
+        if len(set(latest_steps)) > 1:
+            listed = ", ".join(
+                f"{'none' if step < 0 else step} in process {number}"
+                for number, step in enumerate(latest_steps)
+            )
+            raise CheckpointError(
+                f"the processes do not see the same checkpoints in {self._directory}; the latest "
+                f"step is {listed}"
+            )
+        if latest is None:
+            return None
+
+        def choose() -> int:
+            step, problems = _latest_intact(self._directory, _ITEMS)
+            if step < 0:
+                raise CheckpointError(
+                    f"no intact checkpoint in {self._directory}: {problems[0][1]}; choose another "
+                    "folder to start a new run"
+                )
+            for number, problem in problems:
+                _set_aside(self._directory / str(number))
+                self._log(f"{problem}; it is set aside, and step {step} taken")
+            return step
+
+        step = distributed.broadcast(distributed.run_on_primary(choose, CheckpointError) or 0)
+        if step != latest:
+            with _quiet_orbax:
+                self._manager.reload()
+        return step
+
+
+class BestCheckpoint:
+    """The generator with the lowest metric value so far, in a folder that `load_generator` reads.
+
+    Args:
+      directory: the folder; an existing one is continued.
+      name: the metric's name, recorded in the checkpoint.
+      architecture: as in `Checkpoints`.
+      log: called with one line if the checkpoint is damaged; its folder is then renamed.
+
+    Attributes:
+      value: the lowest value so far; infinite if there is none.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        name: str,
+        architecture: Mapping[str, Any] | None = None,
+        *,
+        log: Callable[[str], None] = _to_stderr,
+    ):
+        self._directory = Path(directory).absolute()
+        self._name = name
+        self._architecture = architecture
+        self._new, self._old = (
+            self._directory.with_name(f"{self._directory.name}.{part}")
+            for part in ("partial", "old")
+        )
+        self.value = math.inf
+        # Only in the primary process, and without Orbax, which would need all processes.
+        distributed.run_on_primary(lambda: self._restore_best(log), CheckpointError)
+
+    def _restore_best(self, log: Callable[[str], None]) -> None:
+        """Finds the best intact checkpoint, at whatever point `update` was interrupted."""
+        for folder in (self._directory, self._new, self._old):
+            if not folder.exists():
+                continue
+            try:
+                step_folder, _ = _newest(folder)
+                self.value = float(_read_meta(step_folder)["configuration"]["value"])
+            except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
+                if folder == self._directory:
+                    log(f"{error}; it is set aside")
+                    _set_aside(folder)
+                continue
+            if folder != self._directory:
+                folder.rename(self._directory)
+            break
+        for leftover in (self._new, self._old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def update(self, step: int, value: float, variables: Variables) -> bool:
+        """Saves a generator if its value is lower than all before it; returns whether it did.
+
+        The primary process's value decides; all processes must call.
+
+        Raises:
+          CheckpointError: it could not be written; the previous best is untouched.
+        """
+        if not distributed.broadcast(value < self.value):
+            return False
+        configuration = {"figure": self._name, "value": value, "step": step}
+        try:
+            save_generator(self._new, variables, configuration, self._architecture)
+            if distributed.is_primary():
+                shutil.rmtree(self._old, ignore_errors=True)  # left by a failed deletion
+                if self._directory.exists():
+                    self._directory.rename(self._old)
+                self._new.rename(self._directory)
+                shutil.rmtree(self._old, ignore_errors=True)
+        except _FAILURES as error:
+            if distributed.is_primary() and self._old.exists() and not self._directory.exists():
+                self._old.rename(self._directory)
+            shutil.rmtree(self._new, ignore_errors=True)
+            raise CheckpointError(
+                f"step {step} not kept in {self._directory}: {_reason(error)}"
+            ) from None
+        self.value = value
+        return True
+
+
+def save_generator(
+    directory: str | os.PathLike[str],
+    variables: Variables,
+    configuration: Mapping[str, Any],
+    architecture: Mapping[str, Any] | None = None,
+) -> None:
+    """Saves only a generator, such as a converted one, as a checkpoint for `load_generator`.
+
+    Args:
+      directory: a new or an empty folder.
+      variables: the generator's.
+      configuration: its description, as JSON values.
+      architecture: from `kd_jax.core.architecture.describe`, for `load_network`.
+
+    Raises:
+      CheckpointError: the folder is not empty.
+    """
+    folder = Path(directory).absolute()
+    if distributed.is_primary() and folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"{directory} is not an empty folder")
+    with _quiet_orbax, ocp.CheckpointManager(folder) as manager:
+        items = {
+            "generator": ocp.args.StandardSave(dict(variables)),
+            "meta": ocp.args.JsonSave({"step": 0, **_make_meta(configuration, architecture)}),
+        }
+        manager.save(0, args=ocp.args.Composite(**items))
+        manager.wait_until_finished()
+        if distributed.is_primary():
+            _write_manifest(folder / "0")
+
+
+def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
+    """The averaged generator of the latest checkpoint, and the configuration it was trained with.
+
+    Only the files of the generator are read and verified.
+
+    Args:
+      directory: a folder of `Checkpoints`.
+
+    Raises:
+      CheckpointError: there is no intact checkpoint.
+    """
+    variables, meta = _latest_generator(directory)
+    return variables, meta["configuration"]
+
+
+def load_network(
+    directory: str | os.PathLike[str], packages: Sequence[str] = ()
+) -> tuple[Architecture, Variables]:
+    """The averaged generator of the latest checkpoint with its network, ready for `apply`.
+
+    Args:
+      directory: a folder of `Checkpoints`.
+      packages: further packages whose modules it may contain (`kd_jax.core.architecture.rebuild`).
+
+    Returns:
+      The network with its inputs, and the variables, without connectors.
+
+    Raises:
+      CheckpointError: there is no intact checkpoint, or it does not contain a valid description of
+        its network.
+    """
+    variables, meta = _latest_generator(directory)
+    if not meta.get("architecture"):
+        raise CheckpointError(
+            f"the checkpoint in {directory} has no description of its network; load_generator "
+            "reads its variables"
+        )
+    try:
+        return rebuild(meta["architecture"], packages), disconnect(variables)
+    except ValueError as error:
+        raise CheckpointError(f"{directory}: {error}") from None
+
+
+def _latest_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
+    folder, problems = _newest(Path(directory).absolute())
+    for problem in problems:
+        line = f"{problem}; step {folder.name} is loaded instead"
+        warnings.warn(line, DamagedCheckpointWarning, stacklevel=3)
+    return restore_item(folder / "generator"), _read_meta(folder)
+
+
+def _newest(directory: Path) -> tuple[Path, list[str]]:
+    """The folder of the latest intact step, and the problems of those after it.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    if not _finished(directory):
+        raise CheckpointError(f"there is no checkpoint in {directory}")
+    step, problems = _latest_intact(directory, _GENERATOR_ITEMS)
+    if step < 0:
+        raise CheckpointError(f"no intact checkpoint in {directory}: {problems[0][1]}")
+    return directory / str(step), [problem for _, problem in problems]
+
+
+def restore_item(place: Path) -> Any:
+    """Restores an item of a step to one local device, whatever its sharding; does not verify it."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with _quiet_orbax, ocp.StandardCheckpointer() as reader:
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            reader.metadata(place).item_metadata.tree,
+        )
+        return reader.restore(place, like)
+
+
+def _make_meta(
+    configuration: Mapping[str, Any], architecture: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    return {
+        "configuration": json.loads(json.dumps(dict(configuration))),
+        **({"architecture": dict(architecture)} if architecture else {}),
+        "environment": {
+            "processes": jax.process_count(),
+            **{name: _version(name) for name in LIBRARIES},
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    """The installed version; None for a library used from its source tree."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    meta: dict[str, Any] = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    return meta
+
+
+def first_difference(there: Any, here: Any, path: str = "") -> str | None:
+    """The first difference of two trees of JSON values, in one line; None if they are equal."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in [*there, *(k for k in here if k not in there)]:
+            name = f"{path}.{key}" if path else str(key)
+            if key not in there or key not in here:
+                side = "here" if key in here else "there"
+                return f"{name} is only {side}"
+            if difference := first_difference(there[key], here[key], name):
+                return difference
+        return None
+    return None if there == here else f"{path} is {there!r} there, {here!r} here"
+
+
+def _step_folders(directory: Path) -> list[Path]:
+    folders = [f for f in directory.glob("*") if f.is_dir() and re.fullmatch(_STEP, f.name)]
+    return sorted(folders, key=lambda folder: int(folder.name))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_manifest(folder: Path) -> None:
+    sums = {file.relative_to(folder).as_posix(): _sha256(file) for file in _files(folder)}
+    partial = folder / f"{MANIFEST}.partial"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(sums, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, folder / MANIFEST)
+
+
+def _finished(directory: Path) -> list[Path]:
+    """The folders of steps that have a manifest, in order."""
+    return [folder for folder in _step_folders(directory) if (folder / MANIFEST).exists()]
+
+
+def _verify(folder: Path, items: Sequence[str]) -> str | None:
+    """Checks these items of a finished step; a problem, naming the file, or None."""
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return f"{folder / MANIFEST} cannot be read"
+    if not isinstance(sums, dict) or not all(
+        isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
+        for checksum in sums.values()
+    ):
+        return f"{folder / MANIFEST} is not an object of file names and their sha256"
+    for item in items:
+        if not any(name.startswith(f"{item}/") for name in sums):
+            return f"{folder / MANIFEST} lists no file of {item}/"
+    for name, expected in sums.items():
+        place, file = PurePosixPath(name), folder / name
+        if place.is_absolute() or ".." in place.parts:
+            return f"{folder / MANIFEST} lists {name!r}, which is outside the folder"
+        if place.parts[0] in _ITEMS and place.parts[0] not in items:
+            continue
+        try:
+            if not file.exists():
+                return f"{file} is missing"
+            if _sha256(file) != expected:
+                return f"{file} is damaged (its sha256 differs from the recorded one)"
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror or type(error).__name__}"
+    return None
+
+
+def _latest_intact(directory: Path, items: Sequence[str]) -> tuple[int, list[tuple[int, str]]]:
+    """The latest step whose items are intact (-1: none), and the problems of those after it."""
+    problems: list[tuple[int, str]] = []
+    for folder in reversed(_finished(directory)):
+        problem = _verify(folder, items)
+        if problem is None:
+            return int(folder.name), problems
+        problems.append((int(folder.name), problem))
+    return -1, problems
+
+
+def _recover(directory: Path, log: Callable[[str], None]) -> None:
+    """Renames or removes unfinished steps, which Orbax would take for the latest checkpoint.
+
+    Raises:
+      CheckpointError: as `Checkpoints`.
+    """
+    unfinished = [f for f in _step_folders(directory) if not (f / MANIFEST).exists()]
+    nonempty = [folder for folder in unfinished if any(folder.iterdir())]
+    for folder in nonempty:
+        if not any((folder / name).exists() for name in _ENTRIES):
+            raise CheckpointError(f"{folder} is not a training checkpoint; choose another folder")
+    if len(nonempty) > 1 and not _finished(directory):
+        steps = ", ".join(folder.name for folder in nonempty)
+        raise CheckpointError(
+            f"no checkpoint in {directory} has its {MANIFEST} (steps {steps}), so none can be "
+            "verified; choose another folder to start a new run"
+        )
+    for folder in unfinished:
+        if folder not in nonempty:
+            folder.rmdir()
+            continue
+        place = folder.with_name(f"{folder.name}{_UNFINISHED}")
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier interrupted save of this step
+        folder.rename(place)
+        log(f"{folder} was not finished: it is set aside")
+    for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def _check_state(place: Path, like: Any) -> None:
+    """Checks the paths, shapes and dtypes of an item: Orbax would cast silently.
+
+    Raises:
+      CheckpointError: the first path that is missing, unexpected, or of another shape or dtype.
+    """
+    with _quiet_orbax, ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(place).item_metadata.tree
+    there = {path: leaf for path, leaf in by_path(tree).items() if hasattr(leaf, "shape")}
+    here = by_path(jax.tree.map(_abstract, like))
+    for path in sorted({*there, *here}):
+        saved, expected = [
+            f"{leaf.dtype} {tuple(leaf.shape)}" if leaf is not None else "nothing"
+            for leaf in (there.get(path), here.get(path))
+        ]
+        if saved != expected:
+            raise CheckpointError(
+                f"{place.parent} holds another kind of state: {place.name}/{path} is {saved} "
+                f"there, {expected} here"
+            )
+
+
+def _abstract(leaf: Any) -> Any:
+    """An array's shape and dtype; for random keys, those of their key data."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return leaf
+
+
+def _reason(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _set_aside(folder: Path) -> None:
+    place, number = folder.with_name(f"{folder.name}.damaged"), 1
+    while place.exists():
+        number += 1
+        place = folder.with_name(f"{folder.name}.damaged-{number}")
+    folder.rename(place)
+
+
+class _Quiet:
+    """Silences Orbax's log, hundreds of lines long on an error, in any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._level = logging.NOTSET
+
+    def __enter__(self) -> None:
+        logger = logging.getLogger("absl")
+        with self._lock:
+            if not self._users:
+                self._level = logger.level
+                logger.setLevel(logging.CRITICAL)
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                logging.getLogger("absl").setLevel(self._level)
+
+
+_quiet_orbax = _Quiet()

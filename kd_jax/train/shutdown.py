@@ -1,0 +1,110 @@
+"""Graceful shutdown of a training run: on a signal, or after a time limit.
+
+with ShutdownSignal(minutes=55) as stop:
+    with stop.deferred():
+        state = fit(..., hooks=[Hook(1000, save, at_stop=True)], stop=stop)
+    stop.raise_if_requested()            # exits with EXIT_CODE if a shutdown was requested
+"""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from kd_jax.train.distributed import AnyProcess
+
+EXIT_CODE = 75
+"""Exit status of a stopped run that can be resumed: EX_TEMPFAIL of sysexits.h."""
+
+
+class ShutdownRequested(SystemExit):
+    """A shutdown was requested; if not caught, the program exits with `EXIT_CODE`."""
+
+    def __init__(self, reason: str):
+        super().__init__(EXIT_CODE)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class ShutdownSignal:
+    """Handles requests to shut down: SIGTERM, SIGINT, or a time limit.
+
+    Within `deferred`, the first signal only makes `stop()` true; otherwise a signal raises
+    `ShutdownRequested` at once. A second signal always raises it. Signals are handled within the
+    `with` block, in the main thread.
+
+    Args:
+      minutes: as in `limit`.
+
+    Attributes:
+      reason: the reason of the shutdown, or None.
+      agreed: whether all processes have received the request, and stop at the same step.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, minutes: float = 0.0):
+        self.limit(minutes)
+        self._deferrals = 0
+        self._received = False
+        self._handlers: dict[int, Any] = {}
+        self._any: AnyProcess | None = None
+        self.reason: str | None = None
+        self.agreed = False
+
+    def limit(self, minutes: float) -> None:
+        """Sets the time limit, in minutes from now; 0 for none.
+
+        Raises:
+          ValueError: `minutes` is negative or NaN.
+        """
+        if not minutes >= 0:
+            raise ValueError(f"minutes={minutes} is not a time from now")
+        self._deadline = time.monotonic() + 60 * minutes if minutes else None
+        self._minutes = minutes
+
+    def __enter__(self) -> "ShutdownSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A context in which the first signal does not raise: the code polls `stop()`."""
+        self._deferrals += 1
+        try:
+            yield
+        finally:
+            self._deferrals -= 1
+
+    def __call__(self) -> bool:
+        """Whether to stop; the same value in all processes, one call late if there are several."""
+        if self.reason is None and self._deadline is not None and time.monotonic() > self._deadline:
+            self.reason = f"{self._minutes:g} minutes are over"
+        self._any = self._any or AnyProcess()
+        if self._any(self.reason is not None):
+            self.reason = self.reason or "another process was stopped"
+            self.agreed = True
+            return True
+        return False
+
+    def raise_if_requested(self) -> None:
+        """Raises `ShutdownRequested` if a shutdown was requested."""
+        if self.reason is not None:
+            raise ShutdownRequested(self.reason)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.reason = self.reason or signal.Signals(number).name
+        if self._received or not self._deferrals:
+            raise ShutdownRequested(self.reason)
+        self._received = True

@@ -1,0 +1,149 @@
+"""The command on the digits and on a folder: its files, its metrics and its errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import CACHE
+from PIL import Image
+
+from kd_jax import data as kd_data
+from kd_jax.cli import evaluate as command
+from kd_jax.core.architecture import describe
+from kd_jax.evaluate.reference import read_reference
+from kd_jax.metrics.extractor import Extractor
+from kd_jax.models import dcgan, mlp
+from kd_jax.train import checkpoint
+
+Z, LABEL = jax.ShapeDtypeStruct((1, 8), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+
+
+def save(folder, network, *inputs):
+    zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
+    variables = jax.jit(network.init)(jax.random.key(0), *zeros)
+    checkpoint.save_generator(folder, variables, {}, describe(network, *inputs))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    return {
+        "wide": save(folder / "wide", dcgan.generator(16, 16, channels=1, classes=10), Z, LABEL),
+        "narrow": save(folder / "narrow", dcgan.generator(16, 4, channels=1, classes=10), Z, LABEL),
+        "small": save(folder / "small", mlp.generator(8, 16, channels=1), Z),
+    }
+
+
+@pytest.fixture(autouse=True)
+def use_cache(monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE", str(CACHE))
+
+
+def error_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as caught:
+        command.main(list(arguments))
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
+def test_comparison_of_two_networks(networks, tmp_path, capsys):
+    out = tmp_path / "report"
+    arguments = [f"{name}={networks[name]}" for name in ("wide", "narrow")]
+    arguments += ["--data", "digits", "--out", str(out), "--samples", "120", "--batch", "32"]
+    command.main(arguments)
+    printed = capsys.readouterr().out
+    assert (out / "report.md").read_text() in printed
+
+    stored = json.loads((out / "report.json").read_text())
+    assert [entry["name"] for entry in stored["networks"]] == ["wide", "narrow"]
+    wide, narrow = (entry["figures"] for entry in stored["networks"])
+    assert set(wide) == {column["name"] for column in stored["columns"]}
+    assert narrow["parameters"]["value"] < wide["parameters"]["value"]
+    assert narrow["macs"]["value"] < wide["macs"]["value"]
+    facts = stored["protocol"]
+    assert (facts["samples"], facts["images"], facts["seed"]) == (120, 1797, 0)
+    assert "digits-classifier-" in facts["extractor"]
+    assert "kid_size=120" in facts["convention"]  # instead of the tool's 1000
+    assert len(stored["classes"]["rows"]) == 10
+    # The distance of a classifier is not called FID.
+    assert "FID" not in [column["title"] for column in stored["columns"]]
+
+    def read_lines(path):
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+    lines = read_lines(out / "metric-frechet.jsonl")
+    assert [line["network"] for line in lines] == ["wide", "narrow"]
+    assert lines[0]["value"] == wide["frechet"]["value"]
+    assert lines[0]["protocol"]["samples"] == 120
+
+    # Another batch size gives the same metrics, appended to the existing lines.
+    command.main([*arguments[:-1], "7"])
+    lines = read_lines(out / "metric-frechet.jsonl")
+    assert len(lines) == 4
+    assert lines[2]["value"] == pytest.approx(lines[0]["value"], rel=1e-6)
+
+
+def test_invalid_arguments_are_rejected_before_writing(networks, tmp_path, capsys):
+    out = tmp_path / "report"
+    wide = networks["wide"]
+    common = ("--out", str(out))
+    digits = ("--data", "digits")
+    assert "all networks must have the same image shape" in error_of(
+        capsys, wide, networks["small"], *digits, *common
+    )
+    assert "two networks have the name a;" in error_of(
+        capsys, f"a={wide}", f"a={wide}", *digits, *common
+    )
+    assert "--samples=0" in error_of(capsys, wide, *digits, *common, "--samples", "0")
+    assert "9 samples and 1797 real images; 10 of each" in error_of(
+        capsys, wide, *digits, *common, "--samples", "9"
+    )
+    assert "unknown data 'digit'" in error_of(capsys, wide, "--data", "digit", *common)
+    assert "does not take truncation" in error_of(capsys, wide, *digits, "--truncation", "0.5")
+    assert "neither a file nor a folder" in error_of(capsys, "nowhere", *digits, *common)
+    error = error_of(capsys, wide, *digits, *common, "--inception", str(tmp_path / "none.pth"))
+    assert "none.pth" in error
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (16, 16)).save(images / "one.png")
+    one_class = ("--data", f"folder:{images}", "--samples", "20")
+    assert "need" in error_of(capsys, wide, *one_class, *common)
+    assert not out.exists()
+
+
+def source():
+    return kd_data.open_source("digits", "train", 8, 1, CACHE / "tfds")
+
+
+def test_features_of_real_images_are_computed_once(tmp_path):
+    calls = []
+
+    def features(images):
+        calls.append(len(images))
+        return images.reshape(len(images), -1)[:, :5]
+
+    extractor = Extractor("pixels", features, features)
+    progress = []
+    first = read_reference(source(), extractor, "train", tmp_path, 1000, progress.append)
+    assert (calls, progress) == ([1000, 797], [1000, 1797])
+    again = read_reference(source(), extractor, "train", tmp_path)
+    assert len(calls) == 2
+    np.testing.assert_array_equal(first.features, again.features)
+    other = Extractor("other pixels", features, features)
+    read_reference(source(), other, "train", tmp_path)
+    read_reference(source(), extractor, "test", tmp_path)
+    assert len(calls) > 3  # neither used the cache of the first
+
+
+def test_a_damaged_cache_file_is_named(tmp_path):
+    extractor = Extractor("pixels", lambda x: x.reshape(len(x), -1), lambda x: x)
+    read_reference(source(), extractor, "train", tmp_path)
+    (file,) = (tmp_path / "features").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
+        read_reference(source(), extractor, "train", tmp_path)

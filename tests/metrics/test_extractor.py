@@ -1,0 +1,99 @@
+"""The classifier that serves as a feature extractor."""
+
+import jax
+import numpy as np
+import pytest
+
+from kd_jax.metrics import extractor
+from kd_jax.models.classifier import classifier
+
+
+@pytest.fixture
+def data():
+    labels = (np.arange(40) % 2).astype(np.int32)
+    noise = np.random.default_rng(0).normal(0, 0.1, (40, 8, 8, 1))
+    return (noise + (2 * labels - 1)[:, None, None, None]).astype(np.float32), labels
+
+
+def make(data, cache):
+    images, labels = data
+    return extractor.classifier_extractor(
+        images, labels, name="toy", classes=2, cache=cache, steps=40
+    )
+
+
+def test_training_is_deterministic_and_names_the_weights(data, tmp_path):
+    a, b = make(data, tmp_path / "a"), make(data, tmp_path / "b")
+    assert a.name == b.name
+    assert a.name.startswith("toy-classifier-")
+    assert (a.logits(data[0]).argmax(1) == data[1]).all()
+    np.testing.assert_array_equal(a.features(data[0]), b.features(data[0]))
+
+
+def test_the_classifier_is_trained_once(data, tmp_path, monkeypatch):
+    first = make(data, tmp_path)
+
+    def fail(*args):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(extractor, "_train", fail)
+    again = make(data, tmp_path)
+    assert again.name == first.name
+    np.testing.assert_array_equal(again.features(data[0]), first.features(data[0]))
+    with pytest.raises(AssertionError, match="trained again"):
+        make((data[0] + 0.01, data[1]), tmp_path)
+
+
+def test_any_number_of_images(data, tmp_path):
+    classifier_features = make(data, tmp_path).features
+    many = np.concatenate([data[0]] * 7)  # 280, more than one batch
+    features = classifier_features(many)
+    assert features.shape == (280, 128)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features[:3], classifier_features(many[:3]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(features[240:], features[:40], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 11])
+def test_outputs_do_not_depend_on_batches(n):
+    network = classifier(3, width=4)
+    images = np.random.default_rng(n).uniform(-1, 1, (n, 8, 6, 2)).astype(np.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    logits, taps, _ = jax.jit(network.apply)(variables, images)
+    batched = extractor.from_network("net", network, variables, batch=4)
+    assert batched.name == "net"
+    for result, expected in (
+        (batched.features(images), taps["features"]),
+        (batched.logits(images), logits),
+    ):
+        assert result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_names_depend_on_data_and_labels(data, tmp_path):
+    images, labels = data
+    extractors = [
+        make(d, tmp_path)
+        for d in (data, (images[::-1].copy(), labels[::-1].copy()), (images, 1 - labels))
+    ]
+    assert len({e.name for e in extractors}) == 3
+    assert len(list((tmp_path / "classifiers").iterdir())) == 3
+    assert (extractors[2].logits(images).argmax(1) == 1 - labels).all()
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_file_is_detected(data, tmp_path):
+    """A truncated file is an error; a flipped bit changes the name, which has the weights' hash."""
+    first = make(data, tmp_path)
+    (path,) = (tmp_path / "classifiers").iterdir()
+    content = path.read_bytes()
+    for percent in (0, 50, 99):
+        path.write_bytes(content[: len(content) * percent // 100])
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+            make(data, tmp_path)
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    assert make(data, tmp_path).name != first.name
+    path.unlink()
+    assert make(data, tmp_path).name == first.name
