@@ -128,7 +128,8 @@ def _decode(value: Any, packages: Sequence[str]) -> Any:
         return jnp.dtype(value["dtype"]).type
     if "mapping" in value:
         return {_decode(k, packages): _decode(v, packages) for k, v in value["mapping"]}
-    kind_name = _CLASSES.get(value["class"], value["class"])
+    kind_name: str = value["class"]
+    kind_name = _CLASSES.get(kind_name, kind_name)
     path, _, name = kind_name.partition(":")
     path = _MODULES.get(path, path)
     renamed = _FIELDS.get(kind_name, {})
