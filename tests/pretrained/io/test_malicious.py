@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pretrained.io.test_containers import (
+from test_containers import (
     TENSOR,
     TENSOR_V3,
     UINT16,
