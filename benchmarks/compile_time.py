@@ -29,44 +29,56 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "How often each is compiled.")
 _STEPS = flags.DEFINE_integer("steps", 10, "How often each step is timed, in a round.")
 
 
-def terms(distill: bool) -> dict[str, Any]:
-    """The README's terms."""
-    g_terms = {"adversarial": kd.Term(lambda f: adversarial.nonsaturating_g(f.fake_scores))}
-    if distill:
-        g_terms["pixel"] = kd.Term(lambda f: response.l1(f.fake, f.teacher), weight=5.0)
-    return {
-        "optimizers": kd.PerNetwork(optax.adam(1e-3, b1=0.0), optax.adam(1e-3, b1=0.0)),
-        "g_terms": g_terms,
-        "d_terms": {
-            "adversarial": kd.Term(lambda f: adversarial.minimax_d(f.real_scores, f.fake_scores)),
-            "r1": kd.Term(lambda f: penalties.r1(f.discriminate, f.real), weight=0.5),
-        },
-        "inputs": kd.latents(64, conditional=False),
+def make_setup(networks: kd.Networks, distill: bool) -> kd.Setup:
+    """The README's losses."""
+    g_terms = {
+        "adversarial": kd.Term(lambda f: adversarial.nonsaturating_g(f.discriminator.fake_scores))
     }
+    if distill:
+        g_terms["pixel"] = kd.Term(
+            lambda f: response.l1(f.student.output, f.teacher.output), weight=5.0
+        )
+    adam = optax.adam(1e-3, b1=0.0)
+    return kd.Setup(
+        networks,
+        losses=kd.PerNetwork(
+            g_terms,
+            {
+                "adversarial": kd.Term(
+                    lambda f: adversarial.minimax_d(
+                        f.discriminator.real_scores, f.discriminator.fake_scores
+                    )
+                ),
+                "r1": kd.Term(lambda f: penalties.r1(f.discriminator, f.real), weight=0.5),
+            },
+        ),
+        optimizers=kd.PerNetwork(adam, adam),
+        task=kd.latents(64),
+    )
 
 
 def distilled_dcgan(size: int, batch: int, data_free: bool) -> tuple[Callable[..., Any], Any]:
     """A step and its arguments."""
     teacher, student = dcgan.gan(size, width=64), dcgan.gan(size, width=8)
-    parts = terms(distill=True)
-    parts["nets"] = kd.Networks(student.generator, student.discriminator, teacher=teacher.generator)
+    networks = kd.Networks(student.generator, student.discriminator, teacher=teacher.generator)
+    setup = make_setup(networks, distill=True)
     images = {"image": np.zeros((batch, size, size, 3), np.float32)}
-    step = kd.make_train_step(**parts)
+    step = kd.make_train_step(setup)
     if data_free:
-        step = kd.data_free(step, teacher.generator, parts["inputs"])
+        step = kd.data_free(step, teacher.generator, setup.task)
     z = np.zeros((batch, 64), np.float32)
     variables = kd.Teacher(jax.jit(teacher.generator.init)(jax.random.key(1), z))
-    state = jax.jit(lambda key: kd.init_state(key, images, **parts))(jax.random.key(0))
+    state = kd.init_state(setup, jax.random.key(0), images)
     return step, (state, variables, images)
 
 
 def plain_stylegan2() -> tuple[Callable[..., Any], Any]:
     """Likewise."""
     pair = stylegan2.gan(64, channel_base=1024, channel_max=64, latent=64)
-    parts = terms(distill=False) | {"nets": kd.Networks(pair.generator, pair.discriminator)}
+    setup = make_setup(kd.Networks(pair.generator, pair.discriminator), distill=False)
     images = {"image": np.zeros((8, 64, 64, 3), np.float32)}
-    state = jax.jit(lambda key: kd.init_state(key, images, **parts))(jax.random.key(0))
-    return kd.make_train_step(**parts), (state, None, images)
+    state = kd.init_state(setup, jax.random.key(0), images)
+    return kd.make_train_step(setup), (state, None, images)
 
 
 CASES = {

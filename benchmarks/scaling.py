@@ -57,39 +57,36 @@ def shard_bytes(tree: Any) -> int:
     )
 
 
-def restoration(width: int) -> dict[str, Any]:
-    """The parts of a step that distils an SRResNet from one of four times its width."""
+def restoration(width: int) -> kd.Setup:
+    """An SRResNet, distilled from one of four times its width."""
     student, teacher = (kd.models.superres.srresnet(4, w, 4) for w in (width, 4 * width))
-    return {
-        "nets": kd.Networks(student, teacher=teacher),
-        "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
-        "g_terms": {"response": kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))},
-        "d_terms": {},
-        "inputs": kd.tasks.super_resolution(4),
-    }
+    response = kd.Term(lambda f: kd.losses.response.l1(f.student.output, f.teacher.output))
+    return kd.Setup(
+        networks=kd.Networks(student, teacher=teacher),
+        losses=kd.PerNetwork({"response": response}),
+        optimizers=kd.PerNetwork(optax.adam(1e-3)),
+        task=kd.tasks.super_resolution(4),
+    )
 
 
-def adversarial(width: int) -> dict[str, Any]:
-    """The parts of a step that distils a DCGAN from one of four times its width."""
+def adversarial(width: int) -> kd.Setup:
+    """A DCGAN, distilled from one of four times its width."""
     student, teacher = (kd.models.dcgan.gan(32, w, channels=3) for w in (width, 4 * width))
-    terms = kd.methods.nonsaturating()
-    response = kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))
-    return {
-        "nets": kd.Networks(student.generator, student.discriminator, teacher.generator),
-        "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
-        "g_terms": {**terms.generator, "response": response},
-        "d_terms": terms.discriminator,
-        "inputs": kd.latents(64, conditional=False),
-    }
+    return kd.Setup(
+        networks=kd.Networks(student.generator, student.discriminator, teacher.generator),
+        losses=kd.methods.response(1.0),
+        optimizers=kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
+        task=kd.latents(64),
+    )
 
 
 def measure(
-    parts: Mapping[str, Any], devices: int, rule: Rule, model: int, batch_size: int
+    setup: kd.Setup, devices: int, rule: Rule, model: int, batch_size: int
 ) -> dict[str, Any]:
     """FLOPs, memory in bytes and collectives of one device's program.
 
     Args:
-      parts: the arguments of `kd_jax.make_train_step`.
+      setup: the setup.
       devices: the number of devices.
       rule: how the state is sharded.
       model: the number of devices along the mesh axis `model`.
@@ -97,9 +94,10 @@ def measure(
     """
     mesh = kd.make_mesh(devices // model, model, jax.devices()[:devices])
     batch = {"image": jax.ShapeDtypeStruct((batch_size, 32, 32, 3), np.float32)}
-    state = jax.eval_shape(lambda: kd.init_state(jax.random.key(0), _zeros(batch), **parts))
-    inputs = jax.eval_shape(parts["inputs"], jax.random.key(0), batch).generator
-    variables = jax.eval_shape(parts["nets"].teacher.init, jax.random.key(0), *inputs)
+    state = jax.eval_shape(lambda: kd.init_state(setup, jax.random.key(0), _zeros(batch)))
+    inputs = jax.eval_shape(setup.task, jax.random.key(0), batch).generator
+    teacher_network: Any = setup.networks.teacher
+    variables = jax.eval_shape(teacher_network.init, jax.random.key(0), *inputs)
     placed, teacher = (
         jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -108,7 +106,7 @@ def measure(
         )
         for tree, r in ((state, rule), (kd.Teacher(variables), kd.replicated))
     )
-    step: Any = kd.compile_step(kd.make_train_step(**parts), mesh, rule)
+    step: Any = kd.compile_step(kd.make_train_step(setup), mesh, rule)
     program = step.lower(placed, teacher, batch).compile()
     networks = [network for network in (placed.generator, placed.discriminator) if network]
     params = [network.variables["params"] for network in networks]
@@ -131,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", max(_DEVICES))
     print("| step | devices | sharded | FLOPs each | parameters each | state each | collectives |")
     print("|---|---:|---|---:|---:|---:|---|")
-    for name, parts in (
+    for name, setup in (
         ("no adversarial loss", restoration(_WIDTH.value)),
         ("adversarial loss", adversarial(_WIDTH.value)),
     ):
@@ -139,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
         for sharded in (False, True):
             for devices in _DEVICES[1:] if sharded else _DEVICES:
                 rule = kd.fully_sharded(min_size=1024) if sharded else kd.replicated
-                costs = measure(parts, devices, rule, devices if sharded else 1, _BATCH.value)
+                costs = measure(setup, devices, rule, devices if sharded else 1, _BATCH.value)
                 first = first or costs
                 print(f"| {name} | {devices} | {format_row(sharded, costs, first)} |", flush=True)
 

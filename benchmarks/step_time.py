@@ -34,33 +34,39 @@ import numpy as np
 import optax
 
 import kd_jax
-from kd_jax import Inputs, Networks, PerNetwork, Term
+from kd_jax import Inputs, Term
 from kd_jax.core.cost import time_interleaved
 from kd_jax.core.objective import MakeInputs
+from kd_jax.core.setup import Networks, PerNetwork
 from kd_jax.models import dcgan
 
 LATENT = 128
 LEARNING_RATE, BETAS, DECAY = 2e-4, (0.5, 0.999), 0.999  # Radford et al. 2016, section 4; EMA
 CHECKED_STEPS, TOLERANCE = 2, 1e-4  # rounding errors grow tenfold in two further steps
 
-G_TERMS = {"adversarial": Term(lambda f: jax.nn.softplus(-f.fake_scores))}
+G_TERMS = {"adversarial": Term(lambda f: jax.nn.softplus(-f.discriminator.fake_scores))}
 D_TERMS = {
-    "adversarial": Term(lambda f: jax.nn.softplus(-f.real_scores) + jax.nn.softplus(f.fake_scores))
+    "adversarial": Term(
+        lambda f: (
+            jax.nn.softplus(-f.discriminator.real_scores)
+            + jax.nn.softplus(f.discriminator.fake_scores)
+        )
+    )
 }
 
 
-def make_kd_jax(nets: Networks, inputs: MakeInputs, batch: Any) -> tuple[Any, Any]:
+def make_kd_jax(nets: Networks, task: MakeInputs, batch: Any) -> tuple[Any, Any]:
     """kd_jax's compiled step and its initial state."""
     adam = optax.adam(LEARNING_RATE, *BETAS)
-    parts: dict[str, Any] = {
-        "nets": nets,
-        "optimizers": PerNetwork(adam, adam),
-        "g_terms": G_TERMS,
-        "d_terms": D_TERMS,
-        "inputs": inputs,
-    }
-    state = kd_jax.initialize(lambda: kd_jax.init_state(jax.random.key(0), batch, **parts))
-    return kd_jax.compile_step(kd_jax.make_train_step(**parts, ema=DECAY)), state
+    setup = kd_jax.Setup(
+        networks=nets,
+        losses=PerNetwork(G_TERMS, D_TERMS),
+        optimizers=PerNetwork(adam, adam),
+        task=task,
+        ema=lambda step: DECAY,  # constant, as in PyTorch's
+    )
+    state = kd_jax.init_state(setup, jax.random.key(0), batch)
+    return kd_jax.compile_step(kd_jax.make_train_step(setup)), state
 
 
 def latents_from_batch(key: Any, batch: Any) -> Inputs:
@@ -128,7 +134,7 @@ def main() -> None:
         .astype(np.float32)
     )
     batch = {"image": jnp.asarray(images)}
-    step, state = make_kd_jax(nets, kd_jax.latents(LATENT, conditional=False), batch)
+    step, state = make_kd_jax(nets, kd_jax.latents(LATENT), batch)
     kd_jax_count = tuple(
         sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
         for network in (state.generator, state.discriminator)

@@ -41,9 +41,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import kd_jax
-from kd_jax import Inputs, Networks, PerNetwork, methods
+from kd_jax import Inputs, methods
 from kd_jax.core.cost import time_interleaved
 from kd_jax.core.objective import MakeInputs
+from kd_jax.core.setup import Networks, PerNetwork
 from kd_jax.models import stylegan2
 
 try:
@@ -75,7 +76,7 @@ NetworkVariables = Mapping[str, Any]
 def make_kd_jax(
     nets: Networks,
     gamma: float,
-    inputs: MakeInputs,
+    task: MakeInputs,
     batch: Any,
     start: NetworkVariables,
 ) -> tuple[Any, Any]:
@@ -83,14 +84,16 @@ def make_kd_jax(
     adversarial = methods.nonsaturating(gamma)
     d_names = ("adversarial", "r1") if gamma else ("adversarial",)
     adam = methods.lazy_adam(LEARNING_RATE, b1=BETAS[0], b2=BETAS[1])
-    parts: dict[str, Any] = {
-        "nets": nets,
-        "optimizers": PerNetwork(adam, adam),
-        "g_terms": adversarial.generator,
-        "d_terms": {name: adversarial.discriminator[name] for name in d_names},
-        "inputs": inputs,
-    }
-    state = kd_jax.initialize(lambda: kd_jax.init_state(jax.random.key(0), batch, **parts))
+    setup = kd_jax.Setup(
+        networks=nets,
+        losses=adversarial._replace(
+            discriminator={name: adversarial.discriminator[name] for name in d_names}
+        ),
+        optimizers=PerNetwork(adam, adam),
+        task=task,
+        ema=lambda step: DECAY,  # constant, as in PyTorch's
+    )
+    state = kd_jax.init_state(setup, jax.random.key(0), batch)
     # Not passed to `init_state`, whose compiled program would contain them as constants.
     generator, average, discriminator = (
         jax.tree.map(jnp.array, start[name]) for name in ("generator", "generator", "discriminator")
@@ -100,7 +103,7 @@ def make_kd_jax(
         discriminator=state.discriminator._replace(variables=discriminator),
         ema=average,
     )
-    return kd_jax.compile_step(kd_jax.make_train_step(**parts, ema=DECAY)), state
+    return kd_jax.compile_step(kd_jax.make_train_step(setup)), state
 
 
 def use_tf32(allowed: bool) -> None:
@@ -225,7 +228,7 @@ def make_candidates(
         operations = flops(generate, *inputs)
         calls["kd_jax"] = lambda: generate(*inputs).block_until_ready()
     else:
-        task = kd_jax.latents(LATENT, conditional=False)
+        task = kd_jax.latents(LATENT)
         step, state = make_kd_jax(nets, GAMMAS[case], task, batch, start)
         operations = flops(step, state, None, batch)
         if GAMMAS[case]:  # the pass over the real images is traced twice and computed once

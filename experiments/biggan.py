@@ -37,7 +37,7 @@ from kd_jax import data as kd_data
 from kd_jax import methods, pretrained
 from kd_jax.core.network import tap_shapes
 from kd_jax.core.objective import MakeInputs
-from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.setup import Networks, PerNetwork, Teacher
 from kd_jax.core.types import Batch
 from kd_jax.core.wrappers import data_free
 from kd_jax.models import biggan, tinygan
@@ -168,7 +168,8 @@ def build(config: ConfigDict) -> Task:
     if config.student == "biggan":
         options.update(attention)
     student = STUDENTS[config.student].generator(size, config.student_network.width, **options)
-    inputs, mesh = latents(config.latent), harness.mesh(config.mesh, config.batch_size)
+    inputs = latents(config.latent, conditional=True)
+    mesh = harness.mesh(config.mesh, config.batch_size)
     task = Task(
         source, teacher, PerNetwork(student, discriminator), teacher_variables, inputs, mesh
     )
@@ -239,7 +240,7 @@ def student_plan(
     share = partial(
         data_free,
         teacher=task.teacher.generator,
-        inputs=task.inputs,
+        task=task.inputs,
         share=settings.teacher_images,
     )
     return plan.wrap_step(share)

@@ -26,7 +26,7 @@ from experiments.runner import Comparison, Evaluation, Metric, Predictions
 from kd_jax import data as kd_data
 from kd_jax import methods, tasks
 from kd_jax.core.network import Network
-from kd_jax.core.state import Networks
+from kd_jax.core.setup import Networks
 from kd_jax.core.types import Variables
 from kd_jax.models import classifier
 from kd_jax.report import pictures

@@ -11,20 +11,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import harness, report
 from kd_jax import data as kd_data
-from kd_jax.core.architecture import describe
 from kd_jax.core.mesh import fully_sharded, replicated
 from kd_jax.core.network import Network, disconnect
 from kd_jax.core.objective import MakeInputs
-from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
 from kd_jax.core.step import make_train_step
-from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.core.types import Batch, Variables
 from kd_jax.metrics import extractor, frechet
 from kd_jax.report import pictures
 from kd_jax.train import diagnostics, distributed
@@ -233,7 +232,7 @@ def training_plan(
     teacher: Teacher | None = None,
     initial: Mapping[str, Variables] | None = None,
 ) -> harness.TrainingPlan:
-    """The alternating step of these networks and terms, with an EMA whose decay warms up.
+    """The alternating step of these networks and terms.
 
     Args:
       config: the configuration, of which `ema` and `diagnostics` are read.
@@ -245,35 +244,15 @@ def training_plan(
       teacher: the frozen variables.
       initial: initial variables by network, where they are not random.
     """
-
-    def average(step: Array) -> Array:
-        return jnp.minimum(config.ema, (1.0 + step) / (10.0 + step))
-
-    parts: dict[str, Any] = {
-        "nets": nets,
-        "optimizers": optimizers,
-        "g_terms": terms.generator,
-        "d_terms": terms.discriminator,
-        "inputs": inputs,
-    }
+    setup = Setup(nets, terms, optimizers, inputs, config.ema)
     return harness.TrainingPlan(
-        init=partial(init_state, **parts, start=initial),
-        step=make_train_step(**parts, ema=average),
+        init=partial(init_state, setup, initial=initial),
+        step=make_train_step(setup),
         teacher=teacher,
         steps=steps,
-        probe=diagnostics.probe(**parts) if config.diagnostics else None,
-        diagnosis=diagnostics.diagnosis(**parts),
-        lower_bounds={
-            f"{prefix}/{name}": term.lower_bound
-            for prefix, network_terms in (("g", terms.generator), ("d", terms.discriminator))
-            for name, term in network_terms.items()
-            if term.lower_bound is not None
-        },
-        architecture=lambda batch: describe(
-            nets.generator, *inputs(jax.random.key(0), batch).generator
-        ),
-        nets=nets,
-        inputs=inputs,
+        probe=diagnostics.probe(setup) if config.diagnostics else None,
+        diagnosis=diagnostics.diagnosis(setup),
+        setup=setup,
     )
 
 

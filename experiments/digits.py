@@ -34,7 +34,7 @@ from kd_jax import losses, pruning
 from kd_jax.core.axes import Axes
 from kd_jax.core.network import Network
 from kd_jax.core.objective import MakeInputs, Term, Terms
-from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.setup import Networks, PerNetwork, Teacher
 from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.core.wrappers import data_free
 from kd_jax.models import dcgan, mlp
@@ -182,7 +182,7 @@ def build(config: ConfigDict) -> Task:
 
     mesh = harness.mesh(config.mesh, config.batch_size)
     teacher, student = make_networks(config.teacher), make_networks(config.student)
-    task = Task(source, teacher, student, latents(config.latent), mesh)
+    task = Task(source, teacher, student, latents(config.latent, conditional=True), mesh)
     inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
     shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
     for name, regime in config.regimes.items():
@@ -199,13 +199,22 @@ def build(config: ConfigDict) -> Task:
 
 def adversarial(config: ConfigDict) -> tuple[dict[str, Term], dict[str, Term]]:
     """The terms of the non-saturating GAN with R1, which all trainings here share."""
-    g_terms = {"adversarial": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))}
+    g_terms = {
+        "adversarial": Term(
+            lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores)
+        )
+    }
     d_terms = {
         "adversarial": Term(
-            lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores), lower_bound=0.0
+            lambda f: losses.adversarial.minimax_d(
+                f.discriminator.real_scores, f.discriminator.fake_scores
+            ),
+            lower_bound=0.0,
         ),
         "r1": Term(
-            lambda f: losses.penalties.r1(f.discriminate, f.real), config.r1.weight, config.r1.every
+            lambda f: losses.penalties.r1(f.discriminator, f.real),
+            config.r1.weight,
+            config.r1.every,
         ),
     }
     return g_terms, d_terms
@@ -214,16 +223,20 @@ def adversarial(config: ConfigDict) -> tuple[dict[str, Term], dict[str, Term]]:
 def distillation(weights: ConfigDict) -> Terms:
     """The generator's distillation terms; those of weight 0 are omitted."""
     terms = {
-        "pixel": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.pixel),
+        "pixel": Term(
+            lambda f: losses.response.l1(f.student.output, f.teacher.output), weights.pixel
+        ),
         "attention": Term(
             lambda f: sum(
-                losses.feature.attention_transfer(f.taps[name], f.teacher_taps[name])
-                for name in f.taps
+                losses.feature.attention_transfer(f.student.taps[name], f.teacher.taps[name])
+                for name in f.student.taps
             ),
             weights.attention,
         ),
         "soft_label": Term(
-            lambda f: losses.discriminator.soft_label(f.fake_scores, f.discriminate(f.teacher)[0]),
+            lambda f: losses.discriminator.soft_label(
+                f.discriminator.fake_scores, f.discriminator(f.teacher.output)[0]
+            ),
             weights.soft_label,
         ),
     }
@@ -262,7 +275,7 @@ def student_plan(
         partial(
             data_free,
             teacher=task.teacher.generator,
-            inputs=task.inputs,
+            task=task.inputs,
             share=settings.teacher_images,
         )
     )

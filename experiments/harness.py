@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as kd_data
+from kd_jax.core.architecture import describe
 from kd_jax.core.mesh import (
     Rule,
     check_batch_size,
@@ -32,10 +33,10 @@ from kd_jax.core.mesh import (
     shardings,
 )
 from kd_jax.core.network import check_variables
-from kd_jax.core.objective import MakeInputs
-from kd_jax.core.state import Networks, Step, Teacher, TrainState
+from kd_jax.core.setup import PerNetwork, Setup, Teacher
+from kd_jax.core.state import Step, TrainState
 from kd_jax.core.types import Array, Batch, Variables
-from kd_jax.core.wrappers import skip_nonfinite
+from kd_jax.core.wrappers import skip_nonfinite, with_skip_count
 from kd_jax.train import diagnostics, distributed
 from kd_jax.train.checkpoint import BestCheckpoint, CheckpointError, Checkpoints, first_difference
 from kd_jax.train.logs import JsonlWriter
@@ -379,10 +380,8 @@ class TrainingPlan(NamedTuple):
       probe: from `diagnostics.probe`, run with each evaluation; None to disable.
       diagnosis: from `diagnostics.diagnosis`, which locates values that are not finite;
         None to disable.
-      lower_bounds: the lower bounds of terms, by the names of their metrics.
-      architecture: `batch -> description` of the generator, saved in checkpoints.
-      nets: the networks; with `inputs`, the teacher's variables are checked against them.
-      inputs: the task.
+      setup: the setup: the teacher's variables are checked against its networks, the lower bounds
+        of its terms are monitored, and checkpoints describe its generator.
     """
 
     init: Callable[[Array, Batch], Any]
@@ -392,10 +391,7 @@ class TrainingPlan(NamedTuple):
     steps_per_call: int = 1
     probe: Step[TrainState] | None = None
     diagnosis: Step[TrainState] | None = None
-    lower_bounds: Mapping[str, float] = {}
-    architecture: Callable[[Batch], Mapping[str, Any]] | None = None
-    nets: Networks | None = None
-    inputs: MakeInputs | None = None
+    setup: Setup | None = None
 
     def wrap_step(self, wrap: Callable[[Step[Any]], Step[Any]]) -> "TrainingPlan":
         """This plan with `wrap` applied to its step, its probe and its diagnosis."""
@@ -404,6 +400,25 @@ class TrainingPlan(NamedTuple):
             probe=self.probe and wrap(self.probe),
             diagnosis=self.diagnosis and wrap(self.diagnosis),
         )
+
+    def describe(self, batch: Batch) -> Mapping[str, Any] | None:
+        """The generator as JSON values; None if it is unknown or has no description."""
+        if self.setup is None or not (
+            self.setup.networks.generator.module or self.setup.networks.generator.factory
+        ):
+            return None
+        inputs = self.setup.task(jax.random.key(0), batch).generator
+        return describe(self.setup.networks.generator, *inputs)
+
+    def lower_bounds(self) -> dict[str, float]:
+        """The lower bounds of terms that have one, by the names of their metrics."""
+        losses = self.setup.losses if self.setup else PerNetwork({}, {})
+        return {
+            f"{prefix}/{name}": term.lower_bound
+            for prefix, terms in zip("gd", losses, strict=True)
+            for name, term in terms.items()
+            if term.lower_bound is not None
+        }
 
 
 def train(
@@ -458,7 +473,7 @@ def train(
             print(f"{name}: {line}", flush=True)
 
     def init() -> Any:
-        return training_plan.init(jax.random.key(seed), example)
+        return with_skip_count(training_plan.init(jax.random.key(seed), example))
 
     if training_plan.teacher is not None:
         configuration = {
@@ -470,7 +485,7 @@ def train(
     with user_errors():  # reports terms that do not fit before anything is compiled or written
         _check_teacher(training_plan, example)
         _trace_step(compiled, like, training_plan.teacher, example)
-    described = training_plan.architecture(example) if training_plan.architecture else None
+    described = training_plan.describe(example)
     with contextlib.ExitStack() as closing:
         distributed.run_on_primary(
             lambda: closing.enter_context(_lock_training(directory)), UsageError
@@ -528,7 +543,7 @@ def train(
             training_plan.diagnosis, mesh, rule, donate=False
         )
         teacher = place(training_plan.teacher, mesh)
-        trend = diagnostics.Trend(training_plan.lower_bounds)
+        trend = diagnostics.Trend(training_plan.lower_bounds())
         first_figures: dict[str, Any] = {}
         warned: set[str] = set()
         latest: dict[str, float] = {}
@@ -696,17 +711,17 @@ def _check_teacher(training_plan: TrainingPlan, batch: Batch) -> None:
     Raises:
       ValueError: a one-line message.
     """
-    nets, inputs, teacher = training_plan.nets, training_plan.inputs, training_plan.teacher
-    if nets is None or nets.teacher is None or inputs is None:
+    setup, teacher = training_plan.setup, training_plan.teacher
+    if setup is None or setup.networks.teacher is None:
         return
     if teacher is None or teacher.generator is None:
         return
-    network, examples = nets.teacher, jax.tree.map(lambda x: x[:4], dict(batch))
-    shapes = jax.eval_shape(inputs, jax.random.key(0), examples).generator
+    network, examples = setup.networks.teacher, jax.tree.map(lambda x: x[:4], dict(batch))
+    shapes = jax.eval_shape(setup.task, jax.random.key(0), examples).generator
     check_variables(network, teacher.generator, *shapes, name="the teacher")
 
     def generate(variables: Variables, examples: Batch) -> tuple[Any, Any]:
-        drawn = inputs(jax.random.key(0), examples)
+        drawn = setup.task(jax.random.key(0), examples)
         return network.apply(variables, *drawn.generator)[0], drawn.real
 
     images, real = jax.jit(generate)(teacher.generator, examples)

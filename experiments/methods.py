@@ -20,7 +20,8 @@ from kd_jax import losses, methods, pruning
 from kd_jax.core import wrappers
 from kd_jax.core.network import Network, connect_to
 from kd_jax.core.objective import Forward, Term, Terms, Weight
-from kd_jax.core.state import Networks, PerNetwork, Teacher, TrainState
+from kd_jax.core.setup import Networks, PerNetwork, Teacher
+from kd_jax.core.state import TrainState
 from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.methods import weights
 from kd_jax.methods.sefa import sefa_directions
@@ -137,7 +138,7 @@ def plan_student(
         wrap = partial(
             wrappers.data_free,
             teacher=base.teacher.generator,
-            inputs=inputs,
+            task=inputs,
             share=config.regimes[setting.regime].distilled.teacher_images,
         )
     return plan.wrap_step(wrap) if wrap else plan, generator
@@ -210,7 +211,9 @@ def _moments(setting: Setting) -> PerNetwork:
         mean, second = losses.moments.moments(taps["features"])
 
     def matching(f: Forward) -> Array:
-        return losses.moments.moment_matching(f.extract(f.fake)["features"], mean, second)
+        return losses.moments.moment_matching(
+            f.extractor(f.student.output)[1]["features"], mean, second
+        )
 
     return _with_pixel(setting, moments=Term(matching, 1.0))
 
@@ -254,7 +257,8 @@ def _online(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
 
     def init(key: Array, batch: Batch) -> TrainState:
         first, second = jax.random.split(key)
-        return plan.init(first, batch)._replace(teachers={"teacher": teacher.init(second, batch)})
+        teachers = {"teacher": teacher.init(second, batch)}
+        return wrappers.with_teachers(plan.init(first, batch), teachers)
 
     step = wrappers.online_distillation(plan.step, {"teacher": teacher.step})
     return plan._replace(init=init, step=step, probe=None), generator
@@ -288,7 +292,7 @@ def _data_free(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
             pair.discriminator,
         ),
         task=inputs,
-        wrap=partial(wrappers.data_free, teacher=task.teacher.generator, inputs=inputs),
+        wrap=partial(wrappers.data_free, teacher=task.teacher.generator, task=inputs),
     )
 
 

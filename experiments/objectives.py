@@ -36,7 +36,8 @@ from kd_jax import data as kd_data
 from kd_jax.core.cost import time_interleaved
 from kd_jax.core.mesh import compile_step, fully_sharded, replicated
 from kd_jax.core.network import Network
-from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
 from kd_jax.core.types import Batch, Variables
 from kd_jax.report import pictures
 from kd_jax.report.summary import gap_closed, summarize
@@ -105,13 +106,14 @@ def plan(config: ConfigDict, task: digits.Task) -> tuple[dict[str, harness.Train
     batch = digits.example_batch(config, task)
     teacher = jax.eval_shape(
         lambda: init_state(
+            Setup(
+                networks=Networks(*task.teacher),
+                losses=PerNetwork({}, {}),
+                optimizers=PerNetwork(optax.sgd(0.0), optax.sgd(0.0)),
+                task=task.inputs,
+            ),
             jax.random.key(0),
             batch,
-            nets=Networks(*task.teacher),
-            optimizers=PerNetwork(optax.sgd(0.0), optax.sgd(0.0)),
-            g_terms={},
-            d_terms={},
-            inputs=task.inputs,
         )
     )
     frozen = methods.frozen_teacher(teacher.ema, teacher.discriminator.variables)

@@ -19,7 +19,7 @@ from kd_jax import data as kd_data
 from kd_jax import losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, MakeInputs, Term
-from kd_jax.core.state import Networks
+from kd_jax.core.setup import Networks
 from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.metrics import extractor, frechet, image_quality
 from kd_jax.models import translation
@@ -216,7 +216,7 @@ def training_plan(
         nets, terms = make_distillation(config, teacher, student, taps, inputs, batch)
     else:
         nets = Networks(teacher if name == "teacher" else student)
-        terms = {"truth": Term(lambda f: losses.response.l1(f.fake, f.real))}
+        terms = {"truth": Term(lambda f: losses.response.l1(f.student.output, f.real))}
     nets = nets._replace(discriminator=discriminator)
     rate = config.discriminator.rate
     all_terms = runner.with_adversarial(terms, config.adversarial)
@@ -237,8 +237,10 @@ def make_distillation(
     """
     weights = config.distilled
     terms = {
-        "truth": Term(lambda f: losses.response.l1(f.fake, f.real), weights.truth),
-        "response": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.response),
+        "truth": Term(lambda f: losses.response.l1(f.student.output, f.real), weights.truth),
+        "response": Term(
+            lambda f: losses.response.l1(f.student.output, f.teacher.output), weights.response
+        ),
         "feature": Term(methods.on_taps(losses.feature.l2, taps, connect=True), weights.feature),
     }
     terms = {name: term for name, term in terms.items() if term.weight}

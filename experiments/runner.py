@@ -25,7 +25,7 @@ from kd_jax import data as kd_data
 from kd_jax import methods
 from kd_jax.core.network import Network, connect_to, disconnect
 from kd_jax.core.objective import Inputs, MakeInputs, Terms
-from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.setup import Networks, PerNetwork, Teacher
 from kd_jax.core.types import Batch, Variables
 from kd_jax.report import pictures
 from kd_jax.report.summary import Summary, summarize

@@ -38,7 +38,7 @@ from kd_jax import data as kd_data
 from kd_jax import methods, pretrained, pruning
 from kd_jax.core.network import Network, connect_to
 from kd_jax.core.objective import MakeInputs
-from kd_jax.core.state import Networks, PerNetwork, Teacher
+from kd_jax.core.setup import Networks, PerNetwork, Teacher
 from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.core.wrappers import data_free
 from kd_jax.methods import sefa
@@ -182,7 +182,7 @@ def build(config: ConfigDict) -> Task:
     student = STUDENTS[config.student].generator(
         config.data.size, **style, **_widths(config.student_network), **options
     )
-    inputs = latents(config.latent, conditional=False)
+    inputs = latents(config.latent)
     task = Task(
         source,
         PerNetwork(teacher, discriminator()),
@@ -289,7 +289,7 @@ def student_plan(
     share = partial(
         data_free,
         teacher=task.teacher.generator,
-        inputs=task.inputs,
+        task=task.inputs,
         share=settings.teacher_images,
     )
     return plan.wrap_step(share)

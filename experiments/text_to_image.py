@@ -27,7 +27,7 @@ from kd_jax import data as kd_data
 from kd_jax import losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Forward, Inputs, MakeInputs, Term
-from kd_jax.core.state import Networks, PerNetwork
+from kd_jax.core.setup import Networks, PerNetwork
 from kd_jax.core.types import Array, Variables
 from kd_jax.data import captions
 from kd_jax.losses import image_text
@@ -161,7 +161,7 @@ def training_plan(
     if name == "distilled":
         nets = nets._replace(teacher=teacher)
         terms["pixel"] = Term(
-            lambda f: losses.response.l1(f.fake, f.teacher), config.distilled.pixel
+            lambda f: losses.response.l1(f.student.output, f.teacher.output), config.distilled.pixel
         )
     rate = config.discriminator.rate
     all_terms = PerNetwork(terms, d_terms)
@@ -173,12 +173,14 @@ def training_plan(
 def match_fake(f: Forward) -> Array:
     """The contrastive loss between generated images and the captions of the batch."""
     same = image_text.same_rows(f.inputs.extra["tokens"])
-    return image_text.image_text_contrastive(f.fake_taps["image"], f.fake_taps["sentence"], same)
+    return image_text.image_text_contrastive(
+        f.discriminator.fake_taps["image"], f.discriminator.fake_taps["sentence"], same
+    )
 
 
 def match_real(f: Forward) -> Array:
     """The contrastive loss between real images and the captions of the batch."""
-    taps, same = f.real_taps, image_text.same_rows(f.inputs.extra["tokens"])
+    taps, same = f.discriminator.real_taps, image_text.same_rows(f.inputs.extra["tokens"])
     if taps is None:
         raise ValueError("the batch has no images")
     return image_text.image_text_contrastive(taps["image"], taps["sentence"], same)

@@ -32,7 +32,7 @@ from kd_jax import data as kd_data
 from kd_jax import losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, MakeInputs, Term
-from kd_jax.core.state import Networks
+from kd_jax.core.setup import Networks
 from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.metrics import extractor, frechet, image_quality
 from kd_jax.models import translation
@@ -289,11 +289,14 @@ def training_plan(
     )
     nets = Networks(teacher if name == "teacher" else student, discriminator)
     if config.r1:
-        r1 = Term(lambda f: losses.penalties.r1(f.discriminate, f.real), config.r1)
+        r1 = Term(lambda f: losses.penalties.r1(f.discriminator, f.real), config.r1)
         terms = terms._replace(discriminator={**terms.discriminator, "r1": r1})
     if name == "distilled":
         nets = nets._replace(teacher=teacher)
-        response = Term(lambda f: losses.response.l1(f.fake, f.teacher), config.distilled.response)
+        response = Term(
+            lambda f: losses.response.l1(f.student.output, f.teacher.output),
+            config.distilled.response,
+        )
         terms = terms._replace(generator={**terms.generator, "response": response})
     rate = config.discriminator.rate
     return runner.training_plan(config, name, nets, terms, inputs, variables, d_rate=rate)

@@ -28,7 +28,7 @@ from kd_jax import data as kd_data
 from kd_jax import losses, ops, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import MakeInputs, Term
-from kd_jax.core.state import Networks
+from kd_jax.core.setup import Networks
 from kd_jax.core.types import Variables
 from kd_jax.data import tones
 from kd_jax.models import waveform
@@ -136,13 +136,15 @@ def training_plan(
     The loss is the L1 to the targets and, for the distilled student, to the teacher's waves.
     """
     nets = Networks(teacher if name == "teacher" else student, discriminator)
-    terms = {"truth": Term(lambda f: losses.response.l1(f.fake, f.real))}
+    terms = {"truth": Term(lambda f: losses.response.l1(f.student.output, f.real))}
     if name == "distilled":
         weights = config.distilled
         nets = nets._replace(teacher=teacher)
         terms = {
             "truth": terms["truth"]._replace(weight=weights.truth),
-            "response": Term(lambda f: losses.response.l1(f.fake, f.teacher), weights.response),
+            "response": Term(
+                lambda f: losses.response.l1(f.student.output, f.teacher.output), weights.response
+            ),
         }
     all_terms = runner.with_adversarial(terms, config.adversarial)
     rate = config.discriminator.rate

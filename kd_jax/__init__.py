@@ -1,8 +1,22 @@
 """Distil large image generators into small, fast ones.
 
-The core is a handful of pure functions: a `Network` is `init` and `apply`; a method is two dicts of
-named `Term`s; `make_train_step` combines them into `step(state, teacher_variables, batch)`.
+A `Network` is two pure functions; a `Setup` is networks, losses, optimizers and a task; a step is
+`(state, teacher_variables, batch) -> (state, metrics)`:
+
+    teacher = kd_jax.load("ffhq.pkl")
+    setup = kd_jax.Setup(networks, losses, optimizers, task)
+    state = kd_jax.init_state(setup, jax.random.key(0), batch)
+    step = kd_jax.compile_step(kd_jax.make_train_step(setup))
+    state, metrics = step(state, kd_jax.Teacher(teacher.variables), batch)
+
+Modules: `losses`, `methods` (published ones), `models`, `pruning`, `tasks`, `augment`,
+`diagnostics`, `pretrained`, `ops`; loaded at their first use: `data`, `checkpoint`, `metrics`,
+`evaluate`.
 """
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from kd_jax import augment, losses, methods, models, ops, pretrained, pruning, tasks
 from kd_jax.core.mesh import (
@@ -20,11 +34,15 @@ from kd_jax.core.network import (
     connect_to,
     connected,
     disconnect,
+    from_factory,
+    from_functions,
     from_linen,
+    from_nnx,
     tap_shapes,
 )
 from kd_jax.core.objective import BoundNetwork, Forward, Inputs, Term, Weight
-from kd_jax.core.state import Networks, NetworkState, PerNetwork, Teacher, TrainState, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import NetworkState, TrainState, init_state
 from kd_jax.core.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.core.types import MissingTapError, Taps
 from kd_jax.core.wrappers import (
@@ -35,6 +53,8 @@ from kd_jax.core.wrappers import (
     online_distillation,
     self_distillation,
     skip_nonfinite,
+    with_skip_count,
+    with_teachers,
 )
 from kd_jax.tasks import latents, noise
 from kd_jax.train import diagnostics
@@ -48,6 +68,7 @@ __all__ = [
     "NetworkState",
     "Networks",
     "PerNetwork",
+    "Setup",
     "Taps",
     "Teacher",
     "Term",
@@ -64,7 +85,10 @@ __all__ = [
     "disconnect",
     "ensemble",
     "for_teacher",
+    "from_factory",
+    "from_functions",
     "from_linen",
+    "from_nnx",
     "fully_sharded",
     "g_step",
     "init_state",
@@ -89,4 +113,33 @@ __all__ = [
     "skip_nonfinite",
     "tap_shapes",
     "tasks",
+    "with_skip_count",
+    "with_teachers",
 ]
+
+try:
+    __version__ = version("kd_jax")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+# What needs more than jax, flax and optax is imported at its first use.
+_LAZY = {
+    "checkpoint": ("kd_jax.train.checkpoint", None),
+    "data": ("kd_jax.data", None),
+    "evaluate": ("kd_jax.evaluate", None),
+    "metrics": ("kd_jax.metrics", None),
+    "fit": ("kd_jax.train.loop", "fit"),
+    "load": ("kd_jax.model", "load"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'kd_jax' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    loaded = importlib.import_module(module)
+    return getattr(loaded, attribute) if attribute else loaded
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

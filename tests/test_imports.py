@@ -24,7 +24,8 @@ ALLOWED = {
     "train": {"core"},
     "metrics": {"core", "ops", "losses", "models", "pretrained"},
     "report": set(),
-    "evaluate": {"core", "data", "metrics", "pretrained", "report", "train"},
+    "model": {"core", "pretrained", "train"},
+    "evaluate": {"core", "data", "metrics", "model", "report"},
     "cli": {"core", "data", "evaluate", "metrics", "pretrained", "report", "train"},
 }
 

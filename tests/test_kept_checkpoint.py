@@ -21,18 +21,22 @@ KEPT = Path(__file__).parent / "kept" / "checkpoint-1"
 CONFIGURATION = {"width": 2, "seeds": [0]}
 PAIR = kd.models.mlp.gan(4, 2, depth=1)
 PARTS = {
-    "nets": kd.Networks(PAIR.generator, PAIR.discriminator),
+    "networks": kd.Networks(PAIR.generator, PAIR.discriminator),
     "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
-    "g_terms": {"g": kd.Term(lambda f, n: (-f.fake_scores, n), init=lambda: jnp.ones(()))},
-    "d_terms": {"d": kd.Term(lambda f: f.fake_scores - f.real_scores)},
-    "inputs": kd.latents(3, conditional=False),
+    "task": kd.latents(3),
+    "losses": kd.PerNetwork(
+        {"g": kd.Term(lambda f, n: (-f.discriminator.fake_scores, n), init=lambda: jnp.ones(()))},
+        {"d": kd.Term(lambda f: f.discriminator.fake_scores - f.discriminator.real_scores)},
+    ),
 }
 
 
 def state():
     """A state with distinct values: each leaf's index plus multiples of 1/8."""
     like = jax.eval_shape(
-        lambda: kd.init_state(jax.random.key(5), {"image": jnp.zeros((2, 4, 4, 1))}, **PARTS)
+        lambda: kd.with_skip_count(
+            kd.init_state(kd.Setup(**PARTS), jax.random.key(5), {"image": jnp.zeros((2, 4, 4, 1))})
+        )
     )
     leaves, structure = jax.tree.flatten(like)
     values = [

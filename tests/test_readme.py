@@ -22,7 +22,7 @@ def test_the_examples_run_as_written():
     exec(compile(first, "README.md", "exec"), scope)
     assert int(scope["state"].step) == 1
     assert np.isfinite(scope["metrics"]["g/pixel"])
-    assert len(first.splitlines()) <= 25
+    assert len(first.splitlines()) <= 30
 
     exec(compile(second, "README.md", "exec"), scope)
     connectors = scope["state"].generator.variables["params"]["connectors"]
@@ -30,7 +30,7 @@ def test_the_examples_run_as_written():
     kernel = scope["state"].generator.variables["params"]["Dense_0"]["kernel"]
     assert np.isin(kernel, scope["teacher_variables"]["params"]["Dense_0"]["kernel"]).all()
     step = jax.eval_shape(
-        kd.make_train_step(**scope["parts"]),
+        kd.make_train_step(scope["setup"]),
         scope["state"],
         kd.Teacher(scope["teacher_variables"]),
         {"image": images},

@@ -10,7 +10,8 @@ from kd_jax.augment.ada import augment_pipe
 from kd_jax.core.checks import per_example_mean
 from kd_jax.core.network import Applied, Network
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import Metrics, Step, Teacher, TrainState
+from kd_jax.core.setup import Teacher
+from kd_jax.core.state import Metrics, Step, TrainState
 from kd_jax.core.types import Array, Batch, Variables
 
 COLLECTION = "augment"
@@ -101,9 +102,7 @@ def sign_statistic() -> Term:
     """
 
     def fn(forward: Forward) -> Array:
-        if forward.real_scores is None:
-            raise ValueError("sign_statistic needs real_scores, got None")
-        return per_example_mean(jnp.sign(forward.real_scores))
+        return per_example_mean(jnp.sign(forward.discriminator.real_scores))
 
     return Term(fn, weight=0.0)
 

@@ -1,12 +1,14 @@
 """A network's architecture as JSON values, so that a checkpoint describes its network.
 
-A network made by `from_linen` is described by its module's class and fields, and rebuilt from them,
-without a registry of architectures. Classes are looked up only in kd_jax and in packages that the
-caller names; a description cannot run any other code.
+A network made by `from_linen` is described by its module's class and fields, one made by
+`from_factory` by the function and its arguments, and rebuilt from them, without a registry of
+architectures. Both are looked up only in `kd_jax.models` and in packages that the caller names; a
+description cannot run any other code.
 """
 
 import dataclasses
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.core.network import Network, from_linen
+from kd_jax.core.network import Network, from_factory, from_linen
 
 _FLAX_FIELDS = ("parent", "name")
 
@@ -50,19 +52,35 @@ def describe(network: Network, *inputs: Any) -> dict[str, Any]:
     """Describes a network as JSON values, from which `rebuild` constructs it.
 
     Args:
-      network: made by `from_linen`, with or without connectors.
+      network: made by `from_linen` or `from_factory`, with or without connectors.
       *inputs: a batch of inputs, arrays or `ShapeDtypeStruct`s. If they include labels, the
-        module's field `classes` is the number of classes.
+        module's field `classes`, or the factory's argument, is the number of classes.
 
     Raises:
-      ValueError: it was not made by `from_linen`, or a field of its module has no JSON form.
+      ValueError: it was made otherwise, a field of its module has no JSON form, or an input is not
+        an array.
     """
+    for value in inputs:
+        if not hasattr(value, "shape"):
+            raise ValueError(f"an input is a {type(value).__name__}; pass arrays or their shapes")
+    shapes = [[list(x.shape[1:]), np.dtype(x.dtype).name] for x in inputs]
+    if network.factory is not None:
+        path, arguments = network.factory
+        return {
+            "factory": path,
+            "arguments": {name: _encode(value, name) for name, value in arguments.items()},
+            "inputs": shapes,
+            "classes": arguments.get("classes", 0),
+        }
     if network.module is None:
-        raise ValueError("the network was not made by from_linen: its architecture is unknown")
+        raise ValueError(
+            "the architecture of the network is unknown: it was made neither by from_linen nor by "
+            "from_factory(function, **arguments)"
+        )
     return {
         "module": _encode(network.module, type(network.module).__name__),
         "style": network.mapping is not None,
-        "inputs": [[list(x.shape[1:]), np.dtype(x.dtype).name] for x in inputs],
+        "inputs": shapes,
         "classes": getattr(network.module, "classes", 0),
     }
 
@@ -72,23 +90,43 @@ def rebuild(description: Mapping[str, Any], packages: Sequence[str] = ()) -> Arc
 
     Args:
       description: JSON values.
-      packages: further packages whose classes may be used; they are imported.
+      packages: further packages whose classes and factories may be used; they are imported.
 
     Raises:
-      ValueError: the description is invalid, or names a class of another package.
+      ValueError: the description is invalid, or names a class or a factory of another package.
     """
+    allowed = ("kd_jax.models", *packages)
     try:
-        module = _decode(description["module"], ("kd_jax.models", *packages))
         inputs = tuple(
             jax.ShapeDtypeStruct((1, *shape), jnp.dtype(dtype))
             for shape, dtype in description["inputs"]
         )
-        style, classes = bool(description["style"]), int(description["classes"])
+        classes = int(description["classes"])
+        if "factory" in description:
+            factory = _lookup(description["factory"], allowed)
+            arguments = {name: _decode(v, allowed) for name, v in description["arguments"].items()}
+            if not inspect.isfunction(factory):
+                raise ValueError(f"{description['factory']} is not a function")
+            return Architecture(from_factory(factory, **arguments), inputs, classes)
+        module = _decode(description["module"], allowed)
+        style = bool(description["style"])
     except (KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"not the description of a network: {error!r}") from None
     if not isinstance(module, nn.Module):
         raise ValueError(f"not the description of a network, but of a {type(module).__name__}")
     return Architecture(from_linen(module, style=style), inputs, classes)
+
+
+def _lookup(path: str, packages: Sequence[str]) -> Any:
+    """What `package.module:name` is defined as, if the module is in one of the packages."""
+    module, _, name = path.partition(":")
+    if not any(module == package or module.startswith(f"{package}.") for package in packages):
+        raise ValueError(f"{path} is not in the packages {', '.join(packages)}")
+    value = getattr(importlib.import_module(module), name)
+    # Only what the module defines, not what it imports.
+    if getattr(value, "__module__", None) != module:
+        raise ValueError(f"{path} is not a class of {module}")
+    return value
 
 
 def _encode(value: Any, where: str) -> Any:
@@ -131,13 +169,9 @@ def _decode(value: Any, packages: Sequence[str]) -> Any:
     kind_name: str = value["class"]
     kind_name = _CLASSES.get(kind_name, kind_name)
     path, _, name = kind_name.partition(":")
-    path = _MODULES.get(path, path)
+    kind = _lookup(f"{_MODULES.get(path, path)}:{name}", packages)
     renamed = _FIELDS.get(kind_name, {})
-    if not any(path == package or path.startswith(f"{package}.") for package in packages):
-        raise ValueError(f"{value['class']} is not in the packages {', '.join(packages)}")
-    kind = getattr(importlib.import_module(path), name)
-    # Only a class that the module defines, not one that it imports.
-    if not isinstance(kind, type) or kind.__module__ != path:
+    if not isinstance(kind, type):
         raise ValueError(f"{value['class']} is not a class of {path}")
     if not (dataclasses.is_dataclass(kind) or hasattr(kind, "_fields")):
         raise ValueError(f"{value['class']} is neither a dataclass nor a NamedTuple")

@@ -1,6 +1,7 @@
 """Checks that run while a function is traced, so that a wrong shape never broadcasts silently."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -78,3 +79,12 @@ def batch_entry(batch: Batch, name: str) -> Any:
     if name not in batch:
         raise ValueError(f"the batch has {sorted(batch)}; this task needs {name!r}")
     return batch[name]
+
+
+def check_batch(batch: Any) -> None:
+    """Raises a ValueError unless a batch is a dict of arrays by name."""
+    if not isinstance(batch, Mapping):
+        raise ValueError(
+            f"the batch is a {type(batch).__name__}; it must be a dict of arrays by name: "
+            '{"image": images}'
+        )

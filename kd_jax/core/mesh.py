@@ -99,7 +99,7 @@ def initialize(
     """Runs `init()` with sharded outputs, so that a split leaf never exists on one device.
 
     Args:
-      init: returns a state; usually `lambda: init_state(key, batch, ...)`.
+      init: returns a state; usually `lambda: init_state(setup, key, batch)`.
       mesh: the devices; None for the default device.
       rule: how each leaf is sharded.
     """

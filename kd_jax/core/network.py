@@ -1,5 +1,6 @@
 """Networks as pairs of pure functions, and connectors that project features to other shapes."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +17,25 @@ CONNECTORS = "connectors"
 """The entry of `params` that holds the projections of a connected network."""
 
 
+class Factory(NamedTuple):
+    """A call that makes a network: `factory(**arguments)`, as checkpoints describe it.
+
+    Attributes:
+      path: the factory, `"package.module:function"`.
+      arguments: its keyword arguments.
+    """
+
+    path: str
+    arguments: Mapping[str, Any]
+
+
 class Network(NamedTuple):
     """Two pure functions; every generator, discriminator and classifier is a `Network`.
 
+    `from_linen`, `from_nnx` and `from_functions` make one.
+
     Attributes:
-      init: `init(key, *inputs) -> variables`.
+      init: `init(key, *inputs) -> variables`, a dict of collections with the entry `params`.
       apply: `apply(variables, *inputs, train=False, rngs=None) -> (output, taps, variables)`. The
         returned variables include the updates of this call (batch statistics) if `train`, and are
         the argument itself otherwise. `rngs` is a key for networks that draw noise. `taps` are
@@ -30,7 +45,9 @@ class Network(NamedTuple):
         None for others. The styles w are `[B, layers, style]`, one for each layer that reads one.
       synthesis: for a style network, `synthesis(variables, styles, rngs=None, **options) ->
         (images, taps)`, so that losses can work on w; None for others.
-      module: the Linen module behind the network, for `kd_jax.core.architecture`; None for others.
+      module: the Linen module behind the network; None for others.
+      factory: the call that made the network, from `from_factory`; None for others. Checkpoints
+        describe a network by its module or its factory.
     """
 
     init: Callable[..., Variables]
@@ -38,20 +55,34 @@ class Network(NamedTuple):
     mapping: Callable[..., Array] | None = None
     synthesis: Callable[..., tuple[Array, Taps]] | None = None
     module: nn.Module | None = None
+    factory: Factory | None = None
 
 
-def from_linen(module: nn.Module, *, style: bool = False) -> Network:
+def from_linen(module: nn.Module, *, style: bool = False, capture_taps: bool = False) -> Network:
     """A `Network` from a Flax Linen module.
 
     Args:
-      module: its `__call__(*inputs, train: bool, **options)` returns `(output, {tap name:
-        feature})`.
+      module: its `__call__(*inputs, **options)` returns the output, or `(output, {tap name:
+        feature})`. An argument `train`, `training`, `deterministic` or `use_running_average` is
+        set by the step; no other argument is required.
       style: whether it has submodules `mapping`, from the inputs to `styles`, and `synthesis`,
-        from the styles to `(output, taps)`.
+        from the styles to `(output, taps)`; both take `train`.
+      capture_taps: whether the outputs of all submodules, and what the module sows in
+        `intermediates`, are taps, by path: `"Conv_0"`, `"block/Dense_0"`.
+
+    Raises:
+      ValueError: it is not a Linen module; or (of the network) it returns something else.
     """
+    if not isinstance(module, nn.Module):
+        raise ValueError(
+            f"from_linen takes a flax.linen.Module, not a {type(module).__name__}; there are also "
+            "from_nnx and from_functions"
+        )
+    mode = _mode_of(type(module).__call__)
 
     def init(key: Array, *inputs: Any) -> Variables:
-        return module.init(key, *inputs, train=False)
+        variables = module.init(key, *inputs, **mode(False))
+        return {name: value for name, value in variables.items() if name != "intermediates"}
 
     def apply(
         variables: Variables,
@@ -60,14 +91,22 @@ def from_linen(module: nn.Module, *, style: bool = False) -> Network:
         rngs: Array | None = None,
         **options: Any,
     ) -> Applied:
-        if not train:
-            output, taps = module.apply(variables, *inputs, train=False, rngs=rngs, **options)
-            return output, Taps(taps), variables
-        mutable = [name for name in variables if name != "params"]
-        (output, taps), updates = module.apply(
-            variables, *inputs, train=True, rngs=rngs, mutable=mutable, **options
+        mutable = [name for name in variables if name != "params"] if train else []
+        captured = ["intermediates"] if capture_taps else []
+        result = module.apply(
+            variables,
+            *inputs,
+            **mode(train),
+            rngs=rngs,
+            mutable=mutable + captured if train or captured else False,
+            capture_intermediates=capture_taps,
+            **options,
         )
-        return output, Taps(taps), {**variables, **updates}
+        result, updates = result if train or captured else (result, {})
+        output, taps = _output_and_taps(result, type(module).__name__)
+        updates = dict(updates)
+        taps = Taps({**_captured(updates.pop("intermediates", {})), **taps})
+        return output, taps, {**variables, **updates} if train else variables
 
     if not style:
         return Network(init, apply, module=module)
@@ -88,6 +127,149 @@ def from_linen(module: nn.Module, *, style: bool = False) -> Network:
         return output, Taps(taps)
 
     return Network(init, apply, mapping, synthesis, module)
+
+
+def from_functions(init: Callable[..., Any], apply: Callable[..., Any]) -> Network:
+    """A `Network` from two plain functions, as of Haiku or Equinox.
+
+        hk.transform(f): from_functions(f.init, lambda params, *x: f.apply(params, None, *x))
+        Equinox: arrays, static = eqx.partition(model, eqx.is_array)
+                 from_functions(lambda key, *x: arrays, lambda a, *x: eqx.combine(a, static)(*x))
+
+    Args:
+      init: `init(key, *inputs) -> parameters`, any pytree of arrays.
+      apply: `apply(parameters, *inputs) -> output` or `(output, taps)`, for a batch. Arguments
+        `train` and `rngs` are passed where it has them.
+    """
+    mode, takes_key = _mode_of(apply), "rngs" in inspect.signature(apply).parameters
+
+    def init_variables(key: Array, *inputs: Any) -> Variables:
+        return {"params": init(key, *inputs)}
+
+    def apply_variables(
+        variables: Variables,
+        *inputs: Any,
+        train: bool = False,
+        rngs: Array | None = None,
+        **options: Any,
+    ) -> Applied:
+        key = {"rngs": rngs} if takes_key else {}
+        result = apply(variables["params"], *inputs, **mode(train), **key, **options)
+        output, taps = _output_and_taps(result, getattr(apply, "__name__", "apply"))
+        return output, Taps(taps), variables
+
+    return Network(init_variables, apply_variables)
+
+
+def from_nnx(make: Callable[[Any], Any]) -> Network:
+    """A `Network` from a Flax NNX module.
+
+    Parameters (`nnx.Param`) are the collection `params`, all other state (batch statistics, random
+    states) is `state`. Dropout and batch normalisation are switched by `module.train()` and
+    `module.eval()`.
+
+    Args:
+      make: `make(nnx.Rngs) -> module`, which maps `*inputs` to the output or `(output, taps)`.
+
+    Raises:
+      ValueError: `make` is a module instead of a function that makes one.
+    """
+    from flax import nnx
+
+    if isinstance(make, nnx.Module):
+        raise ValueError(
+            f"from_nnx takes a function of nnx.Rngs, not a {type(make).__name__}: from_nnx(lambda "
+            f"rngs: {type(make).__name__}(..., rngs=rngs))"
+        )
+
+    def split(module: Any) -> tuple[Any, Variables]:
+        graph, params, state = nnx.split(module, nnx.Param, ...)
+        return graph, {"params": nnx.to_pure_dict(params), "state": nnx.to_pure_dict(state)}
+
+    graphs: list[Any] = []  # the static part, the same for each key
+
+    def init(key: Array, *inputs: Any) -> Variables:
+        del inputs
+        graph, variables = split(make(nnx.Rngs(key)))
+        graphs[:] = [graph]
+        return variables
+
+    def apply(
+        variables: Variables,
+        *inputs: Any,
+        train: bool = False,
+        rngs: Array | None = None,
+        **options: Any,
+    ) -> Applied:
+        if not graphs:
+            jax.eval_shape(init, jax.random.key(0))
+        module = nnx.merge(graphs[0], variables["params"], variables["state"], copy=True)
+        module.train() if train else module.eval()
+        if rngs is not None:
+            nnx.reseed(module, default=rngs)
+        output, taps = _output_and_taps(module(*inputs, **options), type(module).__name__)
+        return output, Taps(taps), split(module)[1] if train else variables
+
+    return Network(init, apply)
+
+
+def from_factory(factory: Callable[..., Network], **arguments: Any) -> Network:
+    """`factory(**arguments)`, a network that checkpoints can describe and rebuild.
+
+    Args:
+      factory: a function of a module, not a lambda, that returns a `Network`.
+      **arguments: values with a JSON form: numbers, strings, dtypes, sequences, dicts.
+
+    Raises:
+      ValueError: it has no path by which it could be imported again, or returns something else.
+    """
+    path = f"{factory.__module__}:{factory.__qualname__}"
+    if "<" in path or factory.__module__ == "__main__":
+        raise ValueError(f"{path} cannot be imported; from_factory needs a function of a module")
+    network = factory(**arguments)
+    if not isinstance(network, Network):
+        raise ValueError(f"{path} returned a {type(network).__name__}, not a kd_jax.Network")
+    return network._replace(factory=Factory(path, arguments))
+
+
+_MODES = {
+    "train": lambda train: train,
+    "training": lambda train: train,
+    "deterministic": lambda train: not train,
+    "use_running_average": lambda train: not train,
+}
+
+
+def _mode_of(call: Callable[..., Any]) -> Callable[[bool], dict[str, bool]]:
+    """The keyword argument that switches a function to training, as a function of `train`."""
+    parameters = inspect.signature(call).parameters
+    for name, value in _MODES.items():
+        if name in parameters:
+            return lambda train: {name: value(train)}
+    return lambda train: {}
+
+
+def _output_and_taps(result: Any, name: str) -> tuple[Array, Mapping[str, Array]]:
+    if isinstance(result, tuple | list):
+        if len(result) != 2 or not isinstance(result[1], Mapping):
+            raise ValueError(
+                f"{name} returned a {type(result).__name__} of {len(result)}; a network returns "
+                "the output, or (output, {tap name: feature})"
+            )
+        return result[0], result[1]
+    return result, {}
+
+
+def _captured(intermediates: Mapping[str, Any]) -> dict[str, Array]:
+    """Linen's intermediates as taps: `{"Conv_0": {"__call__": (x,)}}` is the tap `Conv_0`."""
+    taps = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(intermediates):
+        names = [str(getattr(key, "key", getattr(key, "idx", ""))) for key in path]
+        names = [name for name in names[:-1] + names[-1:] * (names[-1] != "0") if name]
+        name = "/".join(part for part in names if part != "__call__")
+        if name and hasattr(leaf, "ndim"):
+            taps[name] = leaf
+    return taps
 
 
 def tap_shapes(network: Network, *inputs: Any) -> dict[str, tuple[int, ...]]:

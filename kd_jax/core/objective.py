@@ -1,5 +1,6 @@
 """Objectives: named, weighted terms, each a function of the results of one forward pass."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -52,61 +53,152 @@ class BoundNetwork(NamedTuple):
         return self.apply(*inputs)
 
 
+class Absent:
+    """Stands for a part that a step does not have: false, and any use of it raises a ValueError."""
+
+    def __init__(self, message: str):
+        self._message = message
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises the ValueError."""
+        raise ValueError(self._message)
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(self._message)
+
+
+def _absent(name: str) -> Any:
+    return Absent(f"the step has no {name}: networks.{name} is None")
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorPass:
+    """A generator's results for the inputs of the step; a call is a further pass.
+
+    Attributes:
+      output: the images (or waveforms, logits), `[B, ...]`.
+      taps: its features, by name.
+      network: the generator with its variables: `network(*inputs) -> (output, taps)`.
+    """
+
+    output: Array
+    taps: Taps
+    network: BoundNetwork
+
+    def __call__(self, *inputs: Any) -> tuple[Array, Taps]:
+        """The output and the taps for other inputs."""
+        return self.network(*inputs)
+
+    @property
+    def is_style(self) -> bool:
+        """Whether `mapping` and `synthesis` exist."""
+        return None not in (self.network.mapping, self.network.synthesis)
+
+    @property
+    def mapping(self) -> Callable[..., Array]:
+        """Of a style network: `mapping(*inputs, **options) -> styles [B, layers, style]`."""
+        if self.network.mapping is None:
+            raise ValueError("the generator is not a style network: it has no mapping")
+        return self.network.mapping
+
+    @property
+    def synthesis(self) -> Callable[..., tuple[Array, Taps]]:
+        """Of a style network: `synthesis(styles, **options) -> (images, taps)`."""
+        if self.network.synthesis is None:
+            raise ValueError("the generator is not a style network: it has no synthesis")
+        return self.network.synthesis
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorPass:
+    """The discriminator's results; a call scores other images under the same condition.
+
+    Attributes:
+      fake_scores, fake_taps: for the generator's output.
+      real: `(scores, taps)` for the real images; None without any.
+      network: the discriminator with its variables: `network(images) -> (scores, taps)`.
+    """
+
+    fake_scores: Array
+    fake_taps: Taps
+    real: tuple[Array, Taps] | None
+    network: BoundNetwork
+
+    def __call__(self, images: Array) -> tuple[Array, Taps]:
+        """The scores and the taps for other images."""
+        return self.network(images)
+
+    @property
+    def real_scores(self) -> Array:
+        """The scores of the real images."""
+        return self._real()[0]
+
+    @property
+    def real_taps(self) -> Taps:
+        """The features of the real images, by name."""
+        return self._real()[1]
+
+    def _real(self) -> tuple[Array, Taps]:
+        if self.real is None:
+            raise ValueError(_NO_REAL)
+        return self.real
+
+
+_NO_REAL = "there are no real images: the task returns Inputs(real=None)"
+
+
 class Forward(NamedTuple):
     """The values that a term may read. Arrays are `[B, ...]`; under jit, unused ones cost nothing.
+
+    A part that the step does not have is false (`if forward.teacher`), and raises when it is used.
 
     Attributes:
       step: the traced step, int scalar.
       key: a key for this network and step, for terms that draw (fold in a constant of your own).
       inputs: the inputs of the networks.
-      real: the real images, or None.
-      fake: the student generator's images for `inputs.generator`.
-      taps: the student generator's taps.
-      teacher: the teacher's images for the same inputs, without gradient; None without a teacher.
-      teacher_taps: the teacher's taps, without gradient; None without a teacher.
-      real_scores, real_taps: the student discriminator's outputs on the real images; None without
-        real images or a discriminator.
-      fake_scores, fake_taps: the student discriminator's outputs on the generated images; None
-        without a discriminator.
-      generate: `generate(*inputs) -> (images, taps)`, further passes of the student generator; for
-        a style network also `generate.mapping` and `generate.synthesis`.
-      teacher_fn: `teacher_fn(*inputs) -> (images, taps)`, further passes of the teacher; None
-        without a teacher.
-      discriminate: `discriminate(images) -> (scores, taps)`, the student discriminator under the
-        same condition; None without a discriminator.
-      teacher_discriminate: `teacher_discriminate(images) -> (scores, taps)`, the teacher's
-        discriminator; None without one.
-      extract: `extract(images) -> taps`, the extractor's features; raises without an extractor.
+      student: the trained generator's pass: `student.output`, `student.taps["8x8"]`,
+        `student(*inputs)`; of a style network also `student.mapping` and `student.synthesis`.
+      teacher: the teacher's pass for the same inputs, without gradient.
+      discriminator: the trained discriminator's: `discriminator.fake_scores`, `fake_taps`,
+        `real_scores`, `real_taps`, `discriminator(images) -> (scores, taps)`.
+      teacher_discriminator: `teacher_discriminator(images) -> (scores, taps)`.
+      extractor: `extractor(images) -> (output, taps)`, the network whose features compare images.
     """
 
     step: Array
     key: Array
     inputs: Inputs
-    real: Array | None
-    fake: Array
-    taps: Taps
-    teacher: Array | None
-    teacher_taps: Taps | None
-    real_scores: Array | None
-    real_taps: Taps | None
-    fake_scores: Any
-    fake_taps: Any
-    generate: BoundNetwork
-    teacher_fn: BoundNetwork | None
-    discriminate: Any
-    teacher_discriminate: BoundNetwork | None
-    extract: Callable[[Array], Taps]
+    student: GeneratorPass
+    teacher: GeneratorPass = _absent("teacher")
+    discriminator: DiscriminatorPass = _absent("discriminator")
+    teacher_discriminator: BoundNetwork = _absent("teacher_discriminator")
+    extractor: BoundNetwork = _absent("extractor")
 
-    def with_fake(self, image: Array) -> "Forward":
-        """The same pass with `image` as the generated one, and its discriminator scores and taps.
+    @property
+    def real(self) -> Array:
+        """The real images, or the targets, `[B, ...]`."""
+        if self.inputs.real is None:
+            raise ValueError(_NO_REAL)
+        return self.inputs.real
 
-        A term's gradient at the image is that of `lambda x: term(forward.with_fake(x))`. The
+    def with_output(self, output: Array) -> "Forward":
+        """The same pass with another output of the student, and the discriminator's scores of it.
+
+        A term's gradient at the output is that of `lambda x: term(forward.with_output(x))`. The
         generator's taps are unchanged, so a term that reads only these has gradient 0.
         """
-        if self.discriminate is None:
-            return self._replace(fake=image)
-        scores, taps = self.discriminate(image)
-        return self._replace(fake=image, fake_scores=scores, fake_taps=taps)
+        changed = self._replace(student=dataclasses.replace(self.student, output=output))
+        if not self.discriminator:
+            return changed
+        scores, taps = self.discriminator(output)
+        return changed._replace(
+            discriminator=dataclasses.replace(
+                self.discriminator, fake_scores=scores, fake_taps=taps
+            )
+        )
 
 
 class Weight(NamedTuple):
@@ -171,16 +263,7 @@ class TermState(NamedTuple):
 
 
 def init_terms(terms: Terms) -> dict[str, TermState]:
-    """The state of each term before the first step.
-
-    Raises:
-      ValueError: when an entry is not a `Term`, or its `every` is not a positive integer.
-    """
-    for name, term in terms.items():
-        if not isinstance(term, Term):
-            raise ValueError(f"term {name!r} is a {type(term).__name__}; write Term(fn, weight)")
-        if not isinstance(term.every, int) or term.every < 1:
-            raise ValueError(f"term {name!r}: every={term.every!r} is not a positive integer")
+    """The state of each term before the first step."""
     return {
         name: TermState(
             state=term.init() if term.init else (),
@@ -202,9 +285,14 @@ def weighted_total(
       step.
 
     Raises:
-      ValueError: when a term fails or returns a shape other than `[B]` or `[]`; the message names
-        the term.
+      ValueError: when a term fails, returns a shape other than `[B]` or `[]`, or has no state; the
+        message names the term.
     """
+    if missing := [name for name in terms if name not in states]:
+        raise ValueError(
+            f"the state has no term {missing[0]!r}; it has {', '.join(states) or 'none'}: it "
+            "belongs to another setup"
+        )
     total, metrics, after = jnp.zeros(()), {}, {}
     for name, term in terms.items():
         previous = states[name]
@@ -256,7 +344,16 @@ def _evaluate(name: str, term: Term, forward: Forward, previous: TermState) -> _
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"term {name!r}: {error}") from error
-    examples = forward.fake.shape[:1]
+    except AttributeError as error:
+        part = error.obj
+        if not isinstance(part, Forward | GeneratorPass | DiscriminatorPass | Inputs):
+            raise
+        known = [attribute for attribute in dir(part) if not attribute.startswith("_")]
+        known = [attribute for attribute in known if attribute not in ("count", "index")]
+        raise ValueError(
+            f"term {name!r}: {type(part).__name__} has no {error.name!r}; it has {', '.join(known)}"
+        ) from error
+    examples = forward.student.output.shape[:1]
     if value.shape not in ((), examples):
         raise ValueError(
             f"term {name!r} returned shape {value.shape}; it must return one value per example "

@@ -7,47 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.core.network import Network
-from kd_jax.core.objective import MakeInputs, Terms, TermState, init_terms
+from kd_jax.core.checks import check_batch
+from kd_jax.core.objective import TermState, init_terms
+from kd_jax.core.setup import TRAINED, PerNetwork, Setup, Teacher
 from kd_jax.core.types import Array, Batch, Variables
-
-
-class PerNetwork(NamedTuple):
-    """A value for the generator and one for the discriminator."""
-
-    generator: Any
-    discriminator: Any = None
-
-
-class Teacher(NamedTuple):
-    """The variables of the frozen networks: the argument `teacher_variables` of every step.
-
-    Attributes:
-      generator, discriminator: the teacher's.
-      extractor: those of the network whose features compare images.
-    """
-
-    generator: Any = None
-    discriminator: Any = None
-    extractor: Any = None
-
-
-class Networks(NamedTuple):
-    """The networks of one step.
-
-    Attributes:
-      generator, discriminator: the student's, trained. Without a discriminator, the teacher is the
-        generator's only supervision.
-      teacher: the frozen teacher generator, with the same inputs as `generator`.
-      teacher_discriminator: the frozen teacher discriminator.
-      extractor: a frozen network whose taps are the features that compare images, such as VGG.
-    """
-
-    generator: Network
-    discriminator: Network | None = None
-    teacher: Network | None = None
-    teacher_discriminator: Network | None = None
-    extractor: Network | None = None
 
 
 class NetworkState(NamedTuple):
@@ -67,8 +30,8 @@ class TrainState(NamedTuple):
       ema: the exponential moving average of the generator's variables, for evaluation and
         deployment.
       terms: the terms' states, by network.
-      teachers: for `kd_jax.online_distillation`, the teachers' train states, by name.
-      skipped: for `kd_jax.skip_nonfinite`, the number of skipped steps, int32 scalar.
+      wrappers: the states of wrappers of the step, by name: `skipped` of `skip_nonfinite`,
+        `teachers` of `online_distillation`.
     """
 
     step: Array
@@ -77,8 +40,7 @@ class TrainState(NamedTuple):
     discriminator: Any
     ema: Variables
     terms: PerNetwork
-    teachers: Mapping[str, "TrainState"] = {}
-    skipped: Any = ()
+    wrappers: Mapping[str, Any] = {}
 
 
 Metrics: TypeAlias = dict[str, Array]
@@ -90,68 +52,66 @@ _INIT = 2**32 - 1  # folded into the key; larger than any step number
 
 
 def init_state(
-    key: Array,
-    batch: Batch,
-    *,
-    nets: Networks,
-    optimizers: PerNetwork,
-    g_terms: Terms,
-    d_terms: Terms,
-    inputs: MakeInputs,
-    start: Mapping[str, Variables] | None = None,
+    setup: Setup, key: Array, batch: Batch, *, initial: Mapping[str, Variables] | None = None
 ) -> TrainState:
     """The state before the first step.
 
     A pure function of `key` and `batch`: under `jax.jit(..., out_shardings=...)` a large model
-    never exists unsharded, and `jax.eval_shape` returns its shapes.
+    never exists unsharded (`kd_jax.initialize`), and `jax.eval_shape` returns its shapes.
 
     Args:
+      setup: the setup.
       key: a typed PRNG key, `jax.random.key(seed)`.
       batch: an example batch of the step; only its shapes matter.
-      nets: the networks.
-      optimizers: a `PerNetwork` of optax transformations.
-      g_terms: the generator's terms.
-      d_terms: the discriminator's terms.
-      inputs: the task, `(key, batch) -> Inputs`.
-      start: initial variables instead of random ones, by network: `{"generator": ...}`. Entries
+      initial: initial variables instead of random ones, by network: `{"generator": ...}`. Entries
         that they lack (connectors, a layer) are random.
 
     Raises:
-      ValueError: when `start` names an unknown network, or has a variable that the network does not
-        have or that has another shape there; the message names it.
+      ValueError: `batch` is not a dict, or `initial` names an unknown network, or has a variable
+        that the network does not have or that has another shape there; the message names it.
     """
-    init_key, generator_key, discriminator_key = jax.random.split(jax.random.fold_in(key, _INIT), 3)
-    example = inputs(init_key, batch)
-    initial = dict(start or {})
-    generator = _with_initial(
-        "generator",
-        nets.generator.init(generator_key, *example.generator),
-        initial.pop("generator", {}),
-    )
-    discriminator_state: Any = ()
-    if nets.discriminator is not None:
-        fake, _, _ = nets.generator.apply(generator, *example.generator)
-        discriminator = _with_initial(
-            "discriminator",
-            nets.discriminator.init(discriminator_key, fake, *example.condition),
-            initial.pop("discriminator", {}),
+    check_batch(batch)
+    variables = dict(initial or {})
+    known = [name for name in TRAINED if getattr(setup.networks, name) is not None]
+    if unknown := sorted(set(variables) - set(known)):
+        raise ValueError(f"initial has {unknown}; it may have {', '.join(map(repr, known))}")
+
+    def make(key: Array, variables: Mapping[str, Variables]) -> TrainState:
+        init_key, generator_key, discriminator_key = jax.random.split(
+            jax.random.fold_in(key, _INIT), 3
         )
-        discriminator_state = NetworkState(
-            discriminator, optimizers.discriminator.init(discriminator["params"])
+        networks, optimizers = setup.networks, setup.optimizers
+        example = setup.task(init_key, batch)
+        generator = _with_initial(
+            "generator",
+            networks.generator.init(generator_key, *example.generator),
+            variables.get("generator", {}),
         )
-    if initial:
-        known = ["'generator'"] + ["'discriminator'"] * (nets.discriminator is not None)
-        raise ValueError(f"start has {sorted(initial)}; it may have {', '.join(known)}")
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        key=jnp.copy(key),
-        generator=NetworkState(generator, optimizers.generator.init(generator["params"])),
-        discriminator=discriminator_state,
-        # A copy: donating a state with two leaves in one buffer fails.
-        ema=jax.tree.map(jnp.copy, generator),
-        terms=PerNetwork(_copy_states(init_terms(g_terms)), _copy_states(init_terms(d_terms))),
-        skipped=jnp.zeros((), jnp.int32),
-    )
+        discriminator_state: Any = ()
+        if networks.discriminator is not None:
+            output, _, _ = networks.generator.apply(generator, *example.generator)
+            discriminator = _with_initial(
+                "discriminator",
+                networks.discriminator.init(discriminator_key, output, *example.condition),
+                variables.get("discriminator", {}),
+            )
+            discriminator_state = NetworkState(
+                discriminator, optimizers.discriminator.init(discriminator["params"])
+            )
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            key=jnp.copy(key),
+            generator=NetworkState(generator, optimizers.generator.init(generator["params"])),
+            discriminator=discriminator_state,
+            # A copy: donating a state with two leaves in one buffer fails.
+            ema=jax.tree.map(jnp.copy, generator),
+            terms=PerNetwork(
+                *(_copy_states(init_terms(getattr(setup.losses, name))) for name in TRAINED)
+            ),
+        )
+
+    # Compiled, since the operations one by one take several times as long.
+    return jax.jit(make)(key, variables)
 
 
 def _with_initial(name: str, fresh: Any, initial: Any) -> Any:
@@ -162,12 +122,12 @@ def _with_initial(name: str, fresh: Any, initial: Any) -> Any:
             for x in (fresh, initial)
         )
         if expected != actual:
-            raise ValueError(f"start: {name} is {actual}, and {expected} in the network")
+            raise ValueError(f"initial: {name} is {actual}, and {expected} in the network")
         return jnp.array(initial, fresh.dtype)
     if unknown := sorted(set(initial) - set(fresh)):
         known = ", ".join(map(str, fresh))
         raise ValueError(
-            f"start: {name} has {unknown}, which the network does not have; it has {known}"
+            f"initial: {name} has {unknown}, which the network does not have; it has {known}"
         )
     return {
         key: _with_initial(f"{name}/{key}", value, initial[key]) if key in initial else value

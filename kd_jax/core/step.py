@@ -16,84 +16,49 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from kd_jax.core.network import Network
+from kd_jax.core.checks import check_batch
+from kd_jax.core.network import Network, check_variables
 from kd_jax.core.objective import (
     BoundNetwork,
+    DiscriminatorPass,
     Forward,
+    GeneratorPass,
     Inputs,
     MakeInputs,
-    Schedule,
-    Terms,
     TermState,
-    init_terms,
     weighted_total,
 )
-from kd_jax.core.state import (
-    Metrics,
-    Networks,
-    NetworkState,
-    PerNetwork,
-    Step,
-    Teacher,
-    TrainState,
-)
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher, ema_decay
+from kd_jax.core.state import Metrics, NetworkState, Step, TrainState
 from kd_jax.core.types import Array, Batch, Taps, Variables
 
 _DISCRIMINATOR, _GENERATOR = 0, 1  # folded into the step's key, per use
 
 
-def make_train_step(
-    *,
-    nets: Networks,
-    optimizers: PerNetwork,
-    g_terms: Terms,
-    d_terms: Terms,
-    inputs: MakeInputs,
-    ema: float | Schedule = 0.999,
-) -> Step[TrainState]:
+def make_train_step(setup: Setup) -> Step[TrainState]:
     """The alternating step: updates the discriminator, then the generator against the new one.
 
     Each update draws its own latents (Goodfellow et al. 2014, algorithm 1, with k = 1). Without a
-    discriminator in `nets`, only the generator is updated.
-
-    Args:
-      nets: the networks.
-      optimizers: a `PerNetwork` of optax transformations.
-      g_terms: the terms of the generator's objective, by name.
-      d_terms: the terms of the discriminator's objective, by name.
-      inputs: the task, `(key, batch) -> Inputs`.
-      ema: the decay of the generator's moving average, a number or a schedule of the step.
+    discriminator in `setup.networks`, only the generator is updated.
 
     Raises:
-      ValueError: when a term is malformed or there are discriminator terms without a discriminator
-        (immediately), or a term fails (when first traced; the message names it).
+      ValueError: (by the step, when first traced) a term fails, and the message names it; or the
+        state, the teacher's variables or the batch do not fit the setup.
     """
-    generator = g_step(nets, optimizers.generator, g_terms, inputs, ema)
-    discriminator: Step[TrainState]
-    if nets.discriminator is None and not d_terms:
-        discriminator = _no_update
-    else:
-        discriminator = d_step(nets, optimizers.discriminator, d_terms, inputs)
+    update_generator = g_step(setup)
+    update_discriminator = d_step(setup) if setup.networks.discriminator else _no_update
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        state, d_metrics = discriminator(state, teacher_variables, batch)
-        state, g_metrics = generator(state, teacher_variables, batch)
+        state, d_metrics = update_discriminator(state, teacher_variables, batch)
+        state, g_metrics = update_generator(state, teacher_variables, batch)
         return state._replace(step=state.step + 1), {**d_metrics, **g_metrics}
 
     return step
 
 
-def make_simultaneous_step(
-    *,
-    nets: Networks,
-    optimizers: PerNetwork,
-    g_terms: Terms,
-    d_terms: Terms,
-    inputs: MakeInputs,
-    ema: float | Schedule = 0.999,
-) -> Step[TrainState]:
+def make_simultaneous_step(setup: Setup) -> Step[TrainState]:
     """The simultaneous step: both gradients are taken at the same point, from one forward pass.
 
     Unlike in `make_train_step`, the two updates share their latents and images, and the generator's
@@ -101,10 +66,10 @@ def make_simultaneous_step(
     network (the compiler merges the identical ones). The fixed points of the training are the
     same, its dynamics are not (Mescheder et al. 2018, section 2).
 
-    Arguments and errors are those of `make_train_step`; a discriminator is required.
+    Raises:
+      ValueError: as for `make_train_step`; or (immediately) the setup has no discriminator.
     """
-    compute_d = _discriminator_update(nets, d_terms, inputs)
-    compute_g = _generator_update(nets, g_terms, inputs)
+    compute_d, compute_g = _discriminator_update(setup), _generator_update(setup)
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
@@ -112,52 +77,52 @@ def make_simultaneous_step(
         key = step_key(state, _DISCRIMINATOR)
         d_update = compute_d(state, teacher_variables, batch, key)
         g_update = compute_g(state, teacher_variables, batch, key)
-        state, d_metrics = _update_discriminator(state, optimizers.discriminator, d_update)
-        state, g_metrics = _update_generator(state, optimizers.generator, g_update, ema)
+        state, d_metrics = _update_discriminator(setup, state, d_update)
+        state, g_metrics = _update_generator(setup, state, g_update)
         return state._replace(step=state.step + 1), {**d_metrics, **g_metrics}
 
     return step
 
 
-def d_step(
-    nets: Networks,
-    optimizer: optax.GradientTransformation,
-    terms: Terms,
-    inputs: MakeInputs,
-) -> Step[TrainState]:
+def d_step(setup: Setup) -> Step[TrainState]:
     """The update of the discriminator. It does not advance `state.step`."""
-    compute_update = _discriminator_update(nets, terms, inputs)
+    compute_update = _discriminator_update(setup)
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        update = compute_update(state, teacher_variables, batch, step_key(state, _DISCRIMINATOR))
-        return _update_discriminator(state, optimizer, update)
+        key = step_key(state, _DISCRIMINATOR)
+        update = compute_update(state, teacher_variables, batch, key)
+        return _update_discriminator(setup, state, update)
 
     return step
 
 
-def g_step(
-    nets: Networks,
-    optimizer: optax.GradientTransformation,
-    terms: Terms,
-    inputs: MakeInputs,
-    ema: float | Schedule = 0.999,
-) -> Step[TrainState]:
+def g_step(setup: Setup) -> Step[TrainState]:
     """The update of the generator and of its moving average. It does not advance `state.step`."""
-    compute_update = _generator_update(nets, terms, inputs)
+    compute_update = _generator_update(setup)
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         update = compute_update(state, teacher_variables, batch, step_key(state, _GENERATOR))
-        return _update_generator(state, optimizer, update, ema)
+        return _update_generator(setup, state, update)
 
     return step
 
 
 def step_key(state: TrainState, use: int) -> Array:
-    """The key for one use of randomness in the next step; the updates use 0 and 1."""
+    """The key for one use of randomness in the next step; the updates use 0 and 1.
+
+    Raises:
+      ValueError: the state is not a `TrainState`.
+    """
+    if not isinstance(state, TrainState):
+        kind = type(state)
+        raise ValueError(
+            f"the state is a {kind.__module__}.{kind.__qualname__}; it must be a "
+            "kd_jax.TrainState, from kd_jax.init_state(setup, key, batch)"
+        )
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
 
@@ -186,11 +151,10 @@ _Update: TypeAlias = tuple[Any, Variables, Metrics, dict[str, TermState]]
 _ComputeUpdate: TypeAlias = Callable[[TrainState, Teacher | None, Batch, Array], _Update]
 
 
-def _discriminator_update(nets: Networks, terms: Terms, inputs: MakeInputs) -> _ComputeUpdate:
-    init_terms(terms)  # checks the terms before anything is traced
-    if nets.discriminator is None:
-        names = ", ".join(sorted(terms)) or "none"
-        raise ValueError(f"nets has no discriminator to train (with the terms: {names})")
+def _discriminator_update(setup: Setup) -> _ComputeUpdate:
+    networks, terms = setup.networks, setup.losses.discriminator
+    if networks.discriminator is None:
+        raise ValueError("networks.discriminator is None: there is no discriminator to train")
 
     def compute_update(
         state: TrainState, teacher: Teacher | None, batch: Batch, key: Array
@@ -199,11 +163,13 @@ def _discriminator_update(nets: Networks, terms: Terms, inputs: MakeInputs) -> _
 
         def loss(params: Any) -> tuple[Array, Any]:
             students = PerNetwork(state.generator.variables, {**variables, "params": params})
-            forward, after = forward_pass(nets, students, teacher, batch, inputs, key, state.step)
+            forward, after = forward_pass(
+                networks, setup.task, students, teacher, batch, key, state.step
+            )
             total, values, states = weighted_total(terms, forward, state.terms.discriminator)
-            scores = {"fake_score": forward.fake_scores.mean()}
-            if forward.real_scores is not None:
-                scores["real_score"] = forward.real_scores.mean()
+            scores = {"fake_score": forward.discriminator.fake_scores.mean()}
+            if forward.inputs.real is not None:
+                scores["real_score"] = forward.discriminator.real_scores.mean()
             return total, (after.discriminator, {"total": total, **values, **scores}, states)
 
         grads, (after, metrics, states) = jax.grad(loss, has_aux=True)(variables["params"])
@@ -212,8 +178,8 @@ def _discriminator_update(nets: Networks, terms: Terms, inputs: MakeInputs) -> _
     return compute_update
 
 
-def _generator_update(nets: Networks, terms: Terms, inputs: MakeInputs) -> _ComputeUpdate:
-    init_terms(terms)
+def _generator_update(setup: Setup) -> _ComputeUpdate:
+    networks, terms = setup.networks, setup.losses.generator
 
     def compute_update(
         state: TrainState, teacher: Teacher | None, batch: Batch, key: Array
@@ -221,9 +187,11 @@ def _generator_update(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Comp
         variables = state.generator.variables
 
         def loss(params: Any) -> tuple[Array, Any]:
-            discriminator = None if nets.discriminator is None else state.discriminator.variables
+            discriminator = state.discriminator.variables if networks.discriminator else None
             students = PerNetwork({**variables, "params": params}, discriminator)
-            forward, after = forward_pass(nets, students, teacher, batch, inputs, key, state.step)
+            forward, after = forward_pass(
+                networks, setup.task, students, teacher, batch, key, state.step
+            )
             total, values, states = weighted_total(terms, forward, state.terms.generator)
             return total, (after.generator, {"total": total, **values}, states)
 
@@ -234,75 +202,90 @@ def _generator_update(nets: Networks, terms: Terms, inputs: MakeInputs) -> _Comp
 
 
 def forward_pass(
-    nets: Networks,
+    networks: Networks,
+    task: MakeInputs,
     variables: PerNetwork,
     teacher: Teacher | None,
     batch: Batch,
-    inputs: MakeInputs,
     key: Array,
     step: Array,
 ) -> tuple[Forward, PerNetwork]:
-    """A pass of every network, and the student networks' variables after it."""
-    input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
-    drawn = split_over_mesh(inputs(input_key, batch))
+    """A pass of every network, and the trained networks' variables after it.
 
-    generate = _bound(nets.generator, variables.generator, train=True, rngs=g_key)
-    fake, taps, generator = nets.generator.apply(
-        variables.generator, *drawn.generator, train=True, rngs=g_key
-    )
-    network, discriminator = nets.discriminator, variables.discriminator
-    discriminate = real_scores = real_taps = fake_scores = fake_taps = None
-    if drawn.real is not None:
-        _check_images(real=drawn.real, fake=fake)
-    if network is not None:
+    Args:
+      networks: the networks.
+      task: `(key, batch) -> Inputs`.
+      variables: those of the trained networks.
+      teacher: those of the frozen networks.
+      batch: the batch.
+      key: the key of this pass.
+      step: the number of the step.
 
-        def discriminate(images: Array) -> tuple[Array, Taps]:
-            return network.apply(
-                variables.discriminator, images, *drawn.condition, train=True, rngs=fake_key
-            )[:2]
-
-        if drawn.real is not None:
-            real_scores, real_taps, discriminator = network.apply(
-                discriminator, drawn.real, *drawn.condition, train=True, rngs=real_key
-            )
-        fake_scores, fake_taps, discriminator = network.apply(
-            discriminator, fake, *drawn.condition, train=True, rngs=fake_key
+    Raises:
+      ValueError: the variables, the batch or the shapes of the images do not fit the networks.
+    """
+    check_batch(batch)
+    frozen = Teacher() if teacher is None else teacher
+    if not isinstance(frozen, Teacher):
+        raise ValueError(
+            f"teacher_variables is a {type(teacher).__name__}; it must be a "
+            "kd_jax.Teacher(generator, discriminator, extractor)"
         )
+    input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
+    inputs = split_over_mesh(task(input_key, batch))
+    if not isinstance(inputs, Inputs):
+        raise ValueError(f"the task returned a {type(inputs).__name__}, not kd_jax.Inputs")
 
-    teacher_fn = _frozen(nets.teacher, teacher and teacher.generator, "teacher", ())
-    teacher_discriminate = _frozen(
-        nets.teacher_discriminator,
-        teacher and teacher.discriminator,
-        "teacher_discriminator",
-        drawn.condition,
+    output, taps, generator = networks.generator.apply(
+        variables.generator, *inputs.generator, train=True, rngs=g_key
     )
-    features = _frozen(nets.extractor, teacher and teacher.extractor, "extractor", ())
-
-    def extract(images: Array) -> Taps:
-        if features is None:
-            raise ValueError("nets has no extractor")
-        return features(images)[1]
-
-    teacher_image, teacher_taps = teacher_fn(*drawn.generator) if teacher_fn else (None, None)
+    if inputs.real is not None:
+        _check_images(real=inputs.real, output=output)
     forward = Forward(
         step=step,
         key=term_key,
-        inputs=drawn,
-        real=drawn.real,
-        fake=fake,
-        taps=taps,
-        teacher=jax.lax.stop_gradient(teacher_image),
-        teacher_taps=jax.lax.stop_gradient(teacher_taps),
-        real_scores=real_scores,
-        real_taps=real_taps,
-        fake_scores=fake_scores,
-        fake_taps=fake_taps,
-        generate=generate,
-        teacher_fn=teacher_fn,
-        discriminate=discriminate,
-        teacher_discriminate=teacher_discriminate,
-        extract=extract,
+        inputs=inputs,
+        student=GeneratorPass(
+            output, taps, _bound(networks.generator, variables.generator, train=True, rngs=g_key)
+        ),
     )
+    discriminator = variables.discriminator
+    if networks.discriminator is not None:
+        network = networks.discriminator
+        real = None
+        if inputs.real is not None:
+            real_scores, real_taps, discriminator = network.apply(
+                discriminator, inputs.real, *inputs.condition, train=True, rngs=real_key
+            )
+            real = real_scores, real_taps
+        fake_scores, fake_taps, discriminator = network.apply(
+            discriminator, output, *inputs.condition, train=True, rngs=fake_key
+        )
+        bound = _bound(
+            network, variables.discriminator, *inputs.condition, train=True, rngs=fake_key
+        )
+        forward = forward._replace(
+            discriminator=DiscriminatorPass(fake_scores, fake_taps, real, bound)
+        )
+
+    if networks.teacher is not None:
+        bound = _frozen(networks.teacher, frozen.generator, "generator")
+        forward = forward._replace(
+            teacher=GeneratorPass(*jax.lax.stop_gradient(bound(*inputs.generator)), bound)
+        )
+    if networks.teacher_discriminator is not None:
+        forward = forward._replace(
+            teacher_discriminator=_frozen(
+                networks.teacher_discriminator,
+                frozen.discriminator,
+                "discriminator",
+                *inputs.condition,
+            )
+        )
+    if networks.extractor is not None:
+        forward = forward._replace(
+            extractor=_frozen(networks.extractor, frozen.extractor, "extractor")
+        )
     return forward, PerNetwork(generator, discriminator)
 
 
@@ -328,43 +311,60 @@ def _bound(
 
 
 def _frozen(
-    network: Network | None, variables: Variables | None, name: str, condition: tuple[Any, ...]
-) -> BoundNetwork | None:
-    if network is None:
-        return None
+    network: Network, variables: Variables | None, name: str, *condition: Any
+) -> BoundNetwork:
+    """A frozen network; a failing pass is explained by the variables, if they do not fit it."""
     if variables is None:
-        article = "an" if name == "extractor" else "a"
         raise ValueError(
-            f"nets has {article} {name}, but teacher_variables holds no variables for it"
+            f"teacher_variables.{name} is None, but the step has a frozen network for it: pass "
+            f"kd_jax.Teacher({name}=variables)"
         )
-    return _bound(network, variables, *condition)
+    bound = _bound(network, variables, *condition)
+
+    def apply(*inputs: Any) -> tuple[Array, Taps]:
+        try:
+            return bound(*inputs)
+        except Exception:
+            check_variables(
+                network, variables, *inputs, *condition, name=f"teacher_variables.{name}"
+            )
+            raise
+
+    return bound._replace(apply=apply)
 
 
-def _check_images(real: Array, fake: Array) -> None:
-    if real.shape != fake.shape:
-        raise ValueError(f"real images have shape {real.shape}, generated ones {fake.shape}")
+def _check_images(real: Array, output: Array) -> None:
+    if real.shape != output.shape:
+        raise ValueError(
+            f"the real images have shape {real.shape}, the generator's output {output.shape}"
+        )
+    if not jnp.issubdtype(real.dtype, jnp.floating):
+        raise ValueError(
+            f"the real images are {real.dtype}; they must be floats in [-1, 1]: of uint8, "
+            "images / 127.5 - 1"
+        )
 
 
 def _update_discriminator(
-    state: TrainState, optimizer: optax.GradientTransformation, update: _Update
+    setup: Setup, state: TrainState, update: _Update
 ) -> tuple[TrainState, Metrics]:
-    network_state, metrics, states = _apply_update(state.discriminator, optimizer, update)
+    network_state, metrics, states = _apply_update(
+        state.discriminator, setup.optimizers.discriminator, update
+    )
     terms = state.terms._replace(discriminator=states)
     return state._replace(discriminator=network_state, terms=terms), _with_prefix("d", metrics)
 
 
 def _update_generator(
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    update: _Update,
-    ema: float | Schedule,
+    setup: Setup, state: TrainState, update: _Update
 ) -> tuple[TrainState, Metrics]:
-    network_state, metrics, states = _apply_update(state.generator, optimizer, update)
-    decay = ema(state.step) if callable(ema) else ema
+    network_state, metrics, states = _apply_update(
+        state.generator, setup.optimizers.generator, update
+    )
     return (
         state._replace(
             generator=network_state,
-            ema=_average(state.ema, network_state.variables, decay),
+            ema=_average(state.ema, network_state.variables, ema_decay(setup.ema, state.step)),
             terms=state.terms._replace(generator=states),
         ),
         _with_prefix("g", metrics),

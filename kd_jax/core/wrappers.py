@@ -12,28 +12,38 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.core.network import Network
-from kd_jax.core.objective import BoundNetwork, Forward, MakeInputs, Term, Terms, Weight
-from kd_jax.core.state import Metrics, Step, Teacher, TrainState
+from kd_jax.core.objective import (
+    BoundNetwork,
+    Forward,
+    GeneratorPass,
+    MakeInputs,
+    Term,
+    Terms,
+    Weight,
+)
+from kd_jax.core.setup import Teacher, as_terms
+from kd_jax.core.state import Metrics, Step, TrainState
 from kd_jax.core.step import split_over_mesh, step_key
 from kd_jax.core.types import Array, Batch, Taps, Variables
 
 _DATA = 2  # folded into the step's key
+_ONLINE, _SKIP = "teachers", "skipped"  # entries of `TrainState.wrappers`
 # The fields of a `Forward` that belong to the teacher.
-_TEACHER_FIELDS = ("teacher", "teacher_taps", "teacher_fn", "teacher_discriminate")
+_TEACHER_FIELDS = ("teacher", "teacher_discriminator")
 
 
 def data_free(
-    step: Step[TrainState], teacher: Network, inputs: MakeInputs, share: float = 1.0
+    step: Step[TrainState], teacher: Network, task: MakeInputs, share: float = 1.0
 ) -> Step[TrainState]:
     """`step` with the teacher's images in place of real images.
 
     Args:
       step: any step of a `TrainState`.
       teacher: the teacher's generator; its variables are `teacher_variables.generator`.
-      inputs: the task, which draws the teacher's latents and conditions. With `kd_jax.noise` the
+      task: draws the teacher's latents and conditions. With `kd_jax.noise` the
         batch may be empty.
       share: the fraction of the batch to replace, in (0, 1]: the first `round(share * B)` examples.
-        With 1 the batch needs no images, only the entries that `inputs` reads.
+        With 1 the batch needs no images, only the entries that `task` reads.
 
     Raises:
       ValueError: when `share` is outside (0, 1], or rounds to zero images of the batch.
@@ -46,7 +56,7 @@ def data_free(
     ) -> tuple[TrainState, Metrics]:
         if teacher_variables is None:
             raise ValueError("the data-free step needs teacher_variables, not None")
-        drawn = split_over_mesh(inputs(step_key(state, _DATA), batch))
+        drawn = split_over_mesh(task(step_key(state, _DATA), batch))
         images, _, _ = teacher.apply(teacher_variables.generator, *drawn.generator)
         count = round(share * images.shape[0])
         if count == 0:
@@ -64,8 +74,8 @@ def data_free(
 def self_distillation(step: Step[TrainState]) -> Step[TrainState]:
     """`step` with the generator's moving average as its teacher: self-distillation.
 
-    `nets.teacher` is the generator itself; `teacher_variables` may hold a frozen discriminator and
-    extractor. Tarvainen & Valpola 2017 (mean teachers), for generators.
+    `networks.teacher` is the generator itself; `teacher_variables` may hold a frozen discriminator
+    and extractor. Tarvainen & Valpola 2017 (mean teachers), for generators.
 
     Args:
       step: any step of a `TrainState`.
@@ -88,15 +98,14 @@ def online_distillation(
     Ren et al. 2021 (OMGD), whose student has no discriminator of its own. The teachers' steps read
     the student's batch, and may distil from `teacher_variables` themselves.
 
-        state = init_state(key, batch, **parts)
-        state = state._replace(teachers={"wide": init_state(other_key, batch, **wide_parts)})
-        teachers = {"wide": make_train_step(**wide_parts)}
-        step = online_distillation(make_train_step(**parts), teachers)
+        step = online_distillation(make_train_step(setup), {"wide": make_train_step(wide_setup)})
+        teachers = {"wide": init_state(wide_setup, other_key, batch)}
+        state = with_teachers(init_state(setup, key, batch), teachers)
 
     Args:
       student: the student's step. Its teacher network is the network of a single teacher, or
         `ensemble({name: network})` of several.
-      teachers: the teachers' steps, by name; `state.teachers` has their states.
+      teachers: the teachers' steps, by name; their states are added by `with_teachers`.
       averaged: whether the student distils from the teachers' moving averages instead of their
         current variables.
 
@@ -104,7 +113,8 @@ def online_distillation(
       A step; the metrics of a teacher are `NAME/g/...` and `NAME/d/...`.
 
     Raises:
-      ValueError: when `teachers` is empty, or (when traced) `state.teachers` has other names.
+      ValueError: when `teachers` is empty, or (when traced) the state has not the states of these
+        teachers.
     """
     if not teachers:
         raise ValueError("online_distillation() needs at least one teacher's step")
@@ -112,15 +122,16 @@ def online_distillation(
     def online_step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        if set(state.teachers) != set(teachers):
-            names = ", ".join(state.teachers) or "none"
+        states = state.wrappers.get(_ONLINE, {})
+        if set(states) != set(teachers):
             raise ValueError(
-                f"state.teachers has {names}; expected the states of {', '.join(teachers)}"
+                f"the state has teachers {', '.join(states) or 'none'}; expected "
+                f"{', '.join(teachers)}: kd_jax.with_teachers(state, states)"
             )
         after, metrics = {}, {}
         generators, discriminators = {}, {}
         for name, step in teachers.items():
-            trained, step_metrics = step(state.teachers[name], teacher_variables, batch)
+            trained, step_metrics = step(states[name], teacher_variables, batch)
             after[name] = trained
             metrics.update({f"{name}/{key}": value for key, value in step_metrics.items()})
             generators[name] = trained.ema if averaged else trained.generator.variables
@@ -133,9 +144,14 @@ def online_distillation(
         if teacher_variables is not None:
             current = current._replace(extractor=teacher_variables.extractor)
         state, student_metrics = student(state, current, batch)
-        return state._replace(teachers=after), {**metrics, **student_metrics}
+        return with_teachers(state, after), {**metrics, **student_metrics}
 
     return online_step
+
+
+def with_teachers(state: TrainState, teachers: Mapping[str, TrainState]) -> TrainState:
+    """The student's state with those of the teachers of `online_distillation`, by name."""
+    return state._replace(wrappers={**state.wrappers, _ONLINE: dict(teachers)})
 
 
 def multi_step(step: Step[Any], count: int) -> Step[Any]:
@@ -181,9 +197,12 @@ def skip_nonfinite(step: Step[TrainState], patience: int = 0) -> Step[TrainState
     """Skips the update of a `step` with a NaN or infinite metric.
 
     All metrics are checked: every term's value, and each network's total and gradient norm. A
-    skipped step only advances `state.step` and increments `state.skipped`. After more than
-    `patience` skipped steps the state is frozen as it was before the last of them, so that a later
-    check of the metrics still sees the fault. This must be the outermost wrapper.
+    skipped step only advances `state.step` and increments the count of skipped steps. After more
+    than `patience` of them the state is frozen as it was before the last one, so that a later check
+    of the metrics still sees the fault. This must be the outermost wrapper.
+
+        step = skip_nonfinite(make_train_step(setup), patience=10)
+        state = with_skip_count(init_state(setup, key, batch))
 
     Args:
       step: any step of a `TrainState`.
@@ -193,7 +212,8 @@ def skip_nonfinite(step: Step[TrainState], patience: int = 0) -> Step[TrainState
       A step with the additional metric `skipped`, the number of skipped steps.
 
     Raises:
-      ValueError: when `patience` is negative.
+      ValueError: when `patience` is negative, or (when traced) the state has no count of skipped
+        steps.
     """
     if patience < 0:
         raise ValueError(f"patience={patience} skipped steps: patience must not be negative")
@@ -201,15 +221,31 @@ def skip_nonfinite(step: Step[TrainState], patience: int = 0) -> Step[TrainState
     def checked_step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
+        if _SKIP not in state.wrappers:
+            raise ValueError(
+                "the state has no count of skipped steps: kd_jax.with_skip_count(state)"
+            )
         after, metrics = step(state, teacher_variables, batch)
         finite = jnp.stack([jnp.isfinite(value).all() for value in metrics.values()]).all()
-        active = state.skipped <= patience
-        count = state.skipped + (active & ~finite)
+        skipped = state.wrappers[_SKIP]
+        active = skipped <= patience
+        count = skipped + (active & ~finite)
         selected = jax.tree.map(partial(jnp.where, active & finite), after, state)
         number = jnp.where(count <= patience, after.step, state.step)
-        return selected._replace(step=number, skipped=count), {**metrics, "skipped": count}
+        wrappers = {**selected.wrappers, _SKIP: count}
+        return selected._replace(step=number, wrappers=wrappers), {**metrics, "skipped": count}
 
     return checked_step
+
+
+def with_skip_count(state: TrainState) -> TrainState:
+    """The state with the number of steps that `skip_nonfinite` skipped, 0."""
+    return state._replace(wrappers={**state.wrappers, _SKIP: jnp.zeros((), jnp.int32)})
+
+
+def skip_count(state: TrainState) -> int:
+    """The number of steps that `skip_nonfinite` skipped; 0 for another step."""
+    return int(state.wrappers.get(_SKIP, 0))
 
 
 def ensemble(networks: Mapping[str, Network]) -> Network:
@@ -283,16 +319,16 @@ def for_teacher(name: str, terms: Terms) -> dict[str, Term]:
         return select(outputs) if f"{prefix}output" in outputs[1] else outputs
 
     def with_teacher(forward: Forward) -> Forward:
-        if forward.teacher is None or forward.teacher_fn is None:
-            raise ValueError(f"the terms need teacher {name!r}, but nets has no teacher")
-        image, taps = select((forward.teacher, forward.teacher_taps or Taps()))
-        teacher_fn, discriminate = forward.teacher_fn, forward.teacher_discriminate
+        network, discriminator = forward.teacher.network, forward.teacher_discriminator
+        image, taps = select((forward.teacher.output, forward.teacher.taps))
+        bound = BoundNetwork(lambda *inputs: select(network(*inputs)))
+        forward = forward._replace(teacher=GeneratorPass(image, taps, bound))
+        if not discriminator:
+            return forward
         return forward._replace(
-            teacher=image,
-            teacher_taps=taps,
-            teacher_fn=BoundNetwork(lambda *inputs: select(teacher_fn(*inputs))),
-            teacher_discriminate=discriminate
-            and BoundNetwork(lambda images: select_if_ensemble(discriminate(images))),
+            teacher_discriminator=BoundNetwork(
+                lambda images: select_if_ensemble(discriminator(images))
+            )
         )
 
     def wrap_weight(weight: Weight) -> Weight:
@@ -317,4 +353,4 @@ def for_teacher(name: str, terms: Terms) -> dict[str, Term]:
             fn=lambda forward, *state: fn(with_teacher(forward), *state), weight=weight
         )
 
-    return {f"{name}/{key}": wrap_term(term) for key, term in terms.items()}
+    return {f"{name}/{key}": wrap_term(term) for key, term in as_terms("terms", terms).items()}

@@ -13,12 +13,8 @@ from kd_jax.core.mesh import BATCH, make_mesh, place, place_batch
 from kd_jax.core.network import Network
 from kd_jax.core.types import Array, Variables
 from kd_jax.metrics.ppl import slerp
-from kd_jax.pretrained import registry
+from kd_jax.model import FOLDERS, load
 from kd_jax.report.pictures import to_uint8
-from kd_jax.train import checkpoint
-
-_INNER = ("checkpoints", "checkpoint")
-"""Checkpoint folders within the output of a training run or of `kd-jax inspect`."""
 
 GROUP = 16
 """The number of examples per forward pass in sampling."""
@@ -73,28 +69,12 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
     if not equals:
         name, path = "", spec
     location = Path(path).expanduser()
-    if location.is_dir():
-        inner = [location / part for part in _INNER if (location / part).is_dir()]
-        within = sorted(
-            str(f.parent.relative_to(location)) for f in location.glob(f"**/{_INNER[0]}")
-        )
-        if within and not inner:
-            raise ValueError(
-                f"{path} holds several trainings; pass the path of one of: {', '.join(within)}"
-            )
-        loaded, variables = checkpoint.load_network(inner[0] if inner else location, packages)
-        network, inputs, classes = loaded
-    elif location.is_file():
-        parts = registry.parts(location)
-        part = parts[registry.choose(location, parts, None)]
-        if not part.generates:
-            purpose = f", which is for {part.purpose}" if part.purpose else ""
-            raise ValueError(f"{path}: a generator is needed, not {part.kind}{purpose}")
-        converted = registry.convert(location, part)
-        network, variables, inputs = converted.network, converted.variables, converted.inputs
-        classes = int(converted.config.get("classes", 0))
-    else:
-        raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    model = load(location, packages=packages)
+    if not model.generates:
+        kind, purpose = model.info["kind"], model.info["purpose"]
+        which = f", which is for {purpose}" if purpose else ""
+        raise ValueError(f"{path}: a generator is needed, not {kind}{which}")
+    network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(f"{path} takes images, not latents; only latent inputs can be sampled")
     subject = EvaluatedGenerator(
@@ -111,7 +91,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
 
 def _display_name(path: Path) -> str:
     """The last two parts of the path, without the checkpoint folder: `seed0/teacher`."""
-    parts = [part for part in path.parts if part not in _INNER]
+    parts = [part for part in path.parts if part not in FOLDERS]
     return "/".join(parts[-2:]) if path.is_dir() else path.name
 
 

@@ -7,7 +7,7 @@ weights are those of the authors' code, for images in [-1, 1].
 
 Feature terms take the names of taps. If widths differ, connect the student first:
 `connect_to(student, teacher, taps, *inputs)` infers the shapes. Perceptual terms read the taps
-`layers` of `nets.extractor`, a frozen image network (VGG, a classifier).
+`layers` of `networks.extractor`, a frozen image network (VGG, a classifier).
 """
 
 from kd_jax.methods import image_pool, weights

@@ -3,11 +3,11 @@
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from kd_jax import losses
 from kd_jax.core.network import tap_pairs
-from kd_jax.core.objective import BoundNetwork, Forward, Schedule, Term, Weight
+from kd_jax.core.objective import Forward, Schedule, Term, Weight
 from kd_jax.core.types import Array, MissingTapError
 from kd_jax.methods.weights import scaled
 
@@ -37,7 +37,7 @@ def perceptual_loss(layers: Sequence[str]) -> Callable[[Forward], Array]:
 
 def extract(f: Forward, layers: Sequence[str]) -> tuple[dict[str, Array], dict[str, Array]]:
     """The extractor's features of the student's and of the teacher's images."""
-    taps = f.extract(f.fake), f.extract(needs_teacher(f))
+    taps = f.extractor(f.student.output)[1], f.extractor(f.teacher.output)[1]
     try:
         ours, theirs = ({name: features[name] for name in layers} for features in taps)
     except MissingTapError as error:
@@ -53,41 +53,7 @@ def check_alpha(alpha: float) -> None:
 
 def pixel_l1(f: Forward) -> Array:
     """L1 to the teacher's image."""
-    return losses.response.l1(f.fake, needs_teacher(f))
-
-
-def needs_style(
-    network: BoundNetwork, name: str
-) -> tuple[Callable[..., Array], Callable[..., Any]]:
-    """The mapping and the synthesis of a style network.
-
-    Raises:
-      ValueError: the network is not a style network.
-    """
-    if network.mapping is None or network.synthesis is None:
-        raise ValueError(f"{name} is not a style network: it has no mapping and no synthesis")
-    return network.mapping, network.synthesis
-
-
-def needs_teacher(f: Forward) -> Array:
-    """The teacher's images; a ValueError without a teacher."""
-    if f.teacher is None:
-        raise ValueError("nets has no teacher")
-    return f.teacher
-
-
-def needs_teacher_score(f: Forward) -> BoundNetwork:
-    """The teacher's discriminator; a ValueError without one."""
-    if f.teacher_discriminate is None:
-        raise ValueError("nets has no teacher_discriminator")
-    return f.teacher_discriminate
-
-
-def needs_real(f: Forward) -> Array:
-    """The real images; a ValueError without them."""
-    if f.real is None:
-        raise ValueError("the task has no real images")
-    return f.real
+    return losses.response.l1(f.student.output, f.teacher.output)
 
 
 def add(values: Sequence[Array]) -> Array:

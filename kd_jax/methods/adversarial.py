@@ -6,9 +6,9 @@ import jax
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import ADVERSARIAL, PENALTY, needs_real
+from kd_jax.methods._common import ADVERSARIAL, PENALTY
 
 
 def nonsaturating(gamma: float = 1.0, every: int = 1) -> PerNetwork:
@@ -38,7 +38,7 @@ def wasserstein(penalty: float = 10.0) -> PerNetwork:
 
     def gradient_penalty(f: Forward) -> Array:
         key = jax.random.fold_in(f.key, PENALTY)
-        return losses.penalties.gradient_penalty(f.discriminate, needs_real(f), f.fake, key)
+        return losses.penalties.gradient_penalty(f.discriminator, f.real, f.student.output, key)
 
     loss = losses.adversarial
     terms = {"gradient_penalty": Term(gradient_penalty, penalty)}
@@ -49,14 +49,23 @@ def relativistic(gamma: float = 1.0, every: int = 1) -> PerNetwork:
     """The relativistic pairing GAN with R1 and R2 (Huang et al. 2024, R3GAN)."""
 
     def r2(f: Forward) -> Array:
-        return losses.penalties.r2(f.discriminate, f.fake)
+        return losses.penalties.r2(f.discriminator, f.student.output)
 
     loss = losses.adversarial
     return PerNetwork(
-        {ADVERSARIAL: Term(lambda f: loss.relativistic_g(f.real_scores, f.fake_scores))},
         {
             ADVERSARIAL: Term(
-                lambda f: loss.relativistic_d(f.real_scores, f.fake_scores), lower_bound=0.0
+                lambda f: loss.relativistic_g(
+                    f.discriminator.real_scores, f.discriminator.fake_scores
+                )
+            )
+        },
+        {
+            ADVERSARIAL: Term(
+                lambda f: loss.relativistic_d(
+                    f.discriminator.real_scores, f.discriminator.fake_scores
+                ),
+                lower_bound=0.0,
             ),
             "r1": _r1(gamma, every),
             "r2": Term(r2, gamma, every),
@@ -71,10 +80,11 @@ def _adversarial_loss(
     penalties: Mapping[str, Term],
 ) -> PerNetwork:
     return PerNetwork(
-        {ADVERSARIAL: Term(lambda f: generator(f.fake_scores))},
+        {ADVERSARIAL: Term(lambda f: generator(f.discriminator.fake_scores))},
         {
             ADVERSARIAL: Term(
-                lambda f: discriminator(f.real_scores, f.fake_scores), lower_bound=lower_bound
+                lambda f: discriminator(f.discriminator.real_scores, f.discriminator.fake_scores),
+                lower_bound=lower_bound,
             ),
             **penalties,
         },
@@ -82,4 +92,4 @@ def _adversarial_loss(
 
 
 def _r1(gamma: float, every: int) -> Term:
-    return Term(lambda f: losses.penalties.r1(f.discriminate, f.real), gamma, every)
+    return Term(lambda f: losses.penalties.r1(f.discriminator, f.real), gamma, every)

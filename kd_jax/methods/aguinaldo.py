@@ -2,8 +2,8 @@
 
 from kd_jax import losses
 from kd_jax.core.objective import Term
-from kd_jax.core.state import PerNetwork
-from kd_jax.methods._common import check_alpha, needs_teacher, scale_weights
+from kd_jax.core.setup import PerNetwork
+from kd_jax.methods._common import check_alpha, scale_weights
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -24,7 +24,7 @@ def aguinaldo(alpha: float = 0.3, adversarial: PerNetwork | None = None) -> PerN
     return PerNetwork(
         {
             **scale_weights(generator, 1.0 - alpha),
-            "pixel": Term(lambda f: losses.response.l2(f.fake, needs_teacher(f)), alpha),
+            "pixel": Term(lambda f: losses.response.l2(f.student.output, f.teacher.output), alpha),
         },
         discriminator,
     )

@@ -3,7 +3,7 @@
 from kd_jax import losses
 from kd_jax.core.network import tap_pairs
 from kd_jax.core.objective import Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.methods._common import Strength, TapNames
 from kd_jax.methods.response import with_reconstruction
 from kd_jax.methods.taps import on_taps

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import ADVERSARIAL, POOL, Strength, needs_real
+from kd_jax.methods._common import ADVERSARIAL, POOL, Strength
 from kd_jax.methods.image_pool import ImagePool, init, query
 
 
@@ -45,33 +45,34 @@ def cyclegan(
             raise ValueError(f"{name}={value} must be finite and not negative")
 
     def cycle_loss(f: Forward) -> Array:
-        return 2 * losses.response.l1(f.generate(f.fake[:, ::-1])[0], needs_real(f))
+        return 2 * losses.response.l1(f.student(f.student.output[:, ::-1])[0], f.real)
 
     def identity_loss(f: Forward) -> Array:
-        real = needs_real(f)
-        return 2 * losses.response.l1(f.generate(real)[0], real)
+        real = f.real
+        return 2 * losses.response.l1(f.student(real)[0], real)
 
     def d_loss(f: Forward, fake_scores: Any) -> Array:
-        needs_real(f)
-        real_scores: Any = f.real_scores
+        real_scores: Any = f.discriminator.real_scores
         return 2 * loss.least_squares_d(real_scores, fake_scores)
 
     def pooled_d_loss(f: Forward, pools: ImagePool) -> tuple[Array, ImagePool]:
         keys = jax.random.split(jax.random.fold_in(f.key, POOL), 2)
         query_pools = jax.vmap(query, in_axes=(0, 0, 1), out_axes=(1, 0))
-        images, pools = query_pools(keys, pools, f.fake)
-        return d_loss(f, f.discriminate(images)[0]), pools
+        images, pools = query_pools(keys, pools, f.student.output)
+        return d_loss(f, f.discriminator(images)[0]), pools
 
     def init_pools() -> ImagePool:
         return jax.vmap(lambda _: init(pool, tuple(shape)))(jnp.arange(2))
 
     generator = {
         # The mean over both directions' scores; the authors' losses are sums over directions.
-        ADVERSARIAL: Term(lambda f: 4 * loss.least_squares_g(f.fake_scores)),
+        ADVERSARIAL: Term(lambda f: 4 * loss.least_squares_g(f.discriminator.fake_scores)),
         "cycle": Term(cycle_loss, cycle),
     }
     if identity:
         generator["identity"] = Term(identity_loss, identity)
     if pool:
         return PerNetwork(generator, {ADVERSARIAL: Term(pooled_d_loss, init=init_pools)})
-    return PerNetwork(generator, {ADVERSARIAL: Term(lambda f: d_loss(f, f.fake_scores))})
+    return PerNetwork(
+        generator, {ADVERSARIAL: Term(lambda f: d_loss(f, f.discriminator.fake_scores))}
+    )

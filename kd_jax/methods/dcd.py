@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.core.network import tap_pairs
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import Strength, TapNames, add, needs_teacher_score, pixel_l1
+from kd_jax.methods._common import Strength, TapNames, add, pixel_l1
 from kd_jax.methods.adversarial import nonsaturating
 from kd_jax.methods.taps import on_taps
 
@@ -42,15 +42,15 @@ def dcd(
     tap_pairs(discriminator_taps)
 
     def compare(f: Forward) -> Array:
-        score = needs_teacher_score(f)
+        score = f.teacher_discriminator
 
         def distance(student: Array, teacher: Array) -> Array:
             if student.shape != teacher.shape:  # their projections would differ
                 raise ValueError(
                     f"student has shape {student.shape} but teacher has {teacher.shape}"
                 )
-            _, ours = score(_as_image(student, f.fake.shape))
-            _, theirs = score(_as_image(teacher, f.fake.shape))
+            _, ours = score(_as_image(student, f.student.output.shape))
+            _, theirs = score(_as_image(teacher, f.student.output.shape))
             return add([losses.feature.l1(ours[tap], theirs[tap]) for tap in discriminator_taps])
 
         return on_taps(distance, taps, connect=True)(f)

@@ -2,9 +2,9 @@
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import Strength, needs_teacher_score
+from kd_jax.methods._common import Strength
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -20,7 +20,7 @@ def dgl(teacher: Strength = 0.1, adversarial: PerNetwork | None = None) -> PerNe
     """
 
     def against_teacher(f: Forward) -> Array:
-        scores, _ = needs_teacher_score(f)(f.fake)
+        scores, _ = f.teacher_discriminator(f.student.output)
         return losses.adversarial.nonsaturating_g(scores)
 
     generator, discriminator = adversarial or nonsaturating()

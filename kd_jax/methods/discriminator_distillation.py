@@ -4,9 +4,9 @@ import jax
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import Strength, add, needs_teacher_score
+from kd_jax.methods._common import Strength, add
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -24,11 +24,11 @@ def discriminator_distillation(
     """
 
     def divergence(f: Forward) -> Array:
-        score = needs_teacher_score(f)
-        fake = jax.lax.stop_gradient(f.fake)
-        scores = [(f.discriminate(fake)[0], score(fake)[0])]
-        if f.real is not None:
-            scores.append((f.real_scores, score(f.real)[0]))
+        score = f.teacher_discriminator
+        fake = jax.lax.stop_gradient(f.student.output)
+        scores = [(f.discriminator(fake)[0], score(fake)[0])]
+        if f.inputs.real is not None:
+            scores.append((f.discriminator.real_scores, score(f.real)[0]))
         divergences = [losses.discriminator.bernoulli_kl(s, t, temperature) for s, t in scores]
         return add(divergences) / len(divergences)
 

@@ -6,19 +6,19 @@ import optax
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import check_alpha, needs_teacher
+from kd_jax.methods._common import check_alpha
 
 
 def hinton(alpha: float = 0.5, temperature: float = 4.0) -> PerNetwork:
     """`alpha` cross-entropy with the labels, `1 - alpha` divergence from the teacher's logits.
 
     Hinton et al. 2015. For classifiers: the student's and the teacher's outputs are logits
-    `[B, K]`, `label` of the task's `Inputs.extra` the classes `[B]`, and `nets` has no
+    `[B, K]`, `label` of the task's `Inputs.extra` the classes `[B]`, and the networks have no
     discriminator:
 
-        nets = Networks(classifier(10, 8), teacher=classifier(10, 64))
+        networks = Networks(classifier(10, 8), teacher=classifier(10, 64))
         inputs = lambda key, batch: Inputs((batch["image"],), extra=batch)
 
     Args:
@@ -37,7 +37,7 @@ def hinton(alpha: float = 0.5, temperature: float = 4.0) -> PerNetwork:
             raise ValueError(f"labels are needed; inputs.extra has {sorted(f.inputs.extra)}")
         label = f.inputs.extra["label"]
         if alpha == 1:
-            return optax.softmax_cross_entropy_with_integer_labels(f.fake, label)
-        return losses.response.hinton(f.fake, needs_teacher(f), label, alpha, temperature)
+            return optax.softmax_cross_entropy_with_integer_labels(f.student.output, label)
+        return losses.response.hinton(f.student.output, f.teacher.output, label, alpha, temperature)
 
     return PerNetwork({"hinton": Term(classification)}, {})

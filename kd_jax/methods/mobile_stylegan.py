@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from kd_jax import losses
 from kd_jax.core.objective import Term
-from kd_jax.core.state import PerNetwork
-from kd_jax.methods._common import Strength, needs_teacher, perceptual_loss
+from kd_jax.core.setup import PerNetwork
+from kd_jax.methods._common import Strength, perceptual_loss
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -32,8 +32,12 @@ def mobile_stylegan(
     """
     generator, discriminator = adversarial or nonsaturating()
     terms = {
-        "pixel": Term(lambda f: losses.image.multi_scale(f.fake, needs_teacher(f), scales), pixel),
-        "wavelet": Term(lambda f: losses.image.wavelet(f.fake, needs_teacher(f)), wavelet),
+        "pixel": Term(
+            lambda f: losses.image.multi_scale(f.student.output, f.teacher.output, scales), pixel
+        ),
+        "wavelet": Term(
+            lambda f: losses.image.wavelet(f.student.output, f.teacher.output), wavelet
+        ),
     }
     if layers:
         terms["perceptual"] = Term(perceptual_loss(layers), perceptual)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from kd_jax import losses
 from kd_jax.core.network import tap_pairs
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import Strength, TapNames, add, extract, needs_teacher
+from kd_jax.methods._common import Strength, TapNames, add, extract
 from kd_jax.methods.taps import on_taps
 
 
@@ -47,10 +47,12 @@ def omgd(
         return term
 
     terms = {
-        "structure": Term(lambda f: losses.image.structural(f.fake, needs_teacher(f)), structure),
+        "structure": Term(
+            lambda f: losses.image.structural(f.student.output, f.teacher.output), structure
+        ),
         "style": Term(over_layers(losses.image.style), style),
         "content": Term(over_layers(losses.feature.l1), content),
-        "smoothness": Term(lambda f: losses.image.total_variation(f.fake), smoothness),
+        "smoothness": Term(lambda f: losses.image.total_variation(f.student.output), smoothness),
     }
     if taps:
         means = on_taps(losses.feature.channel_means, taps, connect=True)

@@ -2,9 +2,9 @@
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import Strength, needs_real, pixel_l1
+from kd_jax.methods._common import Strength, pixel_l1
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -20,7 +20,7 @@ def with_reconstruction(
     """The adversarial loss, and L1 to the target image, or to the teacher's without pairs."""
 
     def l1(f: Forward) -> Array:
-        return losses.response.l1(f.fake, needs_real(f)) if paired else pixel_l1(f)
+        return losses.response.l1(f.student.output, f.real) if paired else pixel_l1(f)
 
     generator, discriminator = adversarial or nonsaturating()
     return PerNetwork({**generator, "reconstruction": Term(l1, reconstruction)}, discriminator)

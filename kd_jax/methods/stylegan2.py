@@ -6,9 +6,9 @@ import optax
 
 from kd_jax import losses
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import PENALTY, needs_style
+from kd_jax.methods._common import PENALTY
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -36,12 +36,11 @@ def stylegan2(
     """
 
     def penalty(f: Forward, mean: Array) -> tuple[Array, Array]:
-        mapping, synthesis = needs_style(f.generate, "the generator")
-        count = max(1, f.fake.shape[0] // shrink)
-        shape = (count, *f.fake.shape[1:])
+        count = max(1, f.student.output.shape[0] // shrink)
+        shape = (count, *f.student.output.shape[1:])
         noise = jax.random.normal(jax.random.fold_in(f.key, PENALTY), shape)
-        styles = mapping(*(x[:count] for x in f.inputs.generator))
-        path_lengths = losses.penalties.path_lengths(synthesis, styles, noise)
+        styles = f.student.mapping(*(x[:count] for x in f.inputs.generator))
+        path_lengths = losses.penalties.path_lengths(f.student.synthesis, styles, noise)
         # The gradient passes through the mean, as in the authors' code.
         mean = mean + decay * (path_lengths.mean() - mean)
         return ((path_lengths - mean) ** 2).mean(), mean

@@ -8,14 +8,13 @@ import jax.numpy as jnp
 from kd_jax import losses
 from kd_jax.core.network import tap_pairs
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
 from kd_jax.methods._common import (
     RELATION,
     Strength,
     TapNames,
     add,
-    needs_style,
     perceptual_loss,
     pixel_l1,
 )
@@ -57,23 +56,20 @@ def stylekd(
 
     def shifted_relation(f: Forward) -> Array:
         latents, *rest = f.inputs.generator
-        if f.teacher_fn is None:
-            raise ValueError("nets has no teacher")
         index_key, size_key = jax.random.split(jax.random.fold_in(f.key, RELATION))
         indices = jax.random.randint(index_key, latents.shape[:1], 0, directions.shape[0])
         size = strength * jax.random.normal(size_key, (latents.shape[0], 1), latents.dtype)
         shift = size * jnp.asarray(directions)[indices]
-        if f.teacher_fn.synthesis is None or f.generate.synthesis is None:
+        if not (f.teacher.is_style and f.student.is_style):
             _check_directions(directions, latents)
-            _, ours = f.generate(latents + shift, *rest)
-            _, theirs = f.teacher_fn(latents + shift, *rest)
+            _, ours = f.student(latents + shift, *rest)
+            _, theirs = f.teacher(latents + shift, *rest)
         else:
             passes = []
-            for network in (f.generate, f.teacher_fn):
-                mapping, synthesis = needs_style(network, "the student or the teacher")
-                styles = mapping(*f.inputs.generator)
+            for network in (f.student, f.teacher):
+                styles = network.mapping(*f.inputs.generator)
                 _check_directions(directions, styles)
-                passes.append(synthesis(styles + shift[:, None])[1])
+                passes.append(network.synthesis(styles + shift[:, None])[1])
             ours, theirs = passes
         total = []
         for name, other in pairs.items():

@@ -45,15 +45,13 @@ def evaluate_on_taps(name: str, other: str, loss: Callable[..., Array], *feature
 
 def tap_features(f: Forward, name: str, other: str) -> tuple[Array, Array]:
     """The student's tap `name` and the teacher's tap `other`, with errors that name the network."""
-    if f.teacher_taps is None:
-        raise ValueError("nets has no teacher")
     try:
-        student = f.taps[name]
+        student = f.student.taps[name]
     except MissingTapError as error:
         plain = name.removeprefix(connected(""))
-        hint = " (connect the student first: connect_to)" if plain in f.taps else ""
+        hint = " (connect the student first: connect_to)" if plain in f.student.taps else ""
         raise ValueError(f"the student: {error}{hint}") from error
     try:
-        return student, f.teacher_taps[other]
+        return student, f.teacher.taps[other]
     except MissingTapError as error:
         raise ValueError(f"the teacher: {error}") from error

@@ -7,9 +7,9 @@ import optax
 from kd_jax import losses
 from kd_jax.core.network import tap_pairs
 from kd_jax.core.objective import Forward, Term
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
-from kd_jax.methods._common import Strength, add, needs_teacher, pixel_l1, scale_weights
+from kd_jax.methods._common import Strength, add, pixel_l1, scale_weights
 from kd_jax.methods.adversarial import nonsaturating
 
 
@@ -43,12 +43,10 @@ def tinygan(
     layers = [0.5 ** (len(taps) - index) for index in range(len(taps) - 1)] + [1.0]
 
     def feature_matching(f: Forward) -> Array:
-        if f.discriminate is None:
-            raise ValueError("nets has no discriminator")
-        _, theirs = f.discriminate(needs_teacher(f))
+        _, theirs = f.discriminator(f.teacher.output)
         return add(
             [
-                weight * losses.feature.l1(f.fake_taps[tap], theirs[tap])
+                weight * losses.feature.l1(f.discriminator.fake_taps[tap], theirs[tap])
                 for weight, tap in zip(layers, taps, strict=True)
             ]
         )

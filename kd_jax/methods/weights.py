@@ -59,8 +59,8 @@ def gradient_balanced(
     inner = as_weight(of)
 
     def gradient_norm(term: Callable[[Forward], Array], forward: Forward) -> Array:
-        image = jax.lax.stop_gradient(forward.fake)
-        gradient = jax.grad(lambda x: jnp.mean(term(forward.with_fake(x))))(image)
+        image = jax.lax.stop_gradient(forward.student.output)
+        gradient = jax.grad(lambda x: jnp.mean(term(forward.with_output(x))))(image)
         return jnp.linalg.norm(gradient.astype(jnp.float32).reshape(-1))
 
     def fn(
@@ -92,14 +92,12 @@ def confidence(of: float | Schedule | Weight = 1.0) -> Weight:
     def fn(
         forward: Forward, term: Callable[[Forward], Array], value: Array, state: Any
     ) -> tuple[Array, Any]:
-        if forward.teacher_discriminate is None or forward.teacher is None:
-            raise ValueError("confidence() needs nets.teacher and nets.teacher_discriminator")
         if value.ndim == 0:
             raise ValueError(
                 "confidence() weights examples, but this term is a scalar for the batch"
             )
         scale, state = inner.fn(forward, term, value, state)
-        scores, _ = forward.teacher_discriminate(forward.teacher)
+        scores, _ = forward.teacher_discriminator(forward.teacher.output)
         scores = scores.reshape(scores.shape[0], -1).mean(axis=1)
         return scale * jax.nn.sigmoid(scores), state
 

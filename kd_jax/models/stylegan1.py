@@ -28,7 +28,7 @@ from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers import style
 from kd_jax.models.layers.style import side_widths

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.state import PerNetwork
+from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm
 from kd_jax.models.layers.spectral import Conv

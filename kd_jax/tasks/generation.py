@@ -6,7 +6,7 @@ from kd_jax.core.objective import Inputs, MakeInputs
 from kd_jax.core.types import Array, Batch
 
 
-def latents(size: int, conditional: bool = True) -> MakeInputs:
+def latents(size: int, conditional: bool = False) -> MakeInputs:
     """Images from noise, optionally conditioned on class labels.
 
     Args:

@@ -133,7 +133,7 @@ class Checkpoints:
             )
         items = ocp.args.Composite(
             generator=ocp.args.StandardSave(dict(state.ema)),
-            training=ocp.args.StandardSave(state._replace(ema={})),
+            training=ocp.args.StandardSave(_stored(state)),
             # A deep copy: it is written while the training continues.
             data=ocp.args.JsonSave(json.loads(json.dumps(dict(data)))),
             meta=ocp.args.JsonSave({"step": step, **self._meta}),
@@ -198,22 +198,23 @@ class Checkpoints:
                     raise CheckpointError(line)
                 self._log(f"{line}; the run resumes, as allowed")
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        training = _stored(abstract)
         _check_state(folder / "generator", dict(abstract.ema))
-        _check_state(folder / "training", abstract._replace(ema={}))
+        _check_state(folder / "training", training)
         with _quiet_orbax:
             try:
                 items = self._manager.restore(
                     step,
                     args=ocp.args.Composite(
                         generator=ocp.args.StandardRestore(dict(abstract.ema)),
-                        training=ocp.args.StandardRestore(abstract._replace(ema={})),
+                        training=ocp.args.StandardRestore(training),
                         data=ocp.args.JsonRestore(),
                     ),
                 )
             except (KeyError, TypeError, *_FAILURES) as error:
                 lines = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"{folder} holds another kind of state: {lines}") from None
-        return items["training"]._replace(ema=items["generator"]), items["data"]
+        return _restored(items["training"], like)._replace(ema=items["generator"]), items["data"]
 
     def close(self) -> None:
         """Waits for the pending save, and releases the resources of Orbax.
@@ -631,6 +632,35 @@ def _recover(directory: Path, log: Callable[[str], None]) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink()
+
+
+def _stored(state: TrainState) -> dict[str, Any]:
+    """The item `training`: the state without its average, and with the wrappers' states beside it.
+
+    The layout of the first version: a state without wrappers has empty entries.
+    """
+
+    def inner(leaf: Any) -> Any:
+        return {**_stored(leaf), "ema": leaf.ema} if isinstance(leaf, TrainState) else leaf
+
+    fields = state._asdict()
+    wrappers = {"skipped": (), "teachers": {}, **fields.pop("wrappers")}
+    return {
+        **fields,
+        "ema": {},
+        **jax.tree.map(inner, wrappers, is_leaf=lambda leaf: isinstance(leaf, TrainState)),
+    }
+
+
+def _restored(stored: Any, like: Any) -> Any:
+    """The inverse of `_stored`, with the wrappers of `like`."""
+    if isinstance(like, TrainState):
+        fields = {name: stored[name] for name in like._fields if name != "wrappers"}
+        wrappers = {name: _restored(stored[name], other) for name, other in like.wrappers.items()}
+        return TrainState(**fields, wrappers=wrappers)
+    if isinstance(like, Mapping):
+        return {name: _restored(stored[name], other) for name, other in like.items()}
+    return stored
 
 
 def _check_state(place: Path, like: Any) -> None:

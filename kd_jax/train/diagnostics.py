@@ -1,12 +1,11 @@
 """Training diagnostics: scalar figures, and one-line warnings about them.
 
-    probe = compile_step(diagnostics.probe(**parts), mesh, rule, donate=False)
+    probe = compile_step(diagnostics.probe(setup), mesh, rule, donate=False)
     _, figures = probe(state, teacher_variables, batch)     # occasionally: it costs backward passes
     for line in diagnostics.warnings(figures, first=first_figures): print(line)
 
-`parts` are the arguments of `make_train_step`. The figures are scalars, to be logged as metrics.
-`diagnosis` locates values that are not finite in a step skipped by `kd_jax.skip_nonfinite`; `Trend`
-monitors the logged means.
+The figures are scalars, to be logged as metrics. `diagnosis` locates values that are not finite in
+a step skipped by `kd_jax.skip_nonfinite`; `Trend` monitors the logged means.
 """
 
 import math
@@ -19,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from kd_jax.core.objective import Forward, MakeInputs, Terms, weighted_total
-from kd_jax.core.state import Metrics, Networks, PerNetwork, Step, Teacher, TrainState
+from kd_jax.core.objective import Forward, Terms, weighted_total
+from kd_jax.core.setup import PerNetwork, Setup, Teacher
+from kd_jax.core.state import Metrics, Step, TrainState
 from kd_jax.core.step import forward_pass, step_key
 from kd_jax.core.types import Array, Batch, Variables
 
@@ -28,14 +28,7 @@ _PROBE = 3  # folded into the step's key
 _NETWORKS = {"g": "generator", "d": "discriminator"}
 
 
-def probe(
-    *,
-    nets: Networks,
-    g_terms: Terms,
-    d_terms: Terms,
-    inputs: MakeInputs,
-    optimizers: Any = None,
-) -> Step[TrainState]:
+def probe(setup: Setup) -> Step[TrainState]:
     """A step that leaves the state unchanged and returns figures for `warnings`.
 
     * `image_gradient/TERM`: the norm of the gradient of the generator's weighted term with respect
@@ -44,18 +37,11 @@ def probe(
     * `TERM/weight`: the weight, if it is not a number.
     * `above_lower_bound/g/TERM`, `above_lower_bound/d/TERM`: the distance of a term from its
       `lower_bound`, divided by `max(1, |lower_bound|)`.
-    * `student/low`, `student/high`, `teacher/low`, `teacher/high`: the minimum and maximum of the
-      images.
+    * `student/low`, `student/high`, and so on for `teacher` and `real`: the minimum and maximum of
+      the images.
     * `teacher/fingerprint`: the fingerprint of all frozen variables.
-
-    Args:
-      nets: the networks.
-      g_terms: the generator's terms.
-      d_terms: the discriminator's terms.
-      inputs: the task.
-      optimizers: unused; accepted so that the arguments of `make_train_step` can be passed.
     """
-    del optimizers
+    networks, losses = setup.networks, setup.losses
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
@@ -66,26 +52,26 @@ def probe(
 
         def run(params: Any) -> Forward:
             students = PerNetwork({**variables, "params": params}, discriminator)
-            return forward_pass(nets, students, teacher_variables, batch, inputs, key, state.step)[
-                0
-            ]
+            return forward_pass(
+                networks, setup.task, students, teacher_variables, batch, key, state.step
+            )[0]
 
         forward = run(variables["params"])
-        image = jax.lax.stop_gradient(forward.fake)
+        image = jax.lax.stop_gradient(forward.student.output)
         figures: Metrics = {}
-        for name, term in g_terms.items():
+        for name, term in losses.generator.items():
             due, states = {name: term._replace(every=1)}, state.terms.generator
 
             def total(forward: Forward, due: Terms = due, states: Any = states) -> Array:
                 return weighted_total(due, forward, states)[0]
 
-            at_image = jax.grad(lambda x, total=total: total(forward.with_fake(x)))(image)
+            at_image = jax.grad(lambda x, total=total: total(forward.with_output(x)))(image)
             at_params = jax.grad(lambda p, total=total: total(run(p)))(variables["params"])
             figures[f"image_gradient/{name}"] = optax.tree.norm(at_image)
             figures[f"gradient/{name}"] = optax.tree.norm(at_params)
             _, values, _ = weighted_total(due, forward, states)
             figures |= {key: value for key, value in values.items() if key.endswith("/weight")}
-        for prefix, terms in (("g", g_terms), ("d", d_terms)):
+        for prefix, terms in zip(_NETWORKS, losses, strict=True):
             states = getattr(state.terms, _NETWORKS[prefix])
             for name, term in terms.items():
                 if term.lower_bound is not None:
@@ -94,9 +80,12 @@ def probe(
                     figures[f"above_lower_bound/{prefix}/{name}"] = (
                         value - term.lower_bound
                     ) / max(1.0, abs(term.lower_bound))
-        for owner, images in (("student", forward.fake), ("teacher", forward.teacher)):
-            if images is not None:
-                figures[f"{owner}/low"], figures[f"{owner}/high"] = images.min(), images.max()
+        images = {"student": forward.student.output, "real": forward.inputs.real}
+        if forward.teacher:
+            images["teacher"] = forward.teacher.output
+        for owner, array in images.items():
+            if array is not None:
+                figures[f"{owner}/low"], figures[f"{owner}/high"] = array.min(), array.max()
         if teacher_variables is not None:
             figures["teacher/fingerprint"] = fingerprint(teacher_variables)
         return state, figures
@@ -104,36 +93,22 @@ def probe(
     return step
 
 
-def diagnosis(
-    *,
-    nets: Networks,
-    g_terms: Terms,
-    d_terms: Terms,
-    inputs: MakeInputs,
-    optimizers: Any = None,
-) -> Step[TrainState]:
+def diagnosis(setup: Setup) -> Step[TrainState]:
     """A step that leaves the state unchanged and returns flags for `culprit`: 1 if finite, else 0.
 
     Both updates are computed as in the step, the generator's against the current discriminator.
     `0/...` are the variables of the trained networks and of the teacher, `1/...` the teacher's
     outputs, `2/...` the inputs and outputs of the networks, `3/...` the values of the terms and
     `4/...` their gradients, one term at a time.
-
-    Args:
-      nets: the networks.
-      g_terms: the generator's terms.
-      d_terms: the discriminator's terms.
-      inputs: the task.
-      optimizers: unused; accepted so that the arguments of `make_train_step` can be passed.
     """
-    del optimizers
+    networks, losses = setup.networks, setup.losses
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         flags: Metrics = {}
         variables = {"g": state.generator.variables}
-        if nets.discriminator is not None:
+        if networks.discriminator is not None:
             variables["d"] = state.discriminator.variables
         by_name = {_NETWORKS[prefix]: value for prefix, value in variables.items()}
         for name, value in {**by_name, "teacher": teacher_variables}.items():
@@ -148,20 +123,25 @@ def diagnosis(
                 current = {**variables, prefix: {**variables[prefix], "params": params}}
                 students = PerNetwork(current["g"], current.get("d"))
                 return forward_pass(
-                    nets, students, teacher_variables, batch, inputs, key, state.step
+                    networks, setup.task, students, teacher_variables, batch, key, state.step
                 )[0]
 
             params = variables[prefix]["params"]
             forward = run(params)
-            flags["1/the teacher's output"] &= _is_finite(forward.teacher)
+            if forward.teacher:
+                flags["1/the teacher's output"] &= _is_finite(forward.teacher.output)
+            scores = forward.discriminator and (
+                forward.discriminator.fake_scores,
+                forward.discriminator.real and forward.discriminator.real_scores,
+            )
             arrays = {
                 "the inputs": forward.inputs,
-                "the real images": forward.real,
-                "the generated images": forward.fake,
-                "the scores": (forward.real_scores, forward.fake_scores),
+                "the real images": forward.inputs.real,
+                "the generated images": forward.student.output,
+                "the scores": scores or (),
             }
             flags |= {f"2/{prefix}: {name}": _is_finite(x) for name, x in arrays.items()}
-            terms = {"d": d_terms, "g": g_terms}[prefix]
+            terms = getattr(losses, _NETWORKS[prefix])
             states = getattr(state.terms, _NETWORKS[prefix])
             for name, term in terms.items():
                 single = {name: term._replace(every=1)}
@@ -298,6 +278,12 @@ def warnings(
     if "teacher/low" in value:
         lines += _check_ranges(
             *(value[f"{owner}/{end}"] for owner in ("student", "teacher") for end in _ENDS)
+        )
+    if value.get("real/low", -1.0) >= 0.0 and value["real/high"] > value["real/low"]:
+        convert = "images / 127.5 - 1" if value["real/high"] > 1.5 else "images * 2 - 1"
+        lines.append(
+            f"the real images are in [{value['real/low']:.3g}, {value['real/high']:.3g}] and not "
+            f"in [-1, 1]: {convert} converts them"
         )
     name = "teacher/fingerprint"
     expected = None if first is None else first.get(name)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from forwards import make_forward
 from selection import FUSED, quick
 
 import kd_jax as kd
@@ -616,19 +617,25 @@ SOME = Settings(xflip=1.0, scale=1.0, brightness=1.0)
 
 def parts(discriminator):
     return {
-        "nets": kd.Networks(GAN.generator, discriminator),
+        "networks": kd.Networks(GAN.generator, discriminator),
         "optimizers": kd.PerNetwork(optax.adam(1e-2), optax.adam(1e-2)),
-        "g_terms": {
-            "adversarial": kd.Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))
-        },
-        "d_terms": {
-            "adversarial": kd.Term(
-                lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores)
-            ),
-            "r1": kd.Term(lambda f: losses.penalties.r1(f.discriminate, f.real), 0.1, every=2),
-            "sign_statistic": sign_statistic(),
-        },
-        "inputs": kd.latents(3, conditional=False),
+        "task": kd.latents(3),
+        "losses": kd.PerNetwork(
+            {
+                "adversarial": kd.Term(
+                    lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores)
+                )
+            },
+            {
+                "adversarial": kd.Term(
+                    lambda f: losses.adversarial.minimax_d(
+                        f.discriminator.real_scores, f.discriminator.fake_scores
+                    )
+                ),
+                "r1": kd.Term(lambda f: losses.penalties.r1(f.discriminator, f.real), 0.1, every=2),
+                "sign_statistic": sign_statistic(),
+            },
+        ),
     }
 
 
@@ -636,12 +643,12 @@ ADAPTIVE = parts(with_ada(GAN.discriminator, partial(augment_pipe, settings=SOME
 
 
 def start():
-    return kd.init_state(jax.random.key(1), BATCH, **ADAPTIVE)
+    return kd.init_state(kd.Setup(**ADAPTIVE), jax.random.key(1), BATCH)
 
 
 def make_step():
     # Fast enough for visible changes: 3 steps of 8 images change p by 0.24.
-    return adapt(kd.make_train_step(**ADAPTIVE), target=0.0, interval=3, images=100)
+    return adapt(kd.make_train_step(kd.Setup(**ADAPTIVE)), target=0.0, interval=3, images=100)
 
 
 def same(a, b, atol=0.0):
@@ -689,10 +696,11 @@ def test_training_adapts_the_probability_to_the_signs(trained):
 
 def test_the_statistic_does_not_change_training():
     """Neither does the adaptation in the first step, before the probability changes."""
-    without = dict(ADAPTIVE, d_terms={**ADAPTIVE["d_terms"]})
-    del without["d_terms"]["sign_statistic"]
-    state = kd.init_state(jax.random.key(1), BATCH, **without)
-    step = jax.jit(kd.make_train_step(**without), compiler_options=FUSED)
+    terms = dict(ADAPTIVE["losses"].discriminator)
+    del terms["sign_statistic"]
+    without = {**ADAPTIVE, "losses": ADAPTIVE["losses"]._replace(discriminator=terms)}
+    state = kd.init_state(kd.Setup(**without), jax.random.key(1), BATCH)
+    step = jax.jit(kd.make_train_step(kd.Setup(**without)), compiler_options=FUSED)
     state, _ = step(state, None, BATCH)
     adapted, _ = jax.jit(make_step(), compiler_options=FUSED)(start(), None, BATCH)
     same(state.generator, adapted.generator)
@@ -745,12 +753,13 @@ def test_the_whole_pipeline_on_a_mesh():
 def test_the_sign_statistic_is_the_mean_sign_per_example():
     term = sign_statistic()
     assert term.weight == 0.0
-    forward = kd.Forward(*[None] * len(kd.Forward._fields))
     scores = jnp.array([[2.0, -1.0], [0.5, 3.0], [-1.0, -4.0]])
-    value = term.fn(forward._replace(real_scores=scores))
+    value = term.fn(make_forward(0.0, real=scores, discriminate=lambda x: (x, {})))
     np.testing.assert_array_equal(value, [0.0, 1.0, -1.0])
-    with pytest.raises(ValueError, match="real_scores"):
-        term.fn(forward)
+    with pytest.raises(ValueError, match=r"Inputs\(real=None\)"):
+        term.fn(make_forward(0.0, discriminate=lambda x: (x, {})))
+    with pytest.raises(ValueError, match=r"networks\.discriminator is None"):
+        term.fn(make_forward(0.0))
 
 
 def test_presets():

@@ -106,7 +106,7 @@ def test_former_names_in_descriptions_are_known(network, inputs, former):
 
 def test_networks_without_a_description_are_rejected():
     network, inputs = NETWORKS["mlp"]
-    with pytest.raises(ValueError, match="not made by from_linen"):
+    with pytest.raises(ValueError, match="neither by from_linen"):
         describe(Network(network.init, network.apply), *inputs)
     with pytest.raises(ValueError, match=r"Custom\.act is a function"):
         describe(from_linen(Custom(act=lambda x: x)), Z)

@@ -23,7 +23,8 @@ from kd_jax.core.mesh import (
     shardings,
 )
 from kd_jax.core.objective import Term
-from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
 from kd_jax.core.step import g_step, make_train_step
 from kd_jax.models import dcgan, mlp
 from kd_jax.tasks import latents
@@ -42,20 +43,27 @@ def _relational_parts():
     student = dcgan.gan(16, 2, channels=1, minibatch_stddev=True)
     teacher = dcgan.generator(16, 4, channels=1)
     g_terms = {
-        "adv": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores)),
+        "adv": Term(lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores)),
         "relation": Term(
-            lambda f: losses.relation.similarity_preserving(f.taps["8x8"], f.teacher_taps["8x8"]),
+            lambda f: losses.relation.similarity_preserving(
+                f.student.taps["8x8"], f.teacher.taps["8x8"]
+            ),
             100.0,
         ),
     }
-    d_terms = {"adv": Term(lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores))}
+    d_terms = {
+        "adv": Term(
+            lambda f: losses.adversarial.minimax_d(
+                f.discriminator.real_scores, f.discriminator.fake_scores
+            )
+        )
+    }
     variables = Teacher(teacher.init(jax.random.key(1), jnp.zeros((1, 8))))
     return variables, {
-        "nets": Networks(student.generator, student.discriminator, teacher),
+        "networks": Networks(student.generator, student.discriminator, teacher),
         "optimizers": PerNetwork(optax.sgd(0.05, momentum=0.5), optax.sgd(0.05)),
-        "g_terms": g_terms,
-        "d_terms": d_terms,
-        "inputs": latents(8, conditional=False),
+        "task": latents(8),
+        "losses": PerNetwork(g_terms, d_terms),
     }
 
 
@@ -63,9 +71,9 @@ def _train(mesh, rule=replicated):
     """The initial shardings, the last state and the last metrics."""
     teacher, parts = _relational_parts()
     batch = IMAGES[0]
-    state = initialize(lambda: init_state(jax.random.key(0), batch, **parts), mesh, rule)
+    state = initialize(lambda: init_state(Setup(**parts), jax.random.key(0), batch), mesh, rule)
     teacher = place(teacher, mesh, rule)
-    step = compile_step(make_train_step(**parts, ema=0.5), mesh, rule)
+    step = compile_step(make_train_step(Setup(**parts, ema=0.5)), mesh, rule)
     start = jax.tree.map(lambda leaf: leaf.sharding, state)
     for batch in IMAGES:
         state, metrics = step(state, teacher, place_batch(batch, mesh))
@@ -95,7 +103,7 @@ def test_training_changes_the_state(single):
     # Otherwise the comparisons below would be vacuous.
     state, metrics = single
     _, parts = _relational_parts()
-    first = jax.jit(lambda: init_state(jax.random.key(0), IMAGES[0], **parts))()
+    first = jax.jit(lambda: init_state(Setup(**parts), jax.random.key(0), IMAGES[0]))()
     for old, new in zip(
         jax.tree.leaves((first.generator.variables, first.discriminator.variables["params"])),
         jax.tree.leaves((state.generator.variables, state.discriminator.variables["params"])),
@@ -135,13 +143,23 @@ def test_fully_sharded_training_is_the_same(single):
 def _mlp_parts():
     pair = mlp.gan(4, 8, depth=1)
     return {
-        "nets": Networks(pair.generator, pair.discriminator),
+        "networks": Networks(pair.generator, pair.discriminator),
         "optimizers": PerNetwork(optax.sgd(0.1), optax.sgd(0.1)),
-        "g_terms": {"adv": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))},
-        "d_terms": {
-            "adv": Term(lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores))
-        },
-        "inputs": latents(4, conditional=False),
+        "task": latents(4),
+        "losses": PerNetwork(
+            {
+                "adv": Term(
+                    lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores)
+                )
+            },
+            {
+                "adv": Term(
+                    lambda f: losses.adversarial.minimax_d(
+                        f.discriminator.real_scores, f.discriminator.fake_scores
+                    )
+                )
+            },
+        ),
     }
 
 
@@ -159,8 +177,8 @@ def test_a_custom_rule():
 
     mesh = make_mesh(model=4)
     parts = _mlp_parts()
-    state = initialize(lambda: init_state(jax.random.key(0), MLP_BATCH, **parts), mesh, rule)
-    step = compile_step(make_train_step(**parts), mesh, rule)
+    state = initialize(lambda: init_state(Setup(**parts), jax.random.key(0), MLP_BATCH), mesh, rule)
+    step = compile_step(make_train_step(Setup(**parts)), mesh, rule)
     for _ in range(2):
         for field, shard in [("generator", (8, 4)), ("ema", (8, 4))]:
             variables = getattr(state, field)
@@ -177,7 +195,7 @@ def test_a_state_is_the_same_on_every_mesh():
     parts = _mlp_parts()
 
     def init():
-        return init_state(jax.random.key(0), MLP_BATCH, **parts)
+        return init_state(Setup(**parts), jax.random.key(0), MLP_BATCH)
 
     single_device = initialize(init)
     sharded = initialize(init, make_mesh(data=2, model=4), fully_sharded(min_size=1))
@@ -304,9 +322,9 @@ def test_indivisible_batches_are_rejected():
     with pytest.raises(ValueError, match=r"batch size 3 .*8 devices.*: 8"):
         check_batch_size(3, mesh)
     parts = _mlp_parts()
-    state = jax.eval_shape(lambda: init_state(jax.random.key(0), MLP_BATCH, **parts))
+    state = jax.eval_shape(lambda: init_state(Setup(**parts), jax.random.key(0), MLP_BATCH))
     with pytest.raises(ValueError, match=message):
-        compile_step(make_train_step(**parts), mesh).lower(
+        compile_step(make_train_step(Setup(**parts)), mesh).lower(
             state, None, {"image": np.zeros((12, 4, 4, 1), np.float32)}
         )
 
@@ -319,11 +337,11 @@ def test_the_axes_of_a_mesh_have_names():
 def test_the_generator_update_is_split_over_the_devices():
     # The latents are sampled inside the step, so only the step can split them.
     parts = _mlp_parts()
-    step = g_step(parts["nets"], parts["optimizers"].generator, parts["g_terms"], parts["inputs"])
+    step = g_step(Setup(**parts))
     batch = {"image": np.zeros((64, 4, 4, 1), np.float32)}
 
     def flops(mesh):
-        state = initialize(lambda: init_state(jax.random.key(0), batch, **parts), mesh)
+        state = initialize(lambda: init_state(Setup(**parts), jax.random.key(0), batch), mesh)
         lowered = compile_step(step, mesh).lower(state, None, place_batch(batch, mesh))
         return lowered.compile().cost_analysis()["flops"]
 

@@ -13,8 +13,9 @@ import pytest
 from kd_jax import losses
 from kd_jax.core.mesh import compile_step, initialize, make_mesh
 from kd_jax.core.network import Network, connect, disconnect
-from kd_jax.core.objective import Forward, Inputs, Term
-from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.objective import Inputs, Term
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
 from kd_jax.core.step import d_step, g_step, make_simultaneous_step, make_train_step
 from kd_jax.core.types import Taps
 from kd_jax.models import dcgan, mlp
@@ -66,25 +67,31 @@ _LATENTS = Term(lambda f, _: (0.0, f.inputs.generator[0]), init=lambda: jnp.zero
 """Adds zero; its state is the latents of the update."""
 
 D_TERMS = {
-    "adv": Term(lambda f: adversarial.minimax_d(f.real_scores, f.fake_scores)),
+    "adv": Term(
+        lambda f: adversarial.minimax_d(f.discriminator.real_scores, f.discriminator.fake_scores)
+    ),
     "z": _LATENTS,
 }
-G_TERMS = {"adv": Term(lambda f: adversarial.nonsaturating_g(f.fake_scores)), "z": _LATENTS}
+G_TERMS = {
+    "adv": Term(lambda f: adversarial.nonsaturating_g(f.discriminator.fake_scores)),
+    "z": _LATENTS,
+}
 NETS = Networks(_linear("w", W), _linear("v", V))
 SGD = PerNetwork(optax.sgd(G_RATE), optax.sgd(D_RATE))
 
 
-def _setup(make=make_train_step, seed=0, batch=BATCH, start=None, **changes):
-    parts = {
-        "nets": NETS,
-        "optimizers": SGD,
-        "g_terms": G_TERMS,
-        "d_terms": D_TERMS,
-        "inputs": _task,
-        **{k: v for k, v in changes.items() if k != "ema"},
-    }
-    state = init_state(jax.random.key(seed), batch, start=start, **parts)
-    return state, make(**parts, **{k: v for k, v in changes.items() if k == "ema"})
+def _setup(
+    make=make_train_step,
+    seed=0,
+    batch=BATCH,
+    initial=None,
+    g_terms=G_TERMS,
+    d_terms=D_TERMS,
+    **changes,
+):
+    parts = {"networks": NETS, "optimizers": SGD, "task": _task, **changes}
+    setup = Setup(**{"losses": PerNetwork(g_terms, d_terms), **parts})
+    return init_state(setup, jax.random.key(seed), batch, initial=initial), make(setup)
 
 
 def _latents(states):
@@ -189,11 +196,17 @@ def test_terms_get_a_key_of_their_own():
 def test_the_step_is_the_sequence_of_both_updates():
     before, step = _setup(ema=0.5)
     whole, metrics = step(before, None, BATCH)
-    after_d, d_metrics = d_step(NETS, SGD.discriminator, D_TERMS, _task)(before, None, BATCH)
+    after_d, d_metrics = d_step(
+        Setup(
+            NETS, PerNetwork({}, D_TERMS), PerNetwork(SGD.discriminator, SGD.discriminator), _task
+        )
+    )(before, None, BATCH)
     _assert_equal(after_d.generator, before.generator)
     _assert_equal(after_d.ema, before.ema)
     assert int(after_d.step) == 0
-    after_g, g_metrics = g_step(NETS, SGD.generator, G_TERMS, _task, 0.5)(after_d, None, BATCH)
+    after_g, g_metrics = g_step(
+        Setup(NETS, PerNetwork(G_TERMS, {}), PerNetwork(SGD.generator, SGD.generator), _task, 0.5)
+    )(after_d, None, BATCH)
     _assert_equal(after_g.discriminator, after_d.discriminator)
     assert int(after_g.step) == 0
     _assert_equal(after_g._replace(step=whole.step), whole)
@@ -212,11 +225,11 @@ def test_same_state_and_batch_give_the_same_bits():
 
 
 @pytest.mark.parametrize(
-    ("ema", "decays"), [(0.9, (0.9, 0.9)), (lambda step: 0.25 + 0.5 * step, (0.25, 0.75))]
+    ("ema", "decays"), [(0.9, (0.1, 2 / 11)), (lambda step: 0.25 + 0.5 * step, (0.25, 0.75))]
 )
 def test_average_of_the_generator(ema, decays):
     nets = Networks(_counting("w", W), _counting("v", V))
-    state, step = _setup(nets=nets, ema=ema)
+    state, step = _setup(networks=nets, ema=ema)
     step = jax.jit(step)
     w, mean = W, 2.0
     for calls, decay in enumerate(decays, start=1):
@@ -233,7 +246,7 @@ def test_average_of_the_generator(ema, decays):
 @pytest.mark.parametrize("make", [make_train_step, make_simultaneous_step])
 def test_statistics_follow_only_the_update_of_their_network(make):
     nets = Networks(_counting("w", W), _counting("v", V))
-    before, step = _setup(make, nets=nets)
+    before, step = _setup(make, networks=nets)
     state, _ = jax.jit(step)(before, None, BATCH)
     z_d, z_g = _latents(state.terms.discriminator), _latents(state.terms.generator)
 
@@ -249,12 +262,14 @@ def test_statistics_follow_only_the_update_of_their_network(make):
 
 
 def _stateful(forward, state):
-    return (forward.fake - state["mean"]) ** 2, {"mean": 0.5 * state["mean"] + forward.fake.mean()}
+    return (forward.student.output - state["mean"]) ** 2, {
+        "mean": 0.5 * state["mean"] + forward.student.output.mean()
+    }
 
 
 def test_lazy_and_stateful_terms_preserve_the_structure_of_the_state():
     extra = {
-        "lazy": Term(lambda f: losses.penalties.r1(f.discriminate, f.real[:, None]), every=2),
+        "lazy": Term(lambda f: losses.penalties.r1(f.discriminator, f.real[:, None]), every=2),
         "memory": Term(_stateful, init=lambda: {"mean": 0.0}),
         "both": Term(_stateful, every=3, init=lambda: {"mean": 0.0}),
     }
@@ -284,19 +299,21 @@ def test_only_the_state_is_donated(how):
     teacher = Teacher({"params": {"w": jnp.asarray(3.0)}})
     batch = {"image": jnp.asarray(REAL)}
     parts = {
-        "nets": NETS._replace(teacher=_linear("w", 3.0)),
+        "networks": NETS._replace(teacher=_linear("w", 3.0)),
         "optimizers": PerNetwork(optax.adam(0.1), optax.adam(0.1)),
-        "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))},
-        "d_terms": D_TERMS,
-        "inputs": _task,
+        "task": _task,
+        "losses": PerNetwork(
+            {"pixel": Term(lambda f: losses.response.l2(f.student.output, f.teacher.output))},
+            D_TERMS,
+        ),
     }
 
     def init():
-        return init_state(key, batch, start=start, **parts)
+        return init_state(Setup(**parts), key, batch, initial=start)
 
     state = init() if how == "eager" else initialize(init)
     assert _w(state) == pytest.approx(0.1)
-    step = compile_step(make_train_step(**parts), donate=True)
+    step = compile_step(make_train_step(Setup(**parts)), donate=True)
     for _ in range(3):
         donated = state
         state, _ = step(state, teacher, batch)
@@ -318,19 +335,18 @@ def test_nothing_is_donated_on_cpu_by_default(on_mesh):
 
 
 def test_initial_variables_are_completed_and_checked():
-    """Missing entries are initialized as without `start`; entries that do not fit raise."""
+    """Missing entries are initialized as without `initial`; entries that do not fit raise."""
     network = connect(dcgan.generator(16, 2, channels=1), {"8x8": (1, 8, 8, 5)})
     parts = {
-        "nets": Networks(network),
+        "networks": Networks(network),
         "optimizers": PerNetwork(optax.sgd(0.1)),
-        "g_terms": {},
-        "d_terms": {},
-        "inputs": latents(8, conditional=False),
+        "task": latents(8),
+        "losses": PerNetwork({}, {}),
     }
     batch = {"image": np.zeros((2, 16, 16, 1), np.float32)}
-    fresh = init_state(jax.random.key(0), batch, **parts)
-    other = disconnect(init_state(jax.random.key(1), batch, **parts).generator.variables)
-    initialized = init_state(jax.random.key(0), batch, start={"generator": other}, **parts)
+    fresh = init_state(Setup(**parts), jax.random.key(0), batch)
+    other = disconnect(init_state(Setup(**parts), jax.random.key(1), batch).generator.variables)
+    initialized = init_state(Setup(**parts), jax.random.key(0), batch, initial={"generator": other})
     _assert_equal(disconnect(initialized.generator.variables), other)
     _assert_equal(
         initialized.generator.variables["params"]["connectors"],
@@ -341,28 +357,36 @@ def test_initial_variables_are_completed_and_checked():
     wide = dcgan.generator(16, 4, channels=1).init(jax.random.key(0), np.zeros((2, 8)))
     with pytest.raises(
         ValueError,
-        match=r"start: .*/Dense_0/kernel is an array \(8, 128\), and an array \(8, 64\)",
+        match=r"initial: .*/Dense_0/kernel is an array \(8, 128\), and an array \(8, 64\)",
     ):
         init_state(
+            Setup(**parts),
             jax.random.key(0),
             batch,
-            start={"generator": {"params": {"Dense_0": wide["params"]["Dense_0"]}}},
-            **parts,
+            initial={"generator": {"params": {"Dense_0": wide["params"]["Dense_0"]}}},
         )
     with pytest.raises(ValueError, match=r"generator/params has \['nose'\]"):
-        init_state(jax.random.key(0), batch, start={"generator": {"params": {"nose": 1}}}, **parts)
+        init_state(
+            Setup(**parts), jax.random.key(0), batch, initial={"generator": {"params": {"nose": 1}}}
+        )
     with pytest.raises(ValueError, match=r"params is an array \(2,\), and \['BatchNorm_0', "):
-        init_state(jax.random.key(0), batch, start={"generator": {"params": np.ones(2)}}, **parts)
+        init_state(
+            Setup(**parts), jax.random.key(0), batch, initial={"generator": {"params": np.ones(2)}}
+        )
 
 
-def test_start_with_an_unknown_network_raises():
-    with pytest.raises(ValueError, match=r"start has \['teacher'\]; it may have 'generator', 'dis"):
-        _setup(start={"teacher": {"params": {}}})
+def test_initial_variables_of_an_unknown_network_raises():
+    with pytest.raises(
+        ValueError, match=r"initial has \['teacher'\]; it may have 'generator', 'dis"
+    ):
+        _setup(initial={"teacher": {"params": {}}})
 
 
 def test_images_of_another_shape_raise():
     state, step = _setup()
-    with pytest.raises(ValueError, match=r"real images have shape \(5,\), generated ones \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"real images have shape \(5,\), the generator's output \(4,\)"
+    ):
         jax.eval_shape(step, state, None, {"image": np.zeros(5, np.float32)})
 
 
@@ -374,8 +398,11 @@ TEACHER_VARIABLES = Teacher({"params": {"w": jnp.asarray(3.0)}})
 
 
 def test_the_teacher_gets_the_student_s_latents():
-    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _LATENTS}
-    before, step = _setup(nets=WITH_TEACHER, g_terms=g_terms)
+    g_terms = {
+        "pixel": Term(lambda f: losses.response.l2(f.student.output, f.teacher.output)),
+        "z": _LATENTS,
+    }
+    before, step = _setup(networks=WITH_TEACHER, g_terms=g_terms)
     state, metrics = jax.jit(step)(before, TEACHER_VARIABLES, BATCH)
     z = _latents(state.terms.generator)
     np.testing.assert_allclose(metrics["g/pixel"], np.mean(((W - 3.0) * z) ** 2), rtol=1e-5)
@@ -385,9 +412,11 @@ def test_the_teacher_gets_the_student_s_latents():
 
 def test_no_gradient_reaches_the_teacher():
     g_terms = {
-        "copy": Term(lambda f: f.teacher * f.teacher_taps["output"] * f.teacher_taps["other"])
+        "copy": Term(
+            lambda f: f.teacher.output * f.teacher.taps["output"] * f.teacher.taps["other"]
+        )
     }
-    state, step = _setup(nets=WITH_TEACHER, g_terms=g_terms, d_terms=g_terms)
+    state, step = _setup(networks=WITH_TEACHER, g_terms=g_terms, d_terms=g_terms)
 
     def value(teacher):
         metrics = step(state, teacher, BATCH)[1]
@@ -400,13 +429,13 @@ def test_no_gradient_reaches_the_teacher():
 
 def test_further_passes_of_teacher_and_student():
     terms = {
-        "teach": Term(lambda f: f.teacher_fn(jnp.full(B, 2.0))[0]),
-        "generate": Term(lambda f: f.generate(jnp.full(B, 2.0))[0]),
-        "score": Term(lambda f: f.discriminate(jnp.full(B, 2.0))[0]),
-        "teacher_score": Term(lambda f: f.teacher_discriminate(jnp.full(B, 2.0))[0]),
+        "teach": Term(lambda f: f.teacher(jnp.full(B, 2.0))[0]),
+        "generate": Term(lambda f: f.student(jnp.full(B, 2.0))[0]),
+        "score": Term(lambda f: f.discriminator(jnp.full(B, 2.0))[0]),
+        "teacher_score": Term(lambda f: f.teacher_discriminator(jnp.full(B, 2.0))[0]),
     }
     nets = WITH_TEACHER._replace(teacher_discriminator=_linear("v", 5.0))
-    state, step = _setup(nets=nets, d_terms=terms)
+    state, step = _setup(networks=nets, d_terms=terms)
     teacher = Teacher(TEACHER_VARIABLES.generator, {"params": {"v": jnp.asarray(5.0)}})
     metrics = step(state, teacher, BATCH)[1]
     actual = [float(metrics[f"d/{name}"]) for name in terms]
@@ -414,39 +443,28 @@ def test_further_passes_of_teacher_and_student():
 
 
 def test_a_missing_teacher_raises():
-    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))}
+    g_terms = {"pixel": Term(lambda f: losses.response.l2(f.student.output, f.teacher.output))}
     state, step = _setup(g_terms=g_terms)
-    with pytest.raises(ValueError, match="term 'pixel': teacher is missing"):
+    with pytest.raises(ValueError, match=r"term 'pixel': .*networks\.teacher is None"):
         jax.eval_shape(step, state, None, BATCH)
-    state, step = _setup(nets=WITH_TEACHER)
+    state, step = _setup(networks=WITH_TEACHER)
     for nothing in (None, Teacher(None)):
-        with pytest.raises(ValueError, match="nets has a teacher, but teacher_variables holds no"):
+        with pytest.raises(ValueError, match=r"teacher_variables\.generator is None"):
             jax.eval_shape(step, state, nothing, BATCH)
-    state, step = _setup(nets=NETS._replace(teacher_discriminator=_linear("v", 5.0)))
-    with pytest.raises(ValueError, match="nets has a teacher_discriminator, but"):
+    state, step = _setup(networks=NETS._replace(teacher_discriminator=_linear("v", 5.0)))
+    with pytest.raises(ValueError, match=r"teacher_variables\.discriminator is None"):
         jax.eval_shape(step, state, TEACHER_VARIABLES, BATCH)
 
 
-def test_malformed_terms_raise_when_the_step_is_built():
-    parts = {"nets": NETS, "optimizers": SGD, "inputs": _task}
-    good, bad = {"adv": D_TERMS["adv"]}, {"plain": lambda forward: forward.fake}
-    for make in (make_train_step, make_simultaneous_step):
-        with pytest.raises(ValueError, match="term 'plain' is a function"):
-            make(g_terms=bad, d_terms=good, **parts)
-        with pytest.raises(ValueError, match="term 'plain' is a function"):
-            make(g_terms=good, d_terms=bad, **parts)
-
-
-def _mlp_parts(**changes):
+def _mlp_setup(teacher=None, **changes):
     pair = mlp.gan(4, 16, depth=1)
-    return {
-        "nets": Networks(pair.generator, pair.discriminator),
+    parts = {
+        "networks": Networks(pair.generator, pair.discriminator, teacher),
+        "losses": PerNetwork({"adv": G_TERMS["adv"]}, {"adv": D_TERMS["adv"]}),
         "optimizers": PerNetwork(optax.sgd(0.1), optax.sgd(0.1)),
-        "g_terms": {"adv": G_TERMS["adv"]},
-        "d_terms": {"adv": D_TERMS["adv"]},
-        "inputs": latents(3, conditional=False),
-        **changes,
+        "task": latents(3),
     }
+    return Setup(**{**parts, **changes})
 
 
 MLP_BATCH = {"image": np.zeros((8, 4, 4, 1), np.float32)}
@@ -461,12 +479,10 @@ def test_the_teacher_is_not_a_constant_of_the_program():
     texts = []
     for width in (4, 512):
         teacher, variables = _mlp_teacher(width)
-        parts = _mlp_parts(g_terms={"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher))})
-        parts["nets"] = parts["nets"]._replace(teacher=teacher)
-        step = make_train_step(**parts)
-        state = jax.eval_shape(
-            lambda parts=parts: init_state(jax.random.key(0), MLP_BATCH, **parts)
-        )
+        pixel = Term(lambda f: losses.response.l2(f.student.output, f.teacher.output))
+        setup = _mlp_setup(teacher, losses=PerNetwork({"pixel": pixel}, {"adv": D_TERMS["adv"]}))
+        step = make_train_step(setup)
+        state = jax.eval_shape(lambda setup=setup: init_state(setup, jax.random.key(0), MLP_BATCH))
         texts.append(jax.jit(step).lower(state, variables, MLP_BATCH).as_text())
         constants = jax.make_jaxpr(step)(state, variables, MLP_BATCH).consts
         assert sum(np.size(constant) for constant in constants) < 100
@@ -476,19 +492,17 @@ def test_the_teacher_is_not_a_constant_of_the_program():
     assert len(closed.as_text()) > 1.5 * len(texts[1])
 
 
-def _flops(parts, make=make_train_step, teacher=None):
-    state = jax.eval_shape(lambda: init_state(jax.random.key(0), MLP_BATCH, **parts))
-    compiled = jax.jit(make(**parts)).lower(state, teacher, MLP_BATCH).compile()
+def _flops(setup, make=make_train_step, teacher=None):
+    state = jax.eval_shape(lambda: init_state(setup, jax.random.key(0), MLP_BATCH))
+    compiled = jax.jit(make(setup)).lower(state, teacher, MLP_BATCH).compile()
     return compiled.cost_analysis()["flops"]
 
 
 def test_unused_networks_cost_nothing_and_sharing_saves_flops():
-    parts = _mlp_parts()
-    alternating = _flops(parts)
+    alternating = _flops(_mlp_setup())
     teacher, variables = _mlp_teacher(64)
-    with_teacher = parts["nets"]._replace(teacher=teacher)
-    assert _flops({**parts, "nets": with_teacher}, teacher=variables) == alternating
-    assert _flops(parts, make_simultaneous_step) < 0.8 * alternating
+    assert _flops(_mlp_setup(teacher), teacher=variables) == alternating
+    assert _flops(_mlp_setup(), make_simultaneous_step) < 0.8 * alternating
 
 
 # Without a discriminator, and with an extractor.
@@ -497,10 +511,15 @@ def test_unused_networks_cost_nothing_and_sharing_saves_flops():
 @pytest.mark.parametrize("optimizers", [SGD, PerNetwork(SGD.generator)])
 def test_step_without_a_discriminator_by_hand(optimizers):
     parts = {
-        "nets": Networks(_linear("w", W), teacher=TEACHER),
+        "networks": Networks(_linear("w", W), teacher=TEACHER),
         "optimizers": optimizers,
-        "g_terms": {"pixel": Term(lambda f: losses.response.l2(f.fake, f.teacher)), "z": _LATENTS},
-        "d_terms": {},
+        "losses": PerNetwork(
+            {
+                "pixel": Term(lambda f: losses.response.l2(f.student.output, f.teacher.output)),
+                "z": _LATENTS,
+            },
+            {},
+        ),
     }
     before, step = _setup(**parts)
     assert before.discriminator == ()
@@ -513,7 +532,7 @@ def test_step_without_a_discriminator_by_hand(optimizers):
     assert set(metrics) == {"g/pixel", "g/z", "g/total", "g/grad_norm"}
     assert (int(state.step), state.discriminator) == (1, ())
     # The same update as with an unused discriminator.
-    unused, step = _setup(**{**parts, "nets": WITH_TEACHER, "optimizers": SGD})
+    unused, step = _setup(**{**parts, "networks": WITH_TEACHER, "optimizers": SGD})
     np.testing.assert_allclose(_w(step(unused, TEACHER_VARIABLES, BATCH)[0]), _w(state), rtol=1e-6)
 
 
@@ -521,32 +540,32 @@ def test_without_a_discriminator_terms_get_no_scores():
     values = []
 
     def record(forward):
-        names = [name for name in Forward._fields if "score" in name or "discriminate" in name]
-        values.append([getattr(forward, name) for name in names])
-        values[-1] += [forward.real_taps, forward.fake_taps]
+        values.append((bool(forward.discriminator), bool(forward.teacher_discriminator)))
         np.testing.assert_array_equal(forward.real, REAL)
-        return forward.fake
+        return forward.student.output
 
-    state, step = _setup(nets=Networks(_linear("w", W)), g_terms={"x": Term(record)}, d_terms={})
-    step(state, None, BATCH)
-    assert values == [[None] * 6]
     state, step = _setup(
-        nets=Networks(_linear("w", W)), g_terms={"adv": G_TERMS["adv"]}, d_terms={}
+        networks=Networks(_linear("w", W)), g_terms={"x": Term(record)}, d_terms={}
     )
-    with pytest.raises(ValueError, match="term 'adv': fake_scores is missing"):
+    step(state, None, BATCH)
+    assert values == [(False, False)]
+    state, step = _setup(
+        networks=Networks(_linear("w", W)), g_terms={"adv": G_TERMS["adv"]}, d_terms={}
+    )
+    with pytest.raises(ValueError, match=r"term 'adv': .*networks\.discriminator is None"):
         step(state, None, BATCH)
 
 
 def test_a_missing_discriminator_raises():
     nets = NETS._replace(discriminator=None)
-    with pytest.raises(ValueError, match=r"no discriminator to train \(with the terms: adv, z\)"):
-        _setup(nets=nets)
-    with pytest.raises(ValueError, match=r"no discriminator to train \(with the terms: none\)"):
-        _setup(make_simultaneous_step, nets=nets, d_terms={})
+    with pytest.raises(ValueError, match=r"losses\.discriminator has adv, z"):
+        _setup(networks=nets)
+    with pytest.raises(ValueError, match=r"networks\.discriminator is None"):
+        _setup(make_simultaneous_step, networks=nets, d_terms={})
     with pytest.raises(
-        ValueError, match=r"start has \['discriminator'\]; it may have 'generator'$"
+        ValueError, match=r"initial has \['discriminator'\]; it may have 'generator'$"
     ):
-        _setup(nets=nets, d_terms={}, start={"discriminator": {"params": {}}})
+        _setup(networks=nets, d_terms={}, initial={"discriminator": {"params": {}}})
 
 
 def test_extractor_features_by_hand():
@@ -556,10 +575,15 @@ def test_extractor_features_by_hand():
 
     nets = WITH_TEACHER._replace(extractor=Network(lambda key, x: None, features))
     g_terms = {
-        "features": Term(lambda f: f.extract(f.fake)["square"] - f.extract(f.teacher)["square"]),
+        "features": Term(
+            lambda f: (
+                f.extractor(f.student.output)[1]["square"]
+                - f.extractor(f.teacher.output)[1]["square"]
+            )
+        ),
         "z": _LATENTS,
     }
-    before, step = _setup(nets=nets, g_terms=g_terms)
+    before, step = _setup(networks=nets, g_terms=g_terms)
     frozen = TEACHER_VARIABLES._replace(extractor={"params": {"e": jnp.asarray(0.5)}})
     state, metrics = jax.jit(step)(before, frozen, BATCH)
     z = _latents(state.terms.generator)
@@ -567,10 +591,10 @@ def test_extractor_features_by_hand():
     np.testing.assert_allclose(metrics["g/features"], value, rtol=1e-5)
     gradient = np.mean(0.5 * 2 * W * z**2)
     np.testing.assert_allclose(_w(state), W - G_RATE * gradient, rtol=1e-5)
-    with pytest.raises(ValueError, match="nets has an extractor, but teacher_variables holds no"):
+    with pytest.raises(ValueError, match=r"teacher_variables\.extractor is None"):
         step(before, TEACHER_VARIABLES, BATCH)
-    before, step = _setup(nets=WITH_TEACHER, g_terms=g_terms)
-    with pytest.raises(ValueError, match="term 'features': nets has no extractor"):
+    before, step = _setup(networks=WITH_TEACHER, g_terms=g_terms)
+    with pytest.raises(ValueError, match=r"term 'features': .*networks\.extractor is None"):
         step(before, frozen, BATCH)
 
 
@@ -587,14 +611,15 @@ def test_half_precision_is_close_to_single_precision():
     for dtype in (jnp.float32, jnp.bfloat16):
         pair = dcgan.gan(16, 4, classes=3, dtype=dtype)
         parts = {
-            "nets": Networks(pair.generator, pair.discriminator),
+            "networks": Networks(pair.generator, pair.discriminator),
             "optimizers": PerNetwork(optax.sgd(0.01), optax.sgd(0.01)),
-            "g_terms": {"adv": G_TERMS["adv"]},
-            "d_terms": {"adv": D_TERMS["adv"]},
-            "inputs": latents(6),
+            "task": latents(6, conditional=True),
+            "losses": PerNetwork({"adv": G_TERMS["adv"]}, {"adv": D_TERMS["adv"]}),
         }
-        state = initialize(lambda parts=parts: init_state(jax.random.key(0), LABELLED, **parts))
-        state, metrics = compile_step(make_simultaneous_step(**parts))(state, None, LABELLED)
+        state = initialize(
+            lambda parts=parts: init_state(Setup(**parts), jax.random.key(0), LABELLED)
+        )
+        state, metrics = compile_step(make_simultaneous_step(Setup(**parts)))(state, None, LABELLED)
         for leaf in jax.tree.leaves((state.generator, state.discriminator, state.ema, metrics)):
             assert leaf.dtype == jnp.float32
             assert np.all(np.isfinite(leaf))
@@ -614,16 +639,22 @@ def test_half_precision_is_close_to_single_precision():
 def test_mlp_gan_takes_finite_steps(d_loss, g_loss):
     pair = mlp.gan(28, 16)
     parts = {
-        "nets": Networks(pair.generator, pair.discriminator),
+        "networks": Networks(pair.generator, pair.discriminator),
         "optimizers": PerNetwork(optax.adam(2e-4), optax.adam(2e-4)),
-        "g_terms": {"adv": Term(lambda f: g_loss(f.fake_scores))},
-        "d_terms": {"adv": Term(lambda f: d_loss(f.real_scores, f.fake_scores))},
-        "inputs": latents(8, conditional=False),
+        "task": latents(8),
+        "losses": PerNetwork(
+            {"adv": Term(lambda f: g_loss(f.discriminator.fake_scores))},
+            {
+                "adv": Term(
+                    lambda f: d_loss(f.discriminator.real_scores, f.discriminator.fake_scores)
+                )
+            },
+        ),
     }
     batch = {"image": np.full((8, 28, 28, 1), 0.5, np.float32)}
-    initial = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
+    initial = initialize(lambda: init_state(Setup(**parts), jax.random.key(0), batch))
     before = jax.tree.map(np.array, initial.ema)  # copies, since the state is donated
-    state, step = initial, compile_step(make_train_step(**parts))
+    state, step = initial, compile_step(make_train_step(Setup(**parts)))
     for _ in range(3):
         state, metrics = step(state, None, batch)
         assert np.all(np.isfinite(list(metrics.values())))
@@ -635,17 +666,15 @@ def test_mlp_gan_takes_finite_steps(d_loss, g_loss):
 
 
 def test_mlp_gan_learns_a_constant_image():
-    parts = _mlp_parts(
-        optimizers=PerNetwork(optax.adam(3e-3, b1=0.5), optax.adam(3e-3, b1=0.5)), ema=0.9
-    )
-    ema = parts.pop("ema")
+    adam = optax.adam(3e-3, b1=0.5)
+    setup = _mlp_setup(optimizers=PerNetwork(adam, adam), ema=0.9)
     batch = {"image": np.full((16, 4, 4, 1), 0.6, np.float32)}
-    state = initialize(lambda: init_state(jax.random.key(0), batch, **parts))
-    step = make_train_step(**parts, ema=ema)
+    state = init_state(setup, jax.random.key(0), batch)
+    step = make_train_step(setup)
     z = jax.random.normal(jax.random.key(9), (256, 3))
 
     def error(variables):
-        images = parts["nets"].generator.apply(variables, z)[0]
+        images = setup.networks.generator.apply(variables, z)[0]
         return float(jnp.abs(images - 0.6).mean())
 
     before = error(state.ema)
@@ -659,6 +688,6 @@ def test_mlp_gan_learns_a_constant_image():
 
 def test_batches_without_labels_or_images_raise():
     with pytest.raises(ValueError, match=r"\['image'\]; drawing latents needs 'label'"):
-        latents(3)(jax.random.key(0), {"image": np.zeros((2, 4))})
+        latents(3, conditional=True)(jax.random.key(0), {"image": np.zeros((2, 4))})
     with pytest.raises(ValueError, match="needs 'label' or 'image'"):
-        latents(3, conditional=False)(jax.random.key(0), {})
+        latents(3)(jax.random.key(0), {})

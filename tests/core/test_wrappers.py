@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from forwards import make_forward
 
 from kd_jax import losses
 from kd_jax.core.mesh import compile_step, initialize, make_mesh, place, place_batch
 from kd_jax.core.network import Network
-from kd_jax.core.objective import Forward, Inputs, Term, init_terms, weighted_total
-from kd_jax.core.state import Networks, PerNetwork, Teacher, TrainState, init_state
+from kd_jax.core.objective import Inputs, Term, init_terms, weighted_total
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import TrainState, init_state
 from kd_jax.core.step import make_train_step
 from kd_jax.core.types import Taps
 from kd_jax.core.wrappers import (
@@ -25,6 +27,7 @@ from kd_jax.core.wrappers import (
     online_distillation,
     self_distillation,
     skip_nonfinite,
+    with_teachers,
 )
 from kd_jax.methods import weights
 from kd_jax.models import mlp
@@ -58,20 +61,26 @@ _LATENTS = Term(lambda f, _: (0.0, f.inputs.generator[0]), init=lambda: jnp.zero
 """Adds zero; its state is the latents of the update."""
 
 D_TERMS = {
-    "adv": Term(lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores)),
+    "adv": Term(
+        lambda f: losses.adversarial.minimax_d(
+            f.discriminator.real_scores, f.discriminator.fake_scores
+        )
+    ),
     "z": _LATENTS,
 }
-G_TERMS = {"adv": Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores)), "z": _LATENTS}
-PIXEL = Term(lambda f: losses.response.l2(f.fake, f.teacher))
+G_TERMS = {
+    "adv": Term(lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores)),
+    "z": _LATENTS,
+}
+PIXEL = Term(lambda f: losses.response.l2(f.student.output, f.teacher.output))
 
 
-def _parts(w=W, v=V, **changes):
+def _parts(w=W, v=V, g_terms=G_TERMS, d_terms=D_TERMS, **changes):
     return {
-        "nets": Networks(_linear("w", w), _linear("v", v)),
+        "networks": Networks(_linear("w", w), _linear("v", v)),
+        "losses": PerNetwork(g_terms, d_terms),
         "optimizers": SGD,
-        "g_terms": G_TERMS,
-        "d_terms": D_TERMS,
-        "inputs": _task,
+        "task": _task,
         **changes,
     }
 
@@ -112,14 +121,14 @@ FAR = Network(
     _far_init, lambda v, z, train=False, rngs=None: (z + v["params"]["offset"], Taps(), v)
 )
 FAR_VARIABLES = Teacher({"params": {"offset": jnp.asarray(100.0)}})
-_real = Term(lambda f, _: (f.real_scores, f.real), init=lambda: jnp.zeros(B))
+_real = Term(lambda f, _: (f.discriminator.real_scores, f.real), init=lambda: jnp.zeros(B))
 
 
 def test_data_free_step_needs_no_images():
     batch = {"label": np.zeros(B, np.int32)}
     parts = _parts(d_terms={"real": _real, "z": _LATENTS})
-    state = init_state(jax.random.key(0), batch, **parts)
-    step = jax.jit(data_free(make_train_step(**parts), FAR, _task))
+    state = init_state(Setup(**parts), jax.random.key(0), batch)
+    step = jax.jit(data_free(make_train_step(Setup(**parts)), FAR, _task))
     images = []
     for _ in range(2):
         before = _v(state)
@@ -135,8 +144,8 @@ def test_data_free_step_needs_no_images():
 @pytest.mark.parametrize(("share", "count"), [(0.5, 2), (0.3, 1), (1.0, 4)])
 def test_data_free_step_replaces_a_share(share, count):
     parts = _parts(d_terms={"real": _real})
-    state = init_state(jax.random.key(0), BATCH, **parts)
-    step = data_free(make_train_step(**parts), FAR, _task, share)
+    state = init_state(Setup(**parts), jax.random.key(0), BATCH)
+    step = data_free(make_train_step(Setup(**parts)), FAR, _task, share)
     real = np.asarray(step(state, FAR_VARIABLES, BATCH)[0].terms.discriminator["real"].state)
     assert np.all(real[:count] > 90.0)
     np.testing.assert_array_equal(real[count:], REAL[count:])
@@ -144,7 +153,10 @@ def test_data_free_step_replaces_a_share(share, count):
 
 def test_data_free_errors():
     parts = _parts()
-    state, step = init_state(jax.random.key(0), BATCH, **parts), make_train_step(**parts)
+    state, step = (
+        init_state(Setup(**parts), jax.random.key(0), BATCH),
+        make_train_step(Setup(**parts)),
+    )
     for share in (0.0, -0.5, 1.01):
         with pytest.raises(ValueError, match=r"share=.* of teacher images is outside \(0, 1\]"):
             data_free(step, FAR, _task, share)
@@ -157,8 +169,8 @@ def test_data_free_errors():
 def test_a_share_below_one_needs_real_images():
     parts = _parts(d_terms={"real": _real})
     batch = {"label": np.zeros(B, np.int32)}
-    step = data_free(make_train_step(**parts), FAR, _task, share=0.5)
-    state = init_state(jax.random.key(0), batch, **parts)
+    step = data_free(make_train_step(Setup(**parts)), FAR, _task, share=0.5)
+    state = init_state(Setup(**parts), jax.random.key(0), batch)
     with pytest.raises(ValueError, match=r"share=0.5 keeps real images; the batch has \['label'\]"):
         jax.eval_shape(step, state, FAR_VARIABLES, batch)
 
@@ -183,16 +195,16 @@ def test_the_discriminator_gets_the_labels_of_the_teacher_s_images():
     count, classes = 16, 7
     d_terms = {
         "distance": Term(lambda f: jnp.abs(f.real - f.inputs.condition[0])),
-        "score": Term(lambda f: jnp.abs(f.real_scores)),
+        "score": Term(lambda f: jnp.abs(f.discriminator.real_scores)),
         "label": Term(
             lambda f, _: (0.0, f.inputs.condition[0]), init=lambda: jnp.zeros(count, jnp.int32)
         ),
     }
     task = noise(3, count, classes)
-    parts = _parts(nets=nets, g_terms=G_TERMS | {"z": Term(lambda f: 0.0)}, d_terms=d_terms)
-    parts["inputs"] = task
-    state = init_state(jax.random.key(0), {}, **parts)
-    step = jax.jit(data_free(make_train_step(**parts), teacher, task))
+    parts = _parts(networks=nets, g_terms=G_TERMS | {"z": Term(lambda f: 0.0)}, d_terms=d_terms)
+    parts["task"] = task
+    state = init_state(Setup(**parts), jax.random.key(0), {})
+    step = jax.jit(data_free(make_train_step(Setup(**parts)), teacher, task))
     labels = []
     for _ in range(2):
         before = _v(state)
@@ -214,9 +226,9 @@ def test_the_discriminator_gets_the_labels_of_the_teacher_s_images():
 def test_self_distillation_by_hand():
     network, average = _linear("w", W), 2.5
     nets = Networks(network, _linear("v", V), teacher=network)
-    parts = _parts(nets=nets, g_terms={"pixel": PIXEL, "z": _LATENTS}, d_terms={})
-    step = jax.jit(self_distillation(make_train_step(**parts, ema=0.9)))
-    state = init_state(jax.random.key(0), BATCH, **parts)
+    parts = _parts(networks=nets, g_terms={"pixel": PIXEL, "z": _LATENTS}, d_terms={})
+    step = jax.jit(self_distillation(make_train_step(Setup(**parts, ema=lambda step: 0.9))))
+    state = init_state(Setup(**parts), jax.random.key(0), BATCH)
     state = state._replace(ema={"params": {"w": jnp.float32(average)}})
     w = W
     for _ in range(2):
@@ -233,14 +245,14 @@ def test_self_distillation_keeps_the_other_frozen_networks():
     network = _linear("w", W)
     nets = Networks(network, None, network, _linear("v", 9.0), _linear("e", 9.0))
     terms = {
-        "teacher": Term(lambda f: f.teacher_fn(jnp.ones(B))[0]),
-        "score": Term(lambda f: f.teacher_discriminate(jnp.ones(B))[0]),
-        "feature": Term(lambda f: f.extract(jnp.ones(B))["twice"]),
+        "teacher": Term(lambda f: f.teacher(jnp.ones(B))[0]),
+        "score": Term(lambda f: f.teacher_discriminator(jnp.ones(B))[0]),
+        "feature": Term(lambda f: f.extractor(jnp.ones(B))[1]["twice"]),
     }
-    parts = _parts(nets=nets, g_terms=terms, d_terms={})
-    state = init_state(jax.random.key(0), {}, **parts)
+    parts = _parts(networks=nets, g_terms=terms, d_terms={})
+    state = init_state(Setup(**parts), jax.random.key(0), {})
     frozen = Teacher(*({"params": {name: jnp.float32(n)}} for n, name in enumerate("wve", start=3)))
-    _, metrics = self_distillation(make_train_step(**parts))(state, frozen, {})
+    _, metrics = self_distillation(make_train_step(Setup(**parts)))(state, frozen, {})
     values = [float(metrics[f"g/{name}"]) for name in terms]
     np.testing.assert_allclose(values, [W, 4.0, 10.0], rtol=1e-6)
 
@@ -266,18 +278,23 @@ def _by_hand(before, after):
 
 def _student_parts(teacher, terms, discriminator=None):
     nets = Networks(_linear("w", W), discriminator, teacher)
-    return _parts(nets=nets, g_terms={**terms, "z": _LATENTS}, d_terms={})
+    return _parts(networks=nets, g_terms={**terms, "z": _LATENTS}, d_terms={})
 
 
 def _online(student, teachers, **options):
-    steps = {name: make_train_step(**parts, ema=0.75) for name, parts in teachers.items()}
-    step = online_distillation(make_train_step(**student, ema=0.5), steps, **options)
-    state = init_state(jax.random.key(0), BATCH, **student)
+    steps = {
+        name: make_train_step(Setup(**parts, ema=lambda step: 0.75))
+        for name, parts in teachers.items()
+    }
+    step = online_distillation(
+        make_train_step(Setup(**student, ema=lambda step: 0.5)), steps, **options
+    )
+    state = init_state(Setup(**student), jax.random.key(0), BATCH)
     states = {
-        name: init_state(jax.random.key(seed), BATCH, **parts)
+        name: init_state(Setup(**parts), jax.random.key(seed), BATCH)
         for seed, (name, parts) in enumerate(teachers.items(), start=1)
     }
-    return state._replace(teachers=states), step
+    return with_teachers(state, states), step
 
 
 @pytest.mark.parametrize("averaged", [False, True])
@@ -289,7 +306,7 @@ def test_one_teacher_online_by_hand(averaged):
     step, w, teacher, average = jax.jit(step), W, WIDE, WIDE[0]
     for number in (1, 2):
         state, metrics = step(state, None, BATCH)
-        after = state.teachers["wide"]
+        after = state.wrappers["teachers"]["wide"]
         np.testing.assert_allclose(metrics["wide/d/real_score"], teacher[1] * REAL.mean(), 1e-5)
         teacher = _by_hand(teacher, after)
         np.testing.assert_allclose([_w(after), _v(after)], teacher, rtol=2e-5)
@@ -319,46 +336,47 @@ def test_two_teachers_online_by_hand():
     teachers = {"wide": _teacher_parts(WIDE), "deep": _teacher_parts(DEEP)}
     before, step = _online(student, teachers)
     state, metrics = jax.jit(step)(before, None, BATCH)
-    wide = _by_hand(WIDE, state.teachers["wide"])[0]
-    deep = _by_hand(DEEP, state.teachers["deep"])[0]
+    wide = _by_hand(WIDE, state.wrappers["teachers"]["wide"])[0]
+    deep = _by_hand(DEEP, state.wrappers["teachers"]["deep"])[0]
     z, mean = _latents(state.terms.generator), (wide + deep) / 2
     np.testing.assert_allclose(metrics["g/deep/pixel"], np.mean(((W - deep) * z) ** 2), rtol=1e-5)
     np.testing.assert_allclose(metrics["g/both"], np.mean(((W - mean) * z) ** 2), rtol=1e-5)
     gradient = np.mean(2 * (W - deep) * z**2) + 0.5 * np.mean(2 * (W - mean) * z**2)
     np.testing.assert_allclose(_w(state), W - RATES.generator * gradient, rtol=1e-5)
-    assert set(state.teachers) == {"wide", "deep"}
+    assert set(state.wrappers["teachers"]) == {"wide", "deep"}
     assert {name.split("/")[0] for name in metrics} == {"g", "wide", "deep"}
 
     # The teachers' steps are independent of the student.
     for name, parts in teachers.items():
-        separate, teacher_metrics = make_train_step(**parts, ema=0.75)(
-            before.teachers[name], None, BATCH
+        separate, teacher_metrics = make_train_step(Setup(**parts, ema=lambda step: 0.75))(
+            before.wrappers["teachers"][name], None, BATCH
         )
-        _assert_close(separate, state.teachers[name])
+        _assert_close(separate, state.wrappers["teachers"][name])
         _assert_close(teacher_metrics, {key: metrics[f"{name}/{key}"] for key in teacher_metrics})
 
 
 def test_online_teachers_provide_scores_and_keep_the_extractor():
     networks = {"wide": _linear("w", 99.0), "deep": _linear("w", 99.0)}
     discriminators = {"wide": _linear("v", 99.0), "deep": _linear("v", 99.0)}
-    score_terms = {"score": Term(lambda f: f.teacher_discriminate(jnp.ones(B))[0])}
+    score_terms = {"score": Term(lambda f: f.teacher_discriminator(jnp.ones(B))[0])}
     terms = {
         **for_teacher("wide", score_terms),
         **for_teacher("deep", score_terms),
         **score_terms,
-        "feature": Term(lambda f: f.extract(jnp.ones(B))["twice"]),
+        "feature": Term(lambda f: f.extractor(jnp.ones(B))[1]["twice"]),
     }
     student = _student_parts(ensemble(networks), terms)
-    student["nets"] = student["nets"]._replace(
+    student["networks"] = student["networks"]._replace(
         teacher_discriminator=ensemble(discriminators), extractor=_linear("e", 99.0)
     )
     wide_parts = _teacher_parts(WIDE)
-    wide_parts["nets"] = wide_parts["nets"]._replace(teacher=_linear("w", 99.0))
-    wide_parts["g_terms"] = {**G_TERMS, "own": Term(lambda f: f.teacher_fn(jnp.ones(B))[0])}
+    wide_parts["networks"] = wide_parts["networks"]._replace(teacher=_linear("w", 99.0))
+    own = Term(lambda f: f.teacher(jnp.ones(B))[0])
+    wide_parts["losses"] = wide_parts["losses"]._replace(generator={**G_TERMS, "own": own})
     state, step = _online(student, {"wide": wide_parts, "deep": _teacher_parts(DEEP)})
     frozen = Teacher({"params": {"w": 6.0}}, None, {"params": {"e": jnp.float32(5.0)}})
     state, metrics = jax.jit(step)(state, frozen, BATCH)
-    v = {name: _v(teacher) for name, teacher in state.teachers.items()}
+    v = {name: _v(teacher) for name, teacher in state.wrappers["teachers"].items()}
     actual = [metrics[f"g/{name}"] for name in ("wide/score", "deep/score", "score", "feature")]
     expected = [v["wide"], v["deep"], (v["wide"] + v["deep"]) / 2, 10.0]
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
@@ -368,34 +386,38 @@ def test_online_teachers_provide_scores_and_keep_the_extractor():
 def test_the_discriminator_of_an_online_teacher():
     nets = Networks(_linear("w", W), None, _linear("w", 9.0), _linear("v", 9.0))
     student = _parts(
-        nets=nets,
-        g_terms={"score": Term(lambda f: f.teacher_discriminate(jnp.ones(B))[0])},
+        networks=nets,
+        g_terms={"score": Term(lambda f: f.teacher_discriminator(jnp.ones(B))[0])},
         d_terms={},
     )
     state, step = _online(student, {"wide": _teacher_parts(WIDE)})
     state, metrics = step(state, None, BATCH)
-    np.testing.assert_allclose(metrics["g/score"], _v(state.teachers["wide"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["g/score"], _v(state.wrappers["teachers"]["wide"]), rtol=1e-6
+    )
 
 
 def test_an_online_teacher_without_discriminator():
     parts = _parts(
-        nets=Networks(_linear("w", 1.5)), g_terms={"x": Term(lambda f: f.fake)}, d_terms={}
+        networks=Networks(_linear("w", 1.5)),
+        g_terms={"x": Term(lambda f: f.student.output)},
+        d_terms={},
     )
     state, step = _online(_student_parts(_linear("w", 9.0), {"pixel": PIXEL}), {"generator": parts})
     state, _ = step(state, None, BATCH)
-    assert state.teachers["generator"].discriminator == ()
-    assert _w(state.teachers["generator"]) != 1.5
+    assert state.wrappers["teachers"]["generator"].discriminator == ()
+    assert _w(state.wrappers["teachers"]["generator"]) != 1.5
 
 
 def test_online_distillation_errors():
     student = _student_parts(_linear("w", 9.0), {"pixel": PIXEL})
     state, step = _online(student, {"wide": _teacher_parts(WIDE)})
     with pytest.raises(ValueError, match=r"online_distillation\(\) needs at least one teacher"):
-        online_distillation(make_train_step(**student), {})
-    with pytest.raises(ValueError, match=r"state\.teachers has none; .* wide"):
-        step(state._replace(teachers={}), None, BATCH)
-    with pytest.raises(ValueError, match=r"state\.teachers has deep; .* wide"):
-        step(state._replace(teachers={"deep": state.teachers["wide"]}), None, BATCH)
+        online_distillation(make_train_step(Setup(**student)), {})
+    with pytest.raises(ValueError, match=r"the state has teachers none; expected wide"):
+        step(with_teachers(state, {}), None, BATCH)
+    with pytest.raises(ValueError, match=r"the state has teachers deep; expected wide"):
+        step(with_teachers(state, {"deep": state.wrappers["teachers"]["wide"]}), None, BATCH)
 
 
 # Several steps in one call.
@@ -403,14 +425,17 @@ def test_online_distillation_errors():
 
 def _lazy_parts():
     """Stateful terms and weights, whose states a scan must carry."""
-    lazy = Term(lambda f: f.fake**2, weights.uncertainty(), every=2)
+    lazy = Term(lambda f: f.student.output**2, weights.uncertainty(), every=2)
     return _parts(g_terms={**G_TERMS, "lazy": lazy})
 
 
 def test_multi_step_equals_single_steps():
     parts, count = _lazy_parts(), 3
     images = np.random.default_rng(0).normal(size=(count * B,)).astype(np.float32)
-    state, step = init_state(jax.random.key(0), BATCH, **parts), make_train_step(**parts)
+    state, step = (
+        init_state(Setup(**parts), jax.random.key(0), BATCH),
+        make_train_step(Setup(**parts)),
+    )
     scanned_state, means = jax.jit(multi_step(step, count))(state, None, {"image": images})
     rows, single = [], jax.jit(step)
     for part in images.reshape(count, B):
@@ -428,8 +453,8 @@ def test_multi_step_equals_single_steps():
 
 def test_multi_step_without_a_batch():
     parts = _parts(g_terms=G_TERMS, d_terms={"z": _LATENTS})
-    state = init_state(jax.random.key(0), {}, **parts)
-    step = data_free(make_train_step(**parts), FAR, _task)
+    state = init_state(Setup(**parts), jax.random.key(0), {})
+    step = data_free(make_train_step(Setup(**parts)), FAR, _task)
     scanned_state, means = jax.jit(multi_step(step, 4))(state, FAR_VARIABLES, {})
     rows = []
     for _ in range(4):
@@ -441,7 +466,10 @@ def test_multi_step_without_a_batch():
 
 def test_multi_step_errors():
     parts = _parts()
-    state, step = init_state(jax.random.key(0), BATCH, **parts), make_train_step(**parts)
+    state, step = (
+        init_state(Setup(**parts), jax.random.key(0), BATCH),
+        make_train_step(Setup(**parts)),
+    )
     for count in (0, -1):
         with pytest.raises(ValueError, match=rf"count={count} steps in one call"):
             multi_step(step, count)
@@ -505,9 +533,8 @@ def _with_ensemble(terms, states=None, fake=FAKE, **changes):
     network = ensemble({"a": _offset(1.0), "ab": _offset(4.0)})
     variables = {"a": {}, "ab": {}}
     image, taps, _ = network.apply(variables, FAKE)
-    forward = Forward(*[None] * len(Forward._fields))._replace(
-        step=jnp.int32(0),
-        fake=fake,
+    forward = make_forward(
+        fake,
         teacher=image,
         teacher_taps=taps,
         teacher_fn=lambda x: network.apply(variables, x)[:2],
@@ -518,11 +545,11 @@ def _with_ensemble(terms, states=None, fake=FAKE, **changes):
 
 def test_terms_for_one_teacher_read_its_image_taps_and_further_passes():
     terms = {
-        "image": Term(lambda f: f.teacher - f.fake),
-        "tap": Term(lambda f: f.teacher_taps["twice"] - 2.0 * f.fake),
-        "pass": Term(lambda f: f.teacher_fn(jnp.zeros(4))[0], 3.0),
-        "pass_tap": Term(lambda f: f.teacher_fn(jnp.zeros(4))[1]["twice"]),
-        "names": Term(lambda f: float(list(f.teacher_taps) == ["twice"])),
+        "image": Term(lambda f: f.teacher.output - f.student.output),
+        "tap": Term(lambda f: f.teacher.taps["twice"] - 2.0 * f.student.output),
+        "pass": Term(lambda f: f.teacher(jnp.zeros(4))[0], 3.0),
+        "pass_tap": Term(lambda f: f.teacher(jnp.zeros(4))[1]["twice"]),
+        "names": Term(lambda f: float(list(f.teacher.taps) == ["twice"])),
     }
     _, values, _ = _with_ensemble({**for_teacher("a", terms), **for_teacher("ab", terms)})
     expected = {"image": 1.0, "tap": 2.0, "pass": 1.0, "pass_tap": 2.0, "names": 1.0}
@@ -533,23 +560,23 @@ def test_terms_for_one_teacher_read_its_image_taps_and_further_passes():
 
 
 def test_errors_of_terms_for_one_teacher():
-    terms = {"tap": Term(lambda f: f.teacher_taps["twice"])}
+    terms = {"tap": Term(lambda f: f.teacher.taps["twice"])}
     with pytest.raises(ValueError, match="term 'tap': no tap 'twice'"):
         _with_ensemble(terms)
     with pytest.raises(ValueError, match="term 'c/tap': there is no teacher 'c'; there is a, ab"):
         _with_ensemble(for_teacher("c", terms))
-    with pytest.raises(ValueError, match=r"term 'a/tap': .* teacher 'a', but nets has no"):
+    with pytest.raises(ValueError, match=r"term 'a/tap': .*networks\.teacher is None"):
         weighted_total(
             for_teacher("a", terms),
-            Forward(*[None] * len(Forward._fields))._replace(fake=FAKE),
+            make_forward(FAKE),
             init_terms(terms | for_teacher("a", terms)),
         )
 
 
 def test_terms_for_one_teacher_keep_state_weight_interval_and_lower_bound():
     def running(forward, mean):
-        mean = 0.5 * mean + 0.5 * forward.teacher.mean()
-        return forward.fake - mean, mean
+        mean = 0.5 * mean + 0.5 * forward.teacher.output.mean()
+        return forward.student.output - mean, mean
 
     original = Term(running, 2.0, every=2, init=lambda: jnp.asarray(1.0), lower_bound=-1.0)
     (name, term), *rest = for_teacher("a", {"run": original}).items()
@@ -568,7 +595,7 @@ def test_weights_of_terms_for_one_teacher_read_it_too():
     fake = FAKE + 0.5
     terms = {
         # Gradients at the image: 2 (fake - teacher) / B each, against 5 / B each.
-        "balance": Term(PIXEL.fn, weights.gradient_balanced(lambda f: 5.0 * f.fake)),
+        "balance": Term(PIXEL.fn, weights.gradient_balanced(lambda f: 5.0 * f.student.output)),
         "trust": Term(lambda f: jnp.ones(4), weights.confidence()),
     }
 
@@ -599,11 +626,10 @@ def test_weights_of_terms_for_one_teacher_read_it_too():
 def _mlp_parts(seed=0, width=8, batch_size=8, **changes):
     pair = mlp.gan(4, width, depth=1, classes=3)
     return {
-        "nets": Networks(pair.generator, pair.discriminator),
+        "networks": Networks(pair.generator, pair.discriminator),
         "optimizers": PerNetwork(optax.sgd(0.05), optax.sgd(0.05)),
-        "g_terms": {"adv": G_TERMS["adv"]},
-        "d_terms": {"adv": D_TERMS["adv"]},
-        "inputs": noise(3, batch_size, classes=3),
+        "task": noise(3, batch_size, classes=3),
+        "losses": PerNetwork({"adv": G_TERMS["adv"]}, {"adv": D_TERMS["adv"]}),
         **changes,
     }
 
@@ -617,16 +643,17 @@ def _labelled(count):
 def _nested_wrappers():
     teacher = mlp.generator(4, 16, depth=1, classes=3)
     parts = _mlp_parts()
-    parts["nets"] = parts["nets"]._replace(teacher=parts["nets"].generator)
-    parts["g_terms"] = {**parts["g_terms"], "pixel": PIXEL_IMAGE}
+    parts["networks"] = parts["networks"]._replace(teacher=parts["networks"].generator)
+    terms = parts["losses"].generator | {"pixel": PIXEL_IMAGE}
+    parts["losses"] = parts["losses"]._replace(generator=terms)
     step = multi_step(
-        data_free(self_distillation(make_train_step(**parts)), teacher, parts["inputs"]), 3
+        data_free(self_distillation(make_train_step(Setup(**parts))), teacher, parts["task"]), 3
     )
     frozen = Teacher(teacher.init(jax.random.key(7), jnp.zeros((8, 3)), jnp.zeros(8, jnp.int32)))
     return parts, step, frozen
 
 
-PIXEL_IMAGE = Term(lambda f: losses.response.l2(f.fake, f.teacher))
+PIXEL_IMAGE = Term(lambda f: losses.response.l2(f.student.output, f.teacher.output))
 
 
 @pytest.mark.parametrize("wrapper", ["online_distillation", "multi_step", "nested"])
@@ -634,30 +661,29 @@ def test_many_devices_agree_with_one(wrapper):
     frozen, batch = None, _labelled(8)
     if wrapper == "online_distillation":
         teacher = mlp.generator(4, 16, depth=1, classes=3)
-        parts = _mlp_parts(d_terms={}, g_terms={"pixel": PIXEL_IMAGE})
-        parts["nets"] = Networks(parts["nets"].generator, teacher=teacher)
+        parts = _mlp_parts(losses=PerNetwork({"pixel": PIXEL_IMAGE}))
+        parts["networks"] = Networks(parts["networks"].generator, teacher=teacher)
         wide_parts = _mlp_parts(width=16)
         step = online_distillation(
-            make_train_step(**parts), {"wide": make_train_step(**wide_parts)}
+            make_train_step(Setup(**parts)), {"wide": make_train_step(Setup(**wide_parts))}
         )
 
         def init():
-            state = init_state(jax.random.key(0), batch, **parts)
-            return state._replace(
-                teachers={"wide": init_state(jax.random.key(1), batch, **wide_parts)}
-            )
+            state = init_state(Setup(**parts), jax.random.key(0), batch)
+            wide = init_state(Setup(**wide_parts), jax.random.key(1), batch)
+            return with_teachers(state, {"wide": wide})
     elif wrapper == "multi_step":
         parts, batch = _mlp_parts(), _labelled(16)
-        step = multi_step(make_train_step(**parts), 2)
+        step = multi_step(make_train_step(Setup(**parts)), 2)
 
         def init():
-            return init_state(jax.random.key(0), _labelled(8), **parts)
+            return init_state(Setup(**parts), jax.random.key(0), _labelled(8))
     else:
         parts, step, frozen = _nested_wrappers()
         batch = {}
 
         def init():
-            return init_state(jax.random.key(0), {}, **parts)
+            return init_state(Setup(**parts), jax.random.key(0), {})
 
     results = []
     for mesh in (None, make_mesh(8)):
@@ -677,8 +703,9 @@ def test_many_devices_agree_with_one(wrapper):
 
 def _without_keys(tree):
     state, metrics = tree
-    teachers = {name: t._replace(key=()) for name, t in state.teachers.items()}
-    return state._replace(teachers=teachers), metrics
+    teachers = state.wrappers.get("teachers", {})
+    teachers = {name: teacher._replace(key=()) for name, teacher in teachers.items()}
+    return with_teachers(state, teachers), metrics
 
 
 @pytest.mark.parametrize(
@@ -691,8 +718,8 @@ def test_skip_nonfinite_looks_at_every_metric(value, skipped):
         return state, {"finite": jnp.zeros(()), "tested": batch["value"]}
 
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, jax.random.key(0), jnp.zeros(2), (), (), (), skipped=zero)
+    state = TrainState(zero, jax.random.key(0), jnp.zeros(2), (), (), (), {"skipped": zero})
     after, metrics = skip_nonfinite(step, 3)(state, None, {"value": jnp.float32(value)})
-    assert int(metrics["skipped"]) == int(after.skipped) == skipped
+    assert int(metrics["skipped"]) == int(after.wrappers["skipped"]) == skipped
     assert int(after.step) == 1
     np.testing.assert_array_equal(after.generator, np.full(2, 1.0 - skipped))

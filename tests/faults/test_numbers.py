@@ -30,12 +30,12 @@ def broken_at(value, steps=(STEP,)):
 
 def in_a_generator_term(value, steps=(STEP,)):
     factor = broken_at(value, steps)
-    return kd.Term(lambda f: factor(f) * jnp.abs(f.fake).mean())
+    return kd.Term(lambda f: factor(f) * jnp.abs(f.student.output).mean())
 
 
 def in_a_discriminator_term(value, steps=(STEP,)):
     factor = broken_at(value, steps)
-    return kd.Term(lambda f: factor(f) * jnp.abs(f.fake_scores).mean())
+    return kd.Term(lambda f: factor(f) * jnp.abs(f.discriminator.fake_scores).mean())
 
 
 @jax.custom_vjp
@@ -53,7 +53,9 @@ with_nan_gradient.defvjp(
 def in_a_gradient(value, steps=(STEP,)):
     del value
     return kd.Term(
-        lambda f: with_nan_gradient(jnp.abs(f.fake).mean(), jnp.isin(f.step + 1, jnp.array(steps)))
+        lambda f: with_nan_gradient(
+            jnp.abs(f.student.output).mean(), jnp.isin(f.step + 1, jnp.array(steps))
+        )
     )
 
 
@@ -121,7 +123,7 @@ def teacher_case(batches, value, steps):
         del bad
         return student.init(key, z)
 
-    plain = kd.latents(training.LATENT, conditional=False)
+    plain = kd.latents(training.LATENT)
 
     def inputs(key, batch):
         latents = plain(key, batch)
@@ -129,19 +131,20 @@ def teacher_case(batches, value, steps):
 
     parts = training.parts()
     parts |= {
-        "nets": kd.Networks(
+        "networks": kd.Networks(
             kd.Network(student_init, student_apply),
             training.STUDENT.discriminator,
             kd.Network(init, apply),
         ),
-        "inputs": inputs,
+        "task": inputs,
     }
+    setup = kd.Setup(**parts, ema=0.9)
     plan = harness.TrainingPlan(
-        init=functools.partial(kd.init_state, **parts),
-        step=kd.make_train_step(**parts, ema=0.9),
+        init=functools.partial(kd.init_state, setup),
+        step=kd.make_train_step(setup),
         teacher=kd.Teacher(training.teacher_variables()),
         steps=20,
-        diagnosis=kd.diagnostics.diagnosis(**parts),
+        diagnosis=kd.diagnostics.diagnosis(setup),
     )
     return (
         plan,
@@ -188,13 +191,13 @@ def test_the_error_names_the_step_and_the_cause(tmp_path, where, value):
 def test_a_skipped_step_leaves_the_state_unchanged(where):
     plan, batches, _ = case(where, np.nan)
     example = next(batches)
-    state = jax.jit(plan.init)(jax.random.key(3), example)
+    state = kd.with_skip_count(jax.jit(plan.init)(jax.random.key(3), example))
     step = jax.jit(kd.skip_nonfinite(plan.step))
     for number in range(1, STEP + 3):
-        before = faults.digest(state._replace(skipped=(), step=()))
+        before = faults.digest(state._replace(wrappers=(), step=()))
         state, metrics = step(state, plan.teacher, next(batches))
         assert int(metrics["skipped"]) == (number >= STEP)
-        assert (faults.digest(state._replace(skipped=(), step=())) == before) == (number >= STEP)
+        assert (faults.digest(state._replace(wrappers=(), step=())) == before) == (number >= STEP)
         assert int(state.step) == min(number, STEP - 1)
 
 
@@ -221,7 +224,7 @@ def test_a_skipped_step_equals_a_training_without_its_batch(tmp_path):
     plan, batches, _ = case("batch", np.nan)
     example = next(batches)
     step = jax.jit(kd.skip_nonfinite(plan.step, 1), compiler_options=FUSED)
-    state = jax.jit(plan.init)(jax.random.key(3), example)
+    state = kd.with_skip_count(jax.jit(plan.init)(jax.random.key(3), example))
     expected, plain_step = state, jax.jit(plan.step, compiler_options=FUSED)
     for number in range(1, 12):
         batch = next(batches)
@@ -230,9 +233,9 @@ def test_a_skipped_step_equals_a_training_without_its_batch(tmp_path):
             expected = expected._replace(step=expected.step + 1)
         else:
             expected, _ = plain_step(expected, plan.teacher, batch)
-    state_digest = faults.digest(state._replace(skipped=()))
-    assert state_digest == faults.digest(expected._replace(skipped=()))
-    assert int(state.skipped) == 1
+    state_digest = faults.digest(state._replace(wrappers=()))
+    assert state_digest == faults.digest(expected._replace(wrappers=()))
+    assert int(state.wrappers["skipped"]) == 1
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):

@@ -96,7 +96,7 @@ def test_the_range_of_the_teachers_images(tmp_path, monkeypatch, scale, message)
     teacher = kd.PerNetwork(network._replace(apply=apply), None)
     assert_rejected(
         tmp_path, monkeypatch, message, teacher=training.teacher_variables(),
-        nets=kd.Networks(*training.STUDENT, teacher=teacher.generator),
+        networks=kd.Networks(*training.STUDENT, teacher=teacher.generator),
     )  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_the_teacher_is_unchanged_after_a_thousand_steps(tmp_path):
     placed = kd.place(plan.teacher, kd.make_mesh(data=2, devices=jax.devices()[:2]))
     step = kd.compile_step(kd.skip_nonfinite(plan.step), donate=True)
     batches = training.batches()
-    state = plan.init(jax.random.key(0), next(batches))
+    state = kd.with_skip_count(plan.init(jax.random.key(0), next(batches)))
     on_device = jax.device_put(variables)
     for _ in range(1000):
         state, _ = step(state, kd.Teacher(on_device), next(batches))

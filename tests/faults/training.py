@@ -35,13 +35,15 @@ STUDENT = kd.models.mlp.gan(SIZE, 4)
 def parts(g_terms=None, d_terms=None, teacher=TEACHER):
     """The arguments of a training step."""
     adversarial = kd.methods.nonsaturating()
-    response = kd.Term(lambda f: kd.losses.response.l1(f.fake, f.teacher))
+    response = kd.Term(lambda f: kd.losses.response.l1(f.student.output, f.teacher.output))
     return {
-        "nets": kd.Networks(*STUDENT, teacher=teacher.generator),
+        "networks": kd.Networks(*STUDENT, teacher=teacher.generator),
         "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
-        "g_terms": {**adversarial.generator, "response": response, **(g_terms or {})},
-        "d_terms": {**adversarial.discriminator, **(d_terms or {})},
-        "inputs": kd.latents(LATENT, conditional=False),
+        "task": kd.latents(LATENT),
+        "losses": kd.PerNetwork(
+            {**adversarial.generator, "response": response, **(g_terms or {})},
+            {**adversarial.discriminator, **(d_terms or {})},
+        ),
     }
 
 
@@ -51,17 +53,17 @@ def teacher_variables(network=TEACHER, latent=LATENT):
 
 
 def training_plan(steps, teacher=None, wrap=lambda step: step, **changes):
-    """The training plan; `changes` are passed to `parts`, but `nets` replaces its entry."""
-    nets = changes.pop("nets", None)
-    arguments = parts(**changes) | ({"nets": nets} if nets else {})
+    """The training plan; `changes` are passed to `parts`, but `networks` replaces its entry."""
+    networks = changes.pop("networks", None)
+    arguments = parts(**changes) | ({"networks": networks} if networks else {})
+    setup = kd.Setup(**arguments, ema=0.9)
     return harness.TrainingPlan(
-        init=partial(kd.init_state, **arguments),
-        step=wrap(kd.make_train_step(**arguments, ema=0.9)),
+        init=partial(kd.init_state, setup),
+        step=wrap(kd.make_train_step(setup)),
         teacher=kd.Teacher(teacher_variables() if teacher is None else teacher),
         steps=steps,
-        diagnosis=diagnostics.diagnosis(**arguments),
-        nets=arguments["nets"],
-        inputs=arguments["inputs"],
+        diagnosis=diagnostics.diagnosis(setup),
+        setup=setup,
     )
 
 

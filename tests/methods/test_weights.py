@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from forwards import make_forward
 
 from kd_jax import losses
-from kd_jax.core.objective import Forward, Term, Weight, init_terms, weighted_total
-from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.objective import Term, Weight, init_terms, weighted_total
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
 from kd_jax.core.step import make_train_step
 from kd_jax.core.types import Taps
 from kd_jax.methods.weights import confidence, gradient_balanced, scaled, uncertainty
@@ -21,9 +23,7 @@ B = len(FAKE)
 
 
 def _forward(fake=FAKE, step=0, **fields):
-    return Forward(*[None] * len(Forward._fields))._replace(
-        step=jnp.int32(step), fake=jnp.asarray(fake), **fields
-    )
+    return make_forward(jnp.asarray(fake), step=step, **fields)
 
 
 def _sigmoid(x):
@@ -47,8 +47,8 @@ def _run(term, forwards):
 def test_ratio_of_linear_terms():
     """The mean of c x has gradient c / B at each of B images, with norm |c| / sqrt(B)."""
     for term, against, of in [(4.0, 1.0, 1.0), (0.5, -3.0, 1.0), (-2.0, 5.0, 0.3)]:
-        weight = gradient_balanced(lambda f, a=against: a * f.fake, of)
-        weights, totals = _run(Term(lambda f, t=term: t * f.fake, weight), [_forward()])
+        weight = gradient_balanced(lambda f, a=against: a * f.student.output, of)
+        weights, totals = _run(Term(lambda f, t=term: t * f.student.output, weight), [_forward()])
         ratio = of * abs(against) / (abs(term) + 1e-6 * np.sqrt(B))
         np.testing.assert_allclose(weights, [ratio], rtol=1e-5)
         np.testing.assert_allclose(totals, [ratio * term * FAKE.mean()], rtol=1e-5)
@@ -57,8 +57,8 @@ def test_ratio_of_linear_terms():
 def test_norms_are_over_the_batch_of_images_of_any_shape():
     fake = np.random.default_rng(0).normal(size=(3, 4, 4, 2)).astype(np.float32)
     term = Term(
-        lambda f: (f.fake**2).sum(axis=(1, 2, 3)),
-        gradient_balanced(lambda f: (f.fake**3).mean(axis=(1, 2, 3))),
+        lambda f: (f.student.output**2).sum(axis=(1, 2, 3)),
+        gradient_balanced(lambda f: (f.student.output**3).mean(axis=(1, 2, 3))),
     )
     (weight,), _ = _run(term, [_forward(fake)])
     x = fake.astype(np.float64)
@@ -67,7 +67,9 @@ def test_norms_are_over_the_batch_of_images_of_any_shape():
 
 
 def test_a_scalar_term_is_balanced_against_a_term_per_example():
-    term = Term(lambda f: f.fake.mean(), gradient_balanced(lambda f: 3.0 * f.fake))
+    term = Term(
+        lambda f: f.student.output.mean(), gradient_balanced(lambda f: 3.0 * f.student.output)
+    )
     weights, _ = _run(term, [_forward()])
     np.testing.assert_allclose(weights, [3.0], rtol=1e-5)
 
@@ -76,9 +78,9 @@ def test_the_gradient_of_the_scores_reaches_the_image():
     def score(x):
         return -5.0 * x, Taps()
 
-    forward = _forward(discriminate=score, fake_scores=score(FAKE)[0])
-    weight = gradient_balanced(lambda f: f.fake_scores)
-    weights, _ = _run(Term(lambda f: 2.0 * f.fake, weight), [forward])
+    forward = _forward(discriminate=score)
+    weight = gradient_balanced(lambda f: f.discriminator.fake_scores)
+    weights, _ = _run(Term(lambda f: 2.0 * f.student.output, weight), [forward])
     np.testing.assert_allclose(weights, [2.5], rtol=1e-5)
 
 
@@ -89,26 +91,26 @@ def test_the_moving_average_of_the_ratio_is_debiased(decay):
         total, count = decay * total + (1 - decay) * ratio, decay * count + (1 - decay)
         expected.append(total / count)
     assert expected[0] == pytest.approx(2.0)
-    weight = gradient_balanced(lambda f: f.real * f.fake, decay=decay)
+    weight = gradient_balanced(lambda f: f.real * f.student.output, decay=decay)
     forwards = [_forward(real=jnp.float32(ratio)) for ratio in ratios]
-    weights, _ = _run(Term(lambda f: f.fake, weight), forwards)
+    weights, _ = _run(Term(lambda f: f.student.output, weight), forwards)
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
 
 
 def test_ratio_has_a_limit():
-    weight = gradient_balanced(lambda f: 100.0 * f.fake, 2.0, limit=5.0)
-    weights, _ = _run(Term(lambda f: f.fake, weight), [_forward()])
+    weight = gradient_balanced(lambda f: 100.0 * f.student.output, 2.0, limit=5.0)
+    weights, _ = _run(Term(lambda f: f.student.output, weight), [_forward()])
     np.testing.assert_allclose(weights, [10.0], rtol=1e-6)
     # A term of features only has no gradient at the image.
-    features = Term(lambda f: f.taps["x"], gradient_balanced(lambda f: f.fake))
+    features = Term(lambda f: f.student.taps["x"], gradient_balanced(lambda f: f.student.output))
     weights, _ = _run(features, [_forward(taps=Taps(x=jnp.ones(B)))])
     np.testing.assert_allclose(weights, [1e4], rtol=1e-6)
 
 
 def test_the_balanced_ratio_uses_the_state_of_a_stateful_term():
     term = Term(
-        lambda f, s: (s * f.fake, 2.0 * s),
-        gradient_balanced(lambda f: f.fake, decay=0.0),
+        lambda f, s: (s * f.student.output, 2.0 * s),
+        gradient_balanced(lambda f: f.student.output, decay=0.0),
         init=lambda: jnp.asarray(4.0),
     )
     weights, _ = _run(term, [_forward()] * 2)
@@ -117,9 +119,9 @@ def test_the_balanced_ratio_uses_the_state_of_a_stateful_term():
 
 def test_of_may_be_a_schedule_or_another_weight():
     def run(of, steps=3):
-        weight = gradient_balanced(lambda f: f.fake * f.real, of, decay=0.0)
+        weight = gradient_balanced(lambda f: f.student.output * f.real, of, decay=0.0)
         forwards = [_forward(step=n, real=jnp.float32(n + 1)) for n in range(steps)]
-        return _run(Term(lambda f: jnp.abs(f.fake), weight), forwards)[0]
+        return _run(Term(lambda f: jnp.abs(f.student.output), weight), forwards)[0]
 
     np.testing.assert_allclose(run(0.25), [0.25, 0.5, 0.75], rtol=1e-5)
     schedule = optax.linear_schedule(1.0, 0.0, 2)
@@ -131,7 +133,7 @@ def test_of_may_be_a_schedule_or_another_weight():
 def test_a_decay_outside_its_range_raises():
     for decay in (1.0, -0.1):
         with pytest.raises(ValueError, match=r"decay=.* is not in \[0, 1\)"):
-            gradient_balanced(lambda f: f.fake, decay=decay)
+            gradient_balanced(lambda f: f.student.output, decay=decay)
 
 
 # Confidence.
@@ -147,14 +149,17 @@ def _with_scores(v=V):
 
 def test_confidence_by_hand():
     probability = _sigmoid(V * TEACHER.sum(axis=1))
-    weights, totals = _run(Term(lambda f: f.fake**2, confidence(3.0)), [_with_scores()])
+    weights, totals = _run(Term(lambda f: f.student.output**2, confidence(3.0)), [_with_scores()])
     np.testing.assert_allclose(weights, [3 * probability.mean()], rtol=1e-5)
     np.testing.assert_allclose(totals, [3 * np.mean(probability * FAKE**2.0)], rtol=1e-5)
 
 
 def test_confidence_averages_score_maps():
-    maps = _with_scores()._replace(teacher_discriminate=lambda x: (V * x.reshape(B, 1, 2), Taps()))
-    weights, totals = _run(Term(lambda f: f.fake, confidence()), [maps])
+    maps = _forward(
+        teacher=jnp.asarray(TEACHER),
+        teacher_discriminate=lambda x: (V * x.reshape(B, 1, 2), Taps()),
+    )
+    weights, totals = _run(Term(lambda f: f.student.output, confidence()), [maps])
     probability = _sigmoid(V * TEACHER.mean(axis=1))
     np.testing.assert_allclose(weights, [probability.mean()], rtol=1e-5)
     np.testing.assert_allclose(totals, [np.mean(probability * FAKE)], rtol=1e-5)
@@ -164,19 +169,19 @@ def test_confidence_times_another_weight():
     probability = _sigmoid(V * TEACHER.sum(axis=1))
     for of, factor in [
         (lambda step: 0.5 + step, 2.5),
-        (gradient_balanced(lambda f: 6 * f.fake, 0.5), 3.0),
+        (gradient_balanced(lambda f: 6 * f.student.output, 0.5), 3.0),
     ]:
         forward = _with_scores()._replace(step=jnp.int32(2))
-        weights, _ = _run(Term(lambda f: f.fake, confidence(of)), [forward])
+        weights, _ = _run(Term(lambda f: f.student.output, confidence(of)), [forward])
         np.testing.assert_allclose(weights, [factor * probability.mean()], rtol=1e-4)
 
 
 def test_confidence_errors():
-    term = {"t": Term(lambda f: f.fake, confidence())}
+    term = {"t": Term(lambda f: f.student.output, confidence())}
     for fields in ({}, {"teacher": TEACHER}, {"teacher_discriminate": lambda x: (x, Taps())}):
-        with pytest.raises(ValueError, match=r"term 't': confidence\(\) needs nets\.teacher and"):
+        with pytest.raises(ValueError, match=r"term 't': .*networks\.teacher"):
             weighted_total(term, _forward(**fields), init_terms(term))
-    term = {"t": Term(lambda f: f.fake.mean(), confidence())}
+    term = {"t": Term(lambda f: f.student.output.mean(), confidence())}
     with pytest.raises(ValueError, match=r"term 't': confidence\(\).* scalar"):
         weighted_total(term, _with_scores(), init_terms(term))
 
@@ -192,7 +197,7 @@ def test_uncertainty_by_hand():
         s -= rate * (1 - np.exp(-s) * value)
     forwards = [_forward(np.full(B, value, np.float32)) for value in values]
     weights, totals = _run(
-        Term(lambda f: f.fake, uncertainty(2.0, rate=rate, start=start)), forwards
+        Term(lambda f: f.student.output, uncertainty(2.0, rate=rate, start=start)), forwards
     )
     np.testing.assert_allclose(weights, expected, rtol=1e-5)
     np.testing.assert_allclose(totals, np.array(expected) * values, rtol=1e-5)
@@ -213,14 +218,16 @@ def test_uncertainty_converges_to_the_inverse_of_a_constant(loss):
 def test_uncertainty_is_robust_to_huge_and_zero_values():
     values = [1e30, 1e30, 0.5, 1e38, *[0.5] * 60]
     weight = uncertainty(rate=0.5)
-    weights, _ = _run(Term(lambda f: f.fake[0], weight), [_forward([v]) for v in values])
+    weights, _ = _run(Term(lambda f: f.student.output[0], weight), [_forward([v]) for v in values])
     # Steps of s are at most 1 in magnitude.
     assert np.all(np.abs(np.diff(np.log(weights))) < 1.0 + 1e-5)
     np.testing.assert_allclose(weights[:3], np.exp([0.0, -1.0, -2.0]), rtol=1e-5)
     np.testing.assert_allclose(weights[-1], 2.0, rtol=1e-3)
     for value in (0.0, -5.0):
         forwards = [_forward([value])] * 40
-        weights, _ = _run(Term(lambda f: f.fake[0], uncertainty(rate=0.5, limit=50.0)), forwards)
+        weights, _ = _run(
+            Term(lambda f: f.student.output[0], uncertainty(rate=0.5, limit=50.0)), forwards
+        )
         np.testing.assert_allclose(weights[-5:], [50.0] * 5, rtol=1e-5)
 
 
@@ -253,10 +260,10 @@ def test_scaled_is_the_product_and_carries_both_states():
 
 
 WEIGHTS = {
-    "gradient_balanced": gradient_balanced(lambda f: f.fake**3),
+    "gradient_balanced": gradient_balanced(lambda f: f.student.output**3),
     "confidence": confidence(2.0),
     "uncertainty": uncertainty(),
-    "scaled": scaled(gradient_balanced(lambda f: f.fake**3), confidence()),
+    "scaled": scaled(gradient_balanced(lambda f: f.student.output**3), confidence()),
     "schedule": optax.linear_schedule(2.0, 1.0, 3),
 }
 
@@ -265,12 +272,12 @@ WEIGHTS = {
 @pytest.mark.parametrize("name", list(WEIGHTS))
 def test_no_gradient_passes_through_a_weight(name, every):
     """The gradient is that of the weighted mean with constant weights."""
-    terms = {"t": Term(lambda f: f.fake**2, WEIGHTS[name], every=every)}
+    terms = {"t": Term(lambda f: f.student.output**2, WEIGHTS[name], every=every)}
     start = init_terms(terms)
 
     def total(fake):
-        forward = _forward(fake)._replace(
-            teacher=3.0 * fake, teacher_discriminate=lambda x: (x + 5.0 * fake, Taps())
+        forward = _forward(
+            fake, teacher=3.0 * fake, teacher_discriminate=lambda x: (x + 5.0 * fake, Taps())
         )
         value, metrics, states = weighted_total(terms, forward, start)
         # Nor through the states of weights.
@@ -292,7 +299,13 @@ def test_no_gradient_passes_through_a_weight(name, every):
 
 
 def test_a_lazy_balanced_term_without_gradient_is_finite():
-    terms = {"t": Term(lambda f: 0.0 * f.fake**2, gradient_balanced(lambda f: f.fake), every=2)}
+    terms = {
+        "t": Term(
+            lambda f: 0.0 * f.student.output**2,
+            gradient_balanced(lambda f: f.student.output),
+            every=2,
+        )
+    }
     run = jax.jit(
         jax.grad(lambda x, step: weighted_total(terms, _forward(x, step), init_terms(terms))[0])
     )
@@ -305,9 +318,9 @@ def test_weights_are_part_of_the_train_state(every):
     pair = mlp.gan(4, 8, depth=1)
 
     def pixel(forward):
-        return losses.response.l2(forward.fake, forward.teacher)
+        return losses.response.l2(forward.student.output, forward.teacher.output)
 
-    adversarial = Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores))
+    adversarial = Term(lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores))
     adaptive = {
         "gradient_balanced": gradient_balanced(adversarial.fn),
         "uncertainty": uncertainty(rate=0.5),
@@ -317,30 +330,36 @@ def test_weights_are_part_of_the_train_state(every):
     )
     adaptive["schedule"] = optax.linear_schedule(1.0, 0.0, 10)
     parts = {
-        "nets": Networks(*pair, *pair),
+        "networks": Networks(*pair, *pair),
         "optimizers": PerNetwork(optax.sgd(0.1), optax.sgd(0.1)),
-        "g_terms": {
-            "adversarial": adversarial,
-            "number": Term(pixel, 2, every=every),
-            **{name: Term(pixel, weight, every=every) for name, weight in adaptive.items()},
-        },
-        "d_terms": {
-            "adversarial": Term(
-                lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores)
-            ),
-            "slow": Term(lambda f: (f.discriminate(f.real)[0]) ** 2, uncertainty(), every=every),
-        },
-        "inputs": latents(3, conditional=False),
+        "task": latents(3),
+        "losses": PerNetwork(
+            {
+                "adversarial": adversarial,
+                "number": Term(pixel, 2, every=every),
+                **{name: Term(pixel, weight, every=every) for name, weight in adaptive.items()},
+            },
+            {
+                "adversarial": Term(
+                    lambda f: losses.adversarial.minimax_d(
+                        f.discriminator.real_scores, f.discriminator.fake_scores
+                    )
+                ),
+                "slow": Term(
+                    lambda f: (f.discriminator(f.real)[0]) ** 2, uncertainty(), every=every
+                ),
+            },
+        ),
     }
     batch = {"image": np.ones((4, 4, 4, 1), np.float32)}
-    state = init_state(jax.random.key(0), batch, **parts)
-    other = init_state(jax.random.key(1), batch, **parts)
+    state = init_state(Setup(**parts), jax.random.key(0), batch)
+    other = init_state(Setup(**parts), jax.random.key(1), batch)
     teacher = Teacher(other.generator.variables, other.discriminator.variables)
     traces = []
 
     def traced_step(*args):
         traces.append(args)
-        return make_train_step(**parts)(*args)
+        return make_train_step(Setup(**parts))(*args)
 
     step = jax.jit(traced_step)
     abstract, rows = jax.tree.map(jax.typeof, state), []

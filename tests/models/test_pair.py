@@ -117,11 +117,10 @@ def cyclegan(pool):
     nets = kd.Networks(pair.parallel(*generators), pair.parallel(*discriminators))
     plan = kd.methods.cyclegan(SHAPE, pool=pool)
     parts = {
-        "nets": nets,
+        "networks": nets,
         "optimizers": kd.PerNetwork(optax.sgd(1e-2), optax.sgd(1e-2)),
-        "g_terms": plan.generator,
-        "d_terms": plan.discriminator,
-        "inputs": kd.tasks.unpaired(),
+        "task": kd.tasks.unpaired(),
+        "losses": kd.PerNetwork(plan.generator, plan.discriminator),
     }
     return generators, discriminators, parts
 
@@ -132,7 +131,7 @@ def test_the_losses_by_hand(pool):
     generators, discriminators, parts = cyclegan(pool)
     a, b = images(2).swapaxes(0, 1)
     batch = {"first": a, "second": b}
-    state = kd.init_state(KEY, batch, **parts)
+    state = kd.init_state(kd.Setup(**parts), KEY, batch)
     params = state.generator.variables["params"]
 
     def translate(index, x):
@@ -145,7 +144,7 @@ def test_the_losses_by_hand(pool):
         return np.asarray(scores, np.float64)
 
     fake_b, fake_a = translate(0, a), translate(1, b)
-    after, metrics = jax.jit(kd.make_train_step(**parts))(state, None, batch)
+    after, metrics = jax.jit(kd.make_train_step(kd.Setup(**parts)))(state, None, batch)
     before = state.discriminator.variables
     d_loss = sum(
         ((discriminate(before, index, real) - 1) ** 2).mean() / 2
@@ -167,8 +166,8 @@ def test_the_losses_by_hand(pool):
 def test_the_pool_is_part_of_the_train_state():
     _, _, parts = cyclegan(3)
     batch = {"first": images(2)[:, 0], "second": images(2)[:, 1]}
-    state = kd.init_state(KEY, batch, **parts)
-    step = jax.jit(kd.make_train_step(**parts))
+    state = kd.init_state(kd.Setup(**parts), KEY, batch)
+    step = jax.jit(kd.make_train_step(kd.Setup(**parts)))
     for count in (2, 3, 3):
         state, _ = step(state, None, batch)
         pools = state.terms.discriminator["adversarial"].state

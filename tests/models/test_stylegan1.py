@@ -20,7 +20,8 @@ from kd_jax import losses, ops
 from kd_jax.core.axes import InputAxis, path_name
 from kd_jax.core.mesh import compile_step, initialize
 from kd_jax.core.objective import Term
-from kd_jax.core.state import Networks, PerNetwork, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup
+from kd_jax.core.state import init_state
 from kd_jax.core.step import make_simultaneous_step
 from kd_jax.models import stylegan1
 from kd_jax.tasks import latents
@@ -537,19 +538,25 @@ def test_training():
     pair = stylegan1.gan(8, latent=LATENT, depth=1, style_mixing=0.9, **SMALL)
     adversarial, penalties = losses.adversarial, losses.penalties
     parts = {
-        "nets": Networks(*pair),
+        "networks": Networks(*pair),
         "optimizers": PerNetwork(optax.adam(1e-2, b1=0.0), optax.adam(1e-2, b1=0.0)),
-        "g_terms": {"adv": Term(lambda f: adversarial.nonsaturating_g(f.fake_scores))},
-        "d_terms": {
-            "adv": Term(lambda f: adversarial.minimax_d(f.real_scores, f.fake_scores)),
-            "r1": Term(lambda f: penalties.r1(f.discriminate, f.real), weight=0.1),
-        },
-        "inputs": latents(LATENT, conditional=False),
+        "task": latents(LATENT),
+        "losses": PerNetwork(
+            {"adv": Term(lambda f: adversarial.nonsaturating_g(f.discriminator.fake_scores))},
+            {
+                "adv": Term(
+                    lambda f: adversarial.minimax_d(
+                        f.discriminator.real_scores, f.discriminator.fake_scores
+                    )
+                ),
+                "r1": Term(lambda f: penalties.r1(f.discriminator, f.real), weight=0.1),
+            },
+        ),
     }
     batch = {"image": np.asarray(IMAGES[:, :8, :8])}
-    state = initialize(lambda: init_state(KEY, batch, **parts))
+    state = initialize(lambda: init_state(Setup(**parts), KEY, batch))
     before = jax.tree.map(np.array, (state.generator.variables, state.discriminator.variables))
-    step = compile_step(make_simultaneous_step(**parts))
+    step = compile_step(make_simultaneous_step(Setup(**parts)))
     for _ in range(2):
         state, metrics = step(state, None, batch)
     assert np.isfinite(list(metrics.values())).all()

@@ -11,7 +11,8 @@ from models.shrinking import check_dead_channels, check_groups, check_student, d
 
 from kd_jax import methods, ops
 from kd_jax.core.mesh import compile_step, initialize
-from kd_jax.core.state import Networks, PerNetwork, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup
+from kd_jax.core.state import init_state
 from kd_jax.core.step import make_train_step
 from kd_jax.models import stylegan2
 from kd_jax.models.layers import style
@@ -316,15 +317,14 @@ def test_training():
     terms = methods.stylegan2(1.0, 2.0, r1_every=2, path_every=2)
     adam = methods.lazy_adam(2e-3, 2)
     parts = {
-        "nets": Networks(*pair),
+        "networks": Networks(*pair),
         "optimizers": PerNetwork(adam, adam),
-        "g_terms": terms.generator,
-        "d_terms": terms.discriminator,
-        "inputs": latents(LATENT, conditional=False),
+        "task": latents(LATENT),
+        "losses": PerNetwork(terms.generator, terms.discriminator),
     }
     batch = {"image": np.asarray(IMAGES[:, :8, :8])}
-    state = initialize(lambda: init_state(KEY, batch, **parts))
-    step = compile_step(make_train_step(**parts))
+    state = initialize(lambda: init_state(Setup(**parts), KEY, batch))
+    step = compile_step(make_train_step(Setup(**parts)))
     means = []
     for _ in range(3):
         state, metrics = step(state, None, batch)

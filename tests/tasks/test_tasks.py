@@ -18,24 +18,24 @@ BATCH = {"image": IMAGES, "label": jnp.arange(6)}
 
 def test_latents_task():
     batch = {"image": np.ones((5, 2, 2, 1), np.float32), "label": np.arange(5), "mask": None}
-    inputs = tasks.latents(3)(jax.random.key(0), batch)
+    inputs = tasks.latents(3, conditional=True)(jax.random.key(0), batch)
     z, labels = inputs.generator
     assert z.shape == (5, 3)
     assert labels is inputs.condition[0] is batch["label"]
     assert inputs.real is batch["image"]
     assert inputs.extra is batch
-    again = tasks.latents(3)(jax.random.key(0), batch)
+    again = tasks.latents(3, conditional=True)(jax.random.key(0), batch)
     np.testing.assert_array_equal(z, again.generator[0])
-    assert not np.array_equal(z, tasks.latents(3)(jax.random.key(1), batch).generator[0])
+    assert not np.array_equal(
+        z, tasks.latents(3, conditional=True)(jax.random.key(1), batch).generator[0]
+    )
 
-    many = tasks.latents(64)(jax.random.key(0), {"label": np.zeros(500, int)})
+    many = tasks.latents(64, conditional=True)(jax.random.key(0), {"label": np.zeros(500, int)})
     assert many.real is None
     np.testing.assert_allclose(many.generator[0].mean(), 0.0, atol=0.03)  # 5 sigma
     np.testing.assert_allclose(many.generator[0].std(), 1.0, atol=0.02)
 
-    unconditional = tasks.latents(3, conditional=False)(
-        jax.random.key(0), {"image": batch["image"]}
-    )
+    unconditional = tasks.latents(3)(jax.random.key(0), {"image": batch["image"]})
     assert unconditional.condition == ()
     assert [x.shape for x in unconditional.generator] == [(5, 3)]
     assert Inputs((z,)) == Inputs((z,), (), None, {})

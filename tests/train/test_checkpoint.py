@@ -39,21 +39,34 @@ CONFIGURATION = {"student": {"width": 8}, "seeds": (0, 1)}
 PAIR = kd.models.mlp.gan(4, 8)
 BATCH = {"image": np.linspace(-1, 1, 64, dtype=np.float32).reshape(4, 4, 4, 1)}
 PARTS = {
-    "nets": kd.Networks(PAIR.generator, PAIR.discriminator),
+    "networks": kd.Networks(PAIR.generator, PAIR.discriminator),
     "optimizers": kd.PerNetwork(optax.adam(1e-3), optax.adam(1e-3)),
-    "g_terms": {
-        "g": kd.Term(lambda f, n: (-f.fake_scores, n + 1), init=lambda: jnp.zeros((), jnp.int32))
-    },
-    "d_terms": {"d": kd.Term(lambda f: f.fake_scores - f.real_scores, every=2)},
-    "inputs": kd.latents(3, conditional=False),
+    "task": kd.latents(3),
+    "losses": kd.PerNetwork(
+        {
+            "g": kd.Term(
+                lambda f, n: (-f.discriminator.fake_scores, n + 1),
+                init=lambda: jnp.zeros((), jnp.int32),
+            )
+        },
+        {
+            "d": kd.Term(
+                lambda f: f.discriminator.fake_scores - f.discriminator.real_scores, every=2
+            )
+        },
+    ),
 }
+
+
+def initial_state():
+    return kd.with_skip_count(kd.init_state(kd.Setup(**PARTS), jax.random.key(5), BATCH))
 
 
 @pytest.fixture(scope="module")
 def states():
     """The states after one, two and three steps."""
-    state = jax.jit(lambda: kd.init_state(jax.random.key(5), BATCH, **PARTS))()
-    step = jax.jit(kd.make_train_step(**PARTS))
+    state = initial_state()
+    step = jax.jit(kd.make_train_step(kd.Setup(**PARTS)))
     history = []
     for _ in range(3):
         state, _ = step(state, None, BATCH)
@@ -518,7 +531,7 @@ def test_a_mismatched_state_is_named_before_restoring(tmp_path, states, capfd):
         r"generator/params/Dense_0/bias is float32 \(8,\) there, float32 \(9,\) here": other(
             lambda x: np.zeros((9,), np.float32) if x.ndim == 1 else x
         ),
-        r"training/skipped is int32 \(\) there, nothing here": states[0]._replace(skipped=()),
+        r"training/skipped is int32 \(\) there, nothing here": states[0]._replace(wrappers={}),
     }
     for message, like in wrong.items():
         with pytest.raises(CheckpointError, match=message) as error:
@@ -599,7 +612,7 @@ import resource, sys
 import jax
 sys.path[:0] = {path}
 import test_checkpoint as t
-like = jax.eval_shape(lambda: t.kd.init_state(jax.random.key(5), t.BATCH, **t.PARTS))
+like = jax.eval_shape(t.initial_state)
 for folder, limit in zip({folders}, (0, 1000), strict=True):
     checkpoints = t.open_checkpoints(folder)
     state, _ = checkpoints.restore(like)

@@ -15,7 +15,8 @@ from kd_jax import losses
 from kd_jax.core.mesh import compile_step, initialize, make_mesh, place, place_batch
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, Term
-from kd_jax.core.state import Networks, PerNetwork, Teacher, init_state
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
 from kd_jax.core.step import make_train_step
 from kd_jax.core.types import Taps
 from kd_jax.methods.weights import gradient_balanced, uncertainty
@@ -45,30 +46,34 @@ def _task(key, batch):
     return Inputs((jnp.asarray(Z),), (), batch.get("image"), batch)
 
 
-ADVERSARIAL = Term(lambda f: losses.adversarial.nonsaturating_g(f.fake_scores), 2.0)
+ADVERSARIAL = Term(lambda f: losses.adversarial.nonsaturating_g(f.discriminator.fake_scores), 2.0)
 MINIMAX = Term(
-    lambda f: losses.adversarial.minimax_d(f.real_scores, f.fake_scores),
+    lambda f: losses.adversarial.minimax_d(
+        f.discriminator.real_scores, f.discriminator.fake_scores
+    ),
     weight=5.0,
     lower_bound=0.0,
 )
-PIXEL = Term(lambda f: losses.response.l2(f.fake, f.teacher), 0.5)
+PIXEL = Term(lambda f: losses.response.l2(f.student.output, f.teacher.output), 0.5)
 TEACHER = Teacher({"params": {"w": jnp.float32(TEACHER_W)}})
 
 
-def _parts(**changes):
+G_TERMS, D_TERMS = {"adversarial": ADVERSARIAL, "pixel": PIXEL}, {"adversarial": MINIMAX}
+
+
+def _parts(g_terms=G_TERMS, d_terms=D_TERMS, **changes):
     return {
-        "nets": Networks(_linear("w", W), _linear("v", V), _linear("w", 0.0)),
+        "networks": Networks(_linear("w", W), _linear("v", V), _linear("w", 0.0)),
+        "losses": PerNetwork(g_terms, d_terms),
         "optimizers": PerNetwork(optax.sgd(0.1), optax.sgd(0.1)),
-        "g_terms": {"adversarial": ADVERSARIAL, "pixel": PIXEL},
-        "d_terms": {"adversarial": MINIMAX},
-        "inputs": _task,
+        "task": _task,
         **changes,
     }
 
 
 def _probe(parts, teacher=TEACHER, batch=BATCH, state=None):
-    state = init_state(jax.random.key(0), batch, **parts) if state is None else state
-    after, figures = jax.jit(diagnostics.probe(**parts))(state, teacher, batch)
+    state = init_state(Setup(**parts), jax.random.key(0), batch) if state is None else state
+    after, figures = jax.jit(diagnostics.probe(Setup(**parts)))(state, teacher, batch)
     assert jax.tree.structure(after) == jax.tree.structure(state)
     for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
         assert old is new or np.array_equal(_bits(old), _bits(new))
@@ -102,6 +107,8 @@ def _expected():
         "above_lower_bound/d/adversarial": np.mean(_softplus(-V * REAL) + _softplus(V * W * z)),
         "student/low": W * z.min(),
         "student/high": W * z.max(),
+        "real/low": REAL.min(),
+        "real/high": REAL.max(),
         "teacher/low": TEACHER_W * z.min(),
         "teacher/high": TEACHER_W * z.max(),
     }
@@ -125,13 +132,13 @@ def test_lazy_terms_are_probed_at_any_step_with_their_plain_weight():
         },
         d_terms={"adversarial": MINIMAX._replace(every=7)},
     )
-    state = init_state(jax.random.key(0), BATCH, **parts)._replace(step=jnp.int32(1))
+    state = init_state(Setup(**parts), jax.random.key(0), BATCH)._replace(step=jnp.int32(1))
     _check_figures(_probe(parts, state=state), {**_expected(), "pixel/weight": 0.5})
 
 
 def test_stateful_terms_and_weights_are_probed_in_their_current_state():
     def stateful(forward, state):
-        return state * forward.fake, state + 1.0
+        return state * forward.student.output, state + 1.0
 
     def init():
         return jnp.asarray(3.0)
@@ -141,7 +148,8 @@ def test_stateful_terms_and_weights_are_probed_in_their_current_state():
             "plain": Term(stateful, init=init, lower_bound=-6.0),
             "weighted": Term(stateful, uncertainty(rate=0.5, start=2.0), 2, init),
             "gradient_balanced": Term(
-                lambda f: 2.0 * f.fake, gradient_balanced(lambda f: 5.0 * f.fake)
+                lambda f: 2.0 * f.student.output,
+                gradient_balanced(lambda f: 5.0 * f.student.output),
             ),
         }
     )
@@ -156,8 +164,8 @@ def test_stateful_terms_and_weights_are_probed_in_their_current_state():
         "above_lower_bound/g/plain": (3.0 * W * Z.mean() + 6.0) / 6.0,
     }.items():
         np.testing.assert_allclose(figures[name], value, rtol=1e-5, err_msg=name)
-    state, _ = make_train_step(**parts)(
-        init_state(jax.random.key(0), BATCH, **parts), TEACHER, BATCH
+    state, _ = make_train_step(Setup(**parts))(
+        init_state(Setup(**parts), jax.random.key(0), BATCH), TEACHER, BATCH
     )
     np.testing.assert_allclose(
         _probe(parts, state=state)["image_gradient/plain"], 4.0 / np.sqrt(B), rtol=1e-5
@@ -174,7 +182,7 @@ def test_the_distance_from_a_lower_bound_is_unweighted_for_both_networks():
 
 
 def test_terms_of_features_have_no_gradient_at_the_image():
-    g_terms = {"features": Term(lambda f: f.taps["output"] ** 2)}
+    g_terms = {"features": Term(lambda f: f.student.taps["output"] ** 2)}
     figures = _probe(_parts(g_terms=g_terms))
     assert float(figures["image_gradient/features"]) == 0.0
     expected = abs(np.mean(2 * W * Z.astype(np.float64) ** 2))
@@ -182,12 +190,12 @@ def test_terms_of_features_have_no_gradient_at_the_image():
 
 
 def test_a_probe_without_a_discriminator_or_a_teacher():
-    parts = _parts(nets=Networks(_linear("w", W), teacher=_linear("w", 0.0)), d_terms={})
-    parts["g_terms"] = {"pixel": PIXEL}
+    networks = Networks(_linear("w", W), teacher=_linear("w", 0.0))
+    parts = _parts({"pixel": PIXEL}, {}, networks=networks)
     expected = {k: v for k, v in _expected().items() if "adversarial" not in k}
     _check_figures(_probe(parts), expected)
-    parts = _parts(nets=Networks(_linear("w", W), _linear("v", V)))
-    parts["g_terms"] = {"adversarial": ADVERSARIAL}
+    networks = Networks(_linear("w", W), _linear("v", V))
+    parts = _parts({"adversarial": ADVERSARIAL}, networks=networks)
     figures = _probe(parts, teacher=None)
     assert not [name for name in figures if name.startswith("teacher/")]
     assert diagnostics.warnings(figures, first=figures) == []
@@ -196,14 +204,16 @@ def test_a_probe_without_a_discriminator_or_a_teacher():
 # Warnings, for real networks or the linear GAN.
 
 
-def _mlp_case(**changes):
+def _mlp_case(g_terms=None, d_terms=None, **changes):
     student, teacher = mlp.gan(4, 16, depth=1), mlp.generator(4, 32, depth=1)
     parts = {
-        "nets": Networks(*student, teacher),
+        "networks": Networks(*student, teacher),
+        "losses": PerNetwork(
+            g_terms or {"adversarial": ADVERSARIAL._replace(weight=1.0), "pixel": PIXEL},
+            d_terms or {"adversarial": MINIMAX._replace(weight=1.0)},
+        ),
         "optimizers": PerNetwork(optax.adam(2e-3), optax.adam(2e-3)),
-        "g_terms": {"adversarial": ADVERSARIAL._replace(weight=1.0), "pixel": PIXEL},
-        "d_terms": {"adversarial": MINIMAX._replace(weight=1.0)},
-        "inputs": latents(3, conditional=False),
+        "task": latents(3),
         **changes,
     }
     return parts, Teacher(teacher.init(jax.random.key(5), jnp.zeros((8, 3))))
@@ -216,8 +226,11 @@ MLP_BATCH = {"image": np.random.default_rng(0).uniform(-1, 1, size=(8, 4, 4, 1))
 def healthy():
     """A tiny GAN after some steps, and its figures before and after."""
     parts, teacher = _mlp_case()
-    state = init_state(jax.random.key(0), MLP_BATCH, **parts)
-    step, probe = jax.jit(make_train_step(**parts)), jax.jit(diagnostics.probe(**parts))
+    state = init_state(Setup(**parts), jax.random.key(0), MLP_BATCH)
+    step, probe = (
+        jax.jit(make_train_step(Setup(**parts))),
+        jax.jit(diagnostics.probe(Setup(**parts))),
+    )
     _, first = probe(state, teacher, MLP_BATCH)
     for _ in range(5):
         state, _ = step(state, teacher, MLP_BATCH)
@@ -246,7 +259,10 @@ def test_a_saturated_discriminator_warns(healthy):
     parts, _, teacher, probe, first, _ = healthy
     parts = {**parts, "optimizers": PerNetwork(optax.sgd(0.0), optax.adam(0.05))}
     batch = {"image": np.full((8, 4, 4, 1), 5.0, np.float32)}
-    state, step = init_state(jax.random.key(0), batch, **parts), make_train_step(**parts)
+    state, step = (
+        init_state(Setup(**parts), jax.random.key(0), batch),
+        make_train_step(Setup(**parts)),
+    )
     expected = "d/adversarial is at its lower bound: the discriminator is saturated"
     assert not [line for line in diagnostics.warnings(first) if "saturated" in line]
     state = jax.jit(
@@ -261,12 +277,14 @@ def test_a_saturated_term_warns():
     """Kernel alignment, with a lower bound of -1, of a student that equals its teacher."""
     network = mlp.generator(4, 16, depth=1)
     alignment = Term(
-        lambda f: losses.relation.kernel_alignment(f.taps["hidden0"], f.teacher_taps["hidden0"]),
+        lambda f: losses.relation.kernel_alignment(
+            f.student.taps["hidden0"], f.teacher.taps["hidden0"]
+        ),
         lower_bound=-1.0,
     )
     parts, _ = _mlp_case(g_terms={"adversarial": ADVERSARIAL, "alignment": alignment})
-    parts["nets"] = Networks(network, parts["nets"].discriminator, network)
-    state = init_state(jax.random.key(0), MLP_BATCH, **parts)
+    parts["networks"] = Networks(network, parts["networks"].discriminator, network)
+    state = init_state(Setup(**parts), jax.random.key(0), MLP_BATCH)
     # In evaluation mode the student's features are the teacher's, so the term is at its bound.
     figures = _probe(parts, Teacher(state.generator.variables), MLP_BATCH, state)
     (line,) = diagnostics.warnings(figures)
@@ -303,7 +321,7 @@ def test_a_term_that_outweighs_the_adversarial_loss_warns(healthy):
 
 def test_a_term_without_gradient_warns():
     teacher = Teacher({"params": {"w": jnp.float32(1.0)}})
-    for idle in (Term(lambda f: 3.0), Term(lambda f: f.teacher), PIXEL._replace(weight=0)):
+    for idle in (Term(lambda f: 3.0), Term(lambda f: f.teacher.output), PIXEL._replace(weight=0)):
         parts = _parts(g_terms={"adversarial": ADVERSARIAL, "pixel": PIXEL, "idle": idle})
         lines = diagnostics.warnings(_probe(parts, teacher))
         assert lines == ["g/idle has no gradient: it does not train the generator"]
@@ -316,13 +334,14 @@ def test_a_term_without_gradient_warns():
 
 def test_images_in_other_units_warn(healthy):
     parts, state, teacher, *_ = healthy
-    network = parts["nets"].teacher
+    network = parts["networks"].teacher
 
     def in_bytes(variables, *inputs, **options):
         images, taps, after = network.apply(variables, *inputs, **options)
         return 127.5 * (images + 1.0), taps, after
 
-    parts = {**parts, "nets": parts["nets"]._replace(teacher=Network(network.init, in_bytes))}
+    networks = parts["networks"]._replace(teacher=Network(network.init, in_bytes))
+    parts = {**parts, "networks": networks}
     figures = _probe(parts, teacher, MLP_BATCH, state)
     units = [
         line for line in diagnostics.warnings(figures) if line.endswith("their units may differ")
@@ -335,6 +354,21 @@ def test_images_in_other_units_warn(healthy):
         f"{figures['student/high']:.3g}] and the teacher's in [{low:.3g}, {high:.3g}]: "
         "their units may differ"
     ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "conversion"),
+    [
+        (0, 255, "images / 127.5 - 1"),
+        (0.1, 0.9, "images * 2 - 1"),
+        (-1, 1, None),
+        (-0.2, 0.5, None),
+    ],
+)
+def test_real_images_in_other_units_warn(low, high, conversion):
+    lines = diagnostics.warnings({"real/low": low, "real/high": high})
+    assert len(lines) == (conversion is not None)
+    assert all(conversion in line and line.startswith("the real images are in") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -435,18 +469,21 @@ def test_a_compiled_probe_is_the_same_on_many_devices(healthy):
     parts, _, teacher, *_ = healthy
     parts = {
         **parts,
-        "g_terms": {
-            **parts["g_terms"],
-            "lazy": Term(PIXEL.fn, gradient_balanced(ADVERSARIAL.fn), every=3),
-            "stateful": Term(
-                lambda f, s: (f.fake.mean() * s, s + 1), init=lambda: jnp.asarray(2.0)
-            ),
-        },
+        "losses": PerNetwork(
+            {
+                **parts["losses"].generator,
+                "lazy": Term(PIXEL.fn, gradient_balanced(ADVERSARIAL.fn), every=3),
+                "stateful": Term(
+                    lambda f, s: (f.student.output.mean() * s, s + 1), init=lambda: jnp.asarray(2.0)
+                ),
+            },
+            parts["losses"].discriminator,
+        ),
     }
     results = []
     for mesh in (None, make_mesh(8)):
-        state = initialize(lambda: init_state(jax.random.key(0), MLP_BATCH, **parts), mesh)
-        probe = compile_step(diagnostics.probe(**parts), mesh, donate=False)
+        state = initialize(lambda: init_state(Setup(**parts), jax.random.key(0), MLP_BATCH), mesh)
+        probe = compile_step(diagnostics.probe(Setup(**parts)), mesh, donate=False)
         after, figures = probe(state, place(teacher, mesh), place_batch(MLP_BATCH, mesh))
         for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True):
             np.testing.assert_array_equal(_bits(old), _bits(new))

@@ -1,0 +1,106 @@
+"""A network with its variables, from a published weight file or a checkpoint: `kd_jax.load`."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from kd_jax.core.network import Network
+from kd_jax.core.types import Variables
+from kd_jax.pretrained import registry
+from kd_jax.train import checkpoint
+
+FOLDERS = ("best", "checkpoints", "checkpoint")
+"""Folders of checkpoints within the folder of a training, in order of preference."""
+
+
+class Model(NamedTuple):
+    """A network and its variables.
+
+    Attributes:
+      network: the network; `network.apply(variables, *inputs) -> (output, taps, variables)`.
+      variables: its variables.
+      inputs: the shapes and dtypes of its inputs, for a batch of one.
+      classes: the number of classes of its labels; 0 if it takes none.
+      generates: whether its outputs are images, and not scores or features.
+      info: what the file or the checkpoint says of it, as JSON values.
+    """
+
+    network: Network
+    variables: Variables
+    inputs: tuple[jax.ShapeDtypeStruct, ...]
+    classes: int
+    generates: bool
+    info: Mapping[str, Any]
+
+
+def load(
+    path: str | os.PathLike[str],
+    part: str | None = None,
+    *,
+    packages: Sequence[str] = (),
+    latest: bool = False,
+) -> Model:
+    """A model from a published weight file, a training's folder or a checkpoint folder.
+
+        teacher = kd_jax.load("ffhq.pkl")
+        student = kd_jax.load("runs/digits/seed0/scarce/distilled")
+        images, taps, _ = student.network.apply(student.variables, latents)
+
+    Nothing in a file or a folder is executed. Of a training, the best averaged generator is loaded.
+
+    Args:
+      path: the file or folder.
+      part: of a file, the name of the network (`kd_jax.pretrained.parts` lists them); by default
+        the averaged generator, else the only candidate.
+      packages: of a checkpoint, further packages whose modules or factories it may name.
+      latest: of a training, whether to load the latest checkpoint instead of the best.
+
+    Raises:
+      ValueError: the file is damaged or unknown, or the folder holds several trainings.
+      CheckpointError: there is no intact checkpoint, or it does not describe its network.
+      OSError: there is no such file or folder.
+    """
+    location = Path(path).expanduser()
+    if location.is_file():
+        available = registry.parts(location)
+        name = registry.choose(location, available, part)
+        chosen = available[name]
+        converted = registry.convert(location, chosen)
+        return Model(
+            converted.network,
+            converted.variables,
+            tuple(converted.inputs),
+            int(converted.config.get("classes", 0)),
+            chosen.generates,
+            {
+                "file": location.name,
+                "part": name,
+                "kind": chosen.kind,
+                "purpose": chosen.purpose,
+                **converted.config,
+            },
+        )
+    if not location.is_dir():
+        raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    order = FOLDERS[1:] + FOLDERS[:1] if latest else FOLDERS
+    inner = [location / name for name in order if (location / name).is_dir()]
+    trainings = {file.parent for name in FOLDERS for file in location.glob(f"**/{name}")}
+    within = sorted(str(training.relative_to(location)) for training in trainings)
+    if within and not inner:
+        raise ValueError(
+            f"{path} holds several trainings; pass the path of one of: {', '.join(within)}"
+        )
+    folder = inner[0] if inner else location
+    architecture, variables = checkpoint.load_network(folder, packages)
+    _, configuration = checkpoint.load_generator(folder)
+    return Model(
+        architecture.network,
+        variables,
+        architecture.inputs,
+        architecture.classes,
+        True,
+        {"folder": str(folder), "configuration": configuration},
+    )
