@@ -122,7 +122,7 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
-# What needs more than jax, flax and optax is imported at its first use.
+# Modules that need more than jax, flax and optax are imported at their first use.
 _LAZY = {
     "checkpoint": ("kd_jax.train.checkpoint", None),
     "data": ("kd_jax.data", None),

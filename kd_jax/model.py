@@ -42,6 +42,7 @@ def load(
     *,
     packages: Sequence[str] = (),
     latest: bool = False,
+    generator: bool = False,
 ) -> Model:
     """A model from a published weight file, a training's folder or a checkpoint folder.
 
@@ -57,9 +58,11 @@ def load(
         the averaged generator, else the only candidate.
       packages: of a checkpoint, further packages whose modules or factories it may name.
       latest: of a training, whether to load the latest checkpoint instead of the best.
+      generator: whether to refuse other networks.
 
     Raises:
-      ValueError: the file is damaged or unknown, or the folder holds several trainings.
+      ValueError: the file is damaged or unknown, the folder holds several trainings, or the network
+        is not a generator.
       CheckpointError: there is no intact checkpoint, or it does not describe its network.
       OSError: there is no such file or folder.
     """
@@ -68,6 +71,9 @@ def load(
         available = registry.parts(location)
         name = registry.choose(location, available, part)
         chosen = available[name]
+        if generator and not chosen.generates:
+            which = f", which is for {chosen.purpose}" if chosen.purpose else ""
+            raise ValueError(f"{path}: a generator is needed, not {chosen.kind}{which}")
         converted = registry.convert(location, chosen)
         return Model(
             converted.network,
@@ -79,7 +85,6 @@ def load(
                 "file": location.name,
                 "part": name,
                 "kind": chosen.kind,
-                "purpose": chosen.purpose,
                 **converted.config,
             },
         )

@@ -118,7 +118,7 @@ def rebuild(description: Mapping[str, Any], packages: Sequence[str] = ()) -> Arc
 
 
 def _lookup(path: str, packages: Sequence[str]) -> Any:
-    """What `package.module:name` is defined as, if the module is in one of the packages."""
+    """The definition of `package.module:name`, if the module is in one of the packages."""
     module, _, name = path.partition(":")
     if not any(module == package or module.startswith(f"{package}.") for package in packages):
         raise ValueError(f"{path} is not in the packages {', '.join(packages)}")

@@ -113,8 +113,8 @@ def online_distillation(
       A step; the metrics of a teacher are `NAME/g/...` and `NAME/d/...`.
 
     Raises:
-      ValueError: when `teachers` is empty, or (when traced) the state has not the states of these
-        teachers.
+      ValueError: when `teachers` is empty, or (when traced) the state does not have the states of
+        these teachers.
     """
     if not teachers:
         raise ValueError("online_distillation() needs at least one teacher's step")

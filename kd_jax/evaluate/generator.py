@@ -69,11 +69,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
     if not equals:
         name, path = "", spec
     location = Path(path).expanduser()
-    model = load(location, packages=packages)
-    if not model.generates:
-        kind, purpose = model.info["kind"], model.info["purpose"]
-        which = f", which is for {purpose}" if purpose else ""
-        raise ValueError(f"{path}: a generator is needed, not {kind}{which}")
+    model = load(location, packages=packages, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(f"{path} takes images, not latents; only latent inputs can be sampled")

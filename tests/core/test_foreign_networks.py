@@ -101,10 +101,10 @@ def test_taps_are_captured_by_path():
 def test_the_argument_that_switches_to_training_is_found(module):
     network, x = kd.from_linen(module), np.ones((64, 4), np.float32)
     still, _, _ = network.apply({}, x)
-    moved, _, _ = network.apply({}, x, train=True, rngs=jax.random.key(0))
+    training, _, _ = network.apply({}, x, train=True, rngs=jax.random.key(0))
     np.testing.assert_array_equal(still, x)
-    assert set(np.unique(moved)) <= {0.0, 2.0}
-    assert 2.0 in np.unique(moved)
+    assert set(np.unique(training)) <= {0.0, 2.0}
+    assert 2.0 in np.unique(training)
 
 
 def test_other_results_and_modules_are_refused():

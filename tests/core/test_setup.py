@@ -60,21 +60,21 @@ def trace(state, teacher, batch=IMAGES, **changes):
 def trace_losses(teacher, generator_losses, discriminator_losses=None, **changes):
     """Traces a step with these losses from a state of their own."""
     losses = kd.PerNetwork(generator_losses, discriminator_losses)
-    made = setup(losses=losses, **changes)
-    state = jax.eval_shape(lambda: kd.init_state(made, jax.random.key(0), IMAGES))
-    return jax.eval_shape(kd.make_train_step(made), state, teacher, IMAGES)
+    own = setup(losses=losses, **changes)
+    state = jax.eval_shape(lambda: kd.init_state(own, jax.random.key(0), IMAGES))
+    return jax.eval_shape(kd.make_train_step(own), state, teacher, IMAGES)
 
 
 def test_losses_are_functions_with_or_without_a_weight_or_terms(teacher):
     losses = kd.PerNetwork(
         {"a": adversarial, "b": (adversarial, 2.0), "c": kd.Term(adversarial, 3.0)}, {"real": real}
     )
-    made = setup(losses=losses).losses.generator
-    assert [term.weight for term in made.values()] == [1.0, 2.0, 3.0]
-    assert {term.fn for term in made.values()} == {adversarial}
-    made = setup(losses=losses)
-    state = kd.init_state(made, jax.random.key(0), IMAGES)
-    _, metrics = jax.jit(kd.make_train_step(made))(state, teacher, IMAGES)
+    own = setup(losses=losses).losses.generator
+    assert [term.weight for term in own.values()] == [1.0, 2.0, 3.0]
+    assert {term.fn for term in own.values()} == {adversarial}
+    own = setup(losses=losses)
+    state = kd.init_state(own, jax.random.key(0), IMAGES)
+    _, metrics = jax.jit(kd.make_train_step(own))(state, teacher, IMAGES)
     np.testing.assert_allclose(metrics["g/total"], 6 * metrics["g/a"], rtol=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_the_average_is_reached_gradually(step, decay):
 
 
 def test_after_a_hundred_steps_the_average_has_left_its_first_guess():
-    """One weight that moves by 1 a step: the average lags by a tenth of the way, not by all."""
+    """For a weight that moves by 1 a step, the average lags by a tenth of the way, not by all."""
     average, weight = 0.0, 0.0
     for step in range(1000):
         weight += 1.0
@@ -225,14 +225,14 @@ def test_a_teacher_s_image_without_a_teacher(state):
 
 
 def test_an_absent_part_is_false(teacher):
-    seen = []
+    presence = []
 
     def loss(f):
-        seen.append((bool(f.teacher), bool(f.discriminator), bool(f.extractor)))
+        presence.append((bool(f.teacher), bool(f.discriminator), bool(f.extractor)))
         return adversarial(f)
 
     trace_losses(teacher, {"a": loss}, {"real": real})
-    assert set(seen) == {(True, True, False)}
+    assert set(presence) == {(True, True, False)}
 
 
 def test_initial_variables_of_another_network():

@@ -9,6 +9,7 @@ import pytest
 import training
 from selection import quick
 
+import kd_jax as kd
 from kd_jax.train.checkpoint import Checkpoints
 
 CASES = 100
@@ -21,7 +22,9 @@ def run(tmp_path_factory):
     """A training's checkpoints, its state's shapes, and the digests of its states by step."""
     folder = tmp_path_factory.mktemp("run")
     training.train(folder, training.training_plan(10), training.batches())
-    like = jax.eval_shape(lambda: training.training_plan(10).init(jax.random.key(3), example()))
+    like = jax.eval_shape(
+        lambda: kd.with_skip_count(training.training_plan(10).init(jax.random.key(3), example()))
+    )
     digests = {}
     for step in faults.steps(folder):
         copy = folder / f"only{step}"
