@@ -23,8 +23,7 @@ from ml_collections import ConfigDict
 
 from experiments import harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
-from kd_jax import data as kd_data
-from kd_jax import methods, tasks
+from kd_jax import data as kd_data, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.setup import Networks
 from kd_jax.core.types import Variables

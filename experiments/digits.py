@@ -29,8 +29,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import comparison, harness
-from kd_jax import data as kd_data
-from kd_jax import losses, pruning
+from kd_jax import data as kd_data, losses, pruning
 from kd_jax.core.axes import Axes
 from kd_jax.core.network import Network
 from kd_jax.core.objective import MakeInputs, Term, Terms

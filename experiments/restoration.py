@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from experiments import comparison, harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
-from kd_jax import data as kd_data
-from kd_jax import losses, methods, tasks
+from kd_jax import data as kd_data, losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, MakeInputs, Term
 from kd_jax.core.setup import Networks

@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from experiments import comparison, harness, report
-from kd_jax import data as kd_data
-from kd_jax import methods
+from kd_jax import data as kd_data, methods
 from kd_jax.core.network import Network, connect_to, disconnect
 from kd_jax.core.objective import Inputs, MakeInputs, Terms
 from kd_jax.core.setup import Networks, PerNetwork, Teacher

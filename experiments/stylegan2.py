@@ -34,8 +34,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import comparison, harness
-from kd_jax import data as kd_data
-from kd_jax import methods, pretrained, pruning
+from kd_jax import data as kd_data, methods, pretrained, pruning
 from kd_jax.core.network import Network, connect_to
 from kd_jax.core.objective import MakeInputs
 from kd_jax.core.setup import Networks, PerNetwork, Teacher

@@ -22,8 +22,7 @@ from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
 from experiments import harness, restoration, runner
-from kd_jax import data as kd_data
-from kd_jax import tasks
+from kd_jax import data as kd_data, tasks
 from kd_jax.core.types import Array
 from kd_jax.models import translation
 from kd_jax.tasks import degradations

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from experiments import harness, runner
 from experiments.runner import Comparison, Evaluation, Metric, Predictions
-from kd_jax import data as kd_data
-from kd_jax import losses, ops, tasks
+from kd_jax import data as kd_data, losses, ops, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import MakeInputs, Term
 from kd_jax.core.setup import Networks

@@ -18,104 +18,83 @@ import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from kd_jax import augment, losses, methods, models, ops, pretrained, pruning, tasks
+from kd_jax import (
+    augment as augment,
+    losses as losses,
+    methods as methods,
+    models as models,
+    ops as ops,
+    pretrained as pretrained,
+    pruning as pruning,
+    tasks as tasks,
+)
 from kd_jax.core.mesh import (
-    compile_step,
-    fully_sharded,
-    initialize,
-    make_mesh,
-    place,
-    place_batch,
-    replicated,
+    compile_step as compile_step,
+    fully_sharded as fully_sharded,
+    initialize as initialize,
+    make_mesh as make_mesh,
+    place as place,
+    place_batch as place_batch,
+    replicated as replicated,
 )
 from kd_jax.core.network import (
-    Network,
-    connect,
-    connect_to,
-    connected,
-    disconnect,
-    from_factory,
-    from_functions,
-    from_linen,
-    from_nnx,
-    tap_shapes,
+    Network as Network,
+    connect as connect,
+    connect_to as connect_to,
+    connected as connected,
+    disconnect as disconnect,
+    from_factory as from_factory,
+    from_functions as from_functions,
+    from_linen as from_linen,
+    from_nnx as from_nnx,
+    tap_shapes as tap_shapes,
 )
-from kd_jax.core.objective import BoundNetwork, Forward, Inputs, Term, Weight
-from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
-from kd_jax.core.state import NetworkState, TrainState, init_state
-from kd_jax.core.step import d_step, g_step, make_simultaneous_step, make_train_step
-from kd_jax.core.types import MissingTapError, Taps
+from kd_jax.core.objective import (
+    BoundNetwork as BoundNetwork,
+    Forward as Forward,
+    Inputs as Inputs,
+    Term as Term,
+    Weight as Weight,
+)
+from kd_jax.core.setup import (
+    Networks as Networks,
+    PerNetwork as PerNetwork,
+    Setup as Setup,
+    Teacher as Teacher,
+)
+from kd_jax.core.state import (
+    NetworkState as NetworkState,
+    TrainState as TrainState,
+    init_state as init_state,
+)
+from kd_jax.core.step import (
+    d_step as d_step,
+    g_step as g_step,
+    make_simultaneous_step as make_simultaneous_step,
+    make_train_step as make_train_step,
+)
+from kd_jax.core.types import (
+    MissingTapError as MissingTapError,
+    Taps as Taps,
+)
 from kd_jax.core.wrappers import (
-    data_free,
-    ensemble,
-    for_teacher,
-    multi_step,
-    online_distillation,
-    self_distillation,
-    skip_nonfinite,
-    with_skip_count,
-    with_teachers,
+    data_free as data_free,
+    ensemble as ensemble,
+    for_teacher as for_teacher,
+    multi_step as multi_step,
+    online_distillation as online_distillation,
+    self_distillation as self_distillation,
+    skip_nonfinite as skip_nonfinite,
+    with_skip_count as with_skip_count,
+    with_teachers as with_teachers,
 )
-from kd_jax.tasks import latents, noise
-from kd_jax.train import diagnostics
-
-__all__ = [
-    "BoundNetwork",
-    "Forward",
-    "Inputs",
-    "MissingTapError",
-    "Network",
-    "NetworkState",
-    "Networks",
-    "PerNetwork",
-    "Setup",
-    "Taps",
-    "Teacher",
-    "Term",
-    "TrainState",
-    "Weight",
-    "augment",
-    "compile_step",
-    "connect",
-    "connect_to",
-    "connected",
-    "d_step",
-    "data_free",
-    "diagnostics",
-    "disconnect",
-    "ensemble",
-    "for_teacher",
-    "from_factory",
-    "from_functions",
-    "from_linen",
-    "from_nnx",
-    "fully_sharded",
-    "g_step",
-    "init_state",
-    "initialize",
-    "latents",
-    "losses",
-    "make_mesh",
-    "make_simultaneous_step",
-    "make_train_step",
-    "methods",
-    "models",
-    "multi_step",
-    "noise",
-    "online_distillation",
-    "ops",
-    "place",
-    "place_batch",
-    "pretrained",
-    "pruning",
-    "replicated",
-    "self_distillation",
-    "skip_nonfinite",
-    "tap_shapes",
-    "tasks",
-    "with_skip_count",
-    "with_teachers",
-]
+from kd_jax.tasks import (
+    latents as latents,
+    noise as noise,
+)
+from kd_jax.train import (
+    diagnostics as diagnostics,
+)
 
 try:
     __version__ = version("kd_jax")

@@ -1,5 +1,7 @@
 """`kd_jax.load`: the same record from files, trainings and checkpoint folders."""
 
+import pydoc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,12 @@ def test_what_is_not_there_is_named(tmp_path):
         kd.load(tmp_path / "none")
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         kd.load(tmp_path)
+
+
+def test_help_fits_a_screen():
+    text = pydoc.plain(pydoc.render_doc(kd))
+    assert len(text.splitlines()) < 60
+    assert all(name in text for name in ("Setup", "init_state", "make_train_step", "Teacher"))
 
 
 def test_the_attributes_of_the_package_are_there_at_first_use():

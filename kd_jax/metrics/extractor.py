@@ -18,8 +18,7 @@ from kd_jax.losses.perceptual import distance
 from kd_jax.metrics import resize
 from kd_jax.models.classifier import classifier
 from kd_jax.models.inception import SIDE
-from kd_jax.pretrained import inception as registry
-from kd_jax.pretrained import perceptual
+from kd_jax.pretrained import inception as registry, perceptual
 
 _LEARNING_RATE = 1e-3
 

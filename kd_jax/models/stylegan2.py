@@ -11,8 +11,7 @@ int `[B]`, or a float condition `[B, classes]`.
 """
 
 import math
-from collections.abc import Mapping as ReadOnly
-from collections.abc import Sequence
+from collections.abc import Mapping as ReadOnly, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn

@@ -12,8 +12,7 @@ roughly in [-1, 1]; latents `[B, latent]`; labels int `[B]`, or conditions `[B, 
 """
 
 import math
-from collections.abc import Callable, Sequence
-from collections.abc import Mapping as ReadOnly
+from collections.abc import Callable, Mapping as ReadOnly, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 

@@ -18,10 +18,10 @@ from kd_jax.losses import (
     image_text,
     moments,
     penalties,
+    perceptual as learned,
     relation,
     response,
 )
-from kd_jax.losses import perceptual as learned
 
 B = 3
 SCORES, PATCHES = (B,), (B, 2, 2, 1)

@@ -1,8 +1,7 @@
 """Shared parts of style-based generators: equalized layers, StyleGAN2 and 3's mapping network."""
 
 import math
-from collections.abc import Callable
-from collections.abc import Mapping as ReadOnly
+from collections.abc import Callable, Mapping as ReadOnly
 from functools import partial
 from typing import Any
 
