@@ -62,7 +62,7 @@ class Options(NamedTuple):
       keep: the number of latest checkpoints to keep.
       keep_every: checkpoints at multiples of this step are kept forever; 0 for none.
       save_errors: what to do when a checkpoint cannot be written (the disk is full): `stop`, or
-        `go_on`, which continues with the older ones.
+        `continue`, which continues with the older ones.
       patience: the number of steps with NaN or infinite values to skip before the run ends.
       skip_corrupt: whether an unreadable image is replaced by the next one.
       allow_changes: whether a run may be resumed with other settings, numbers of processes or
@@ -96,9 +96,9 @@ def options(config: ConfigDict) -> Options:
       ValueError: a one-line message.
     """
     run_options = Options(**config.run.to_dict())
-    if run_options.save_errors not in ("stop", "go_on"):
+    if run_options.save_errors not in ("stop", "continue"):
         raise ValueError(
-            f"config.run.save_errors={run_options.save_errors!r} is neither 'stop' nor 'go_on'"
+            f"config.run.save_errors={run_options.save_errors!r} is neither 'stop' nor 'continue'"
         )
     for name, minimum in (("keep", 1), ("keep_every", 0), ("patience", 0)):
         value = getattr(run_options, name)
@@ -609,7 +609,7 @@ def train(
                 ) from None
 
         def save(step: int, state: Any) -> None:
-            if fault := diagnostics.first_fault(state):
+            if fault := diagnostics.first_nonfinite(state):
                 raise NonFiniteError(f"step {step}: the state is not saved, {fault}")
             data = {"batches": batches.get_state(), "window": window}
 
@@ -624,7 +624,7 @@ def train(
             skipped = getattr(batches, "skipped", 0)  # of the primary process's part
             writer.write_scalars(step, {**means, **({"data/skipped": skipped} if skipped else {})})
             latest.update(means)
-            warn(step, trend.look(means))
+            warn(step, trend.update(means))
             save_or_warn(checkpoints.check)
 
         def log_progress(progress: Progress) -> None:
@@ -638,7 +638,7 @@ def train(
             )
 
         def diagnose(state: Any, batch: Batch) -> str | None:
-            fault = diagnostics.first_fault(batch)
+            fault = diagnostics.first_nonfinite(batch)
             # The diagnosis is a collective computation: all processes must run it, or none.
             faulty = distributed.allgather(fault is not None)
             if fault:
@@ -647,7 +647,9 @@ def train(
                 return f"the batch: that of process {faulty.index(1)} is not finite"
             if diagnosis is None:
                 return None
-            return diagnostics.culprit(diagnosis(state, teacher, place_batch(batch, mesh))[1])
+            return diagnostics.locate_nonfinite(
+                diagnosis(state, teacher, place_batch(batch, mesh))[1]
+            )
 
         def on_skip(step: int, count: int, why: str) -> None:
             log_line(
@@ -669,7 +671,7 @@ def train(
                 steps_per_call=training_plan.steps_per_call,
                 window=window,
                 stop=STOP,
-                guard=NonFinitePolicy(options.patience, on_skip, diagnose),
+                nonfinite=NonFinitePolicy(options.patience, on_skip, diagnose),
             )
             checkpoints.wait()  # a failure to save the last step is always raised
         except NonFiniteError as error:
@@ -770,7 +772,7 @@ def print_plan(config: ConfigDict, plan: Mapping[str, TrainingPlan], batch: Batc
     """Prints the configuration, the parameters, and each step's FLOPs and memory."""
     from clu import parameter_overview
 
-    print(config)
+    print(ConfigDict(json.loads(json.dumps(config.to_dict()))))  # tuples as lists, for YAML
     for name, training_plan in plan.items():
         state = jax.eval_shape(training_plan.init, jax.random.key(0), batch)
         for network in ("generator", "discriminator"):

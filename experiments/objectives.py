@@ -1,7 +1,7 @@
 """Method comparison: losses, weights, training modes and initializations in one table.
 
     python -m experiments.objectives --workdir=runs/objectives                  # hours on two cores
-    python -m experiments.objectives --workdir=runs/few --config.rows=from_scratch,pixel,cat
+    python -m experiments.objectives --workdir=runs/few --config.methods=from_scratch,pixel,cat
     python -m experiments.objectives --dry_run
 
 The teachers, the student, the data, the steps and the learning rates are those of
@@ -42,7 +42,7 @@ from kd_jax.core.types import Batch, Variables
 from kd_jax.report import pictures
 from kd_jax.report.summary import gap_closed, summarize
 
-RUNTIME_FIELDS = ("rows", "seeds", "timing")
+RUNTIME_FIELDS = ("methods", "seeds", "timing")
 """Settings that no training depends on: methods and seeds can be added to a run."""
 
 
@@ -50,7 +50,7 @@ def get_config(preset: str = "full") -> ConfigDict:
     """The configuration of `experiments.digits`, and the methods with their tuning and timing."""
     config = digits.get_config("full" if preset == "full" else "tiny")
     config.seeds = (0, 1, 2) if preset == "full" else (0,)
-    config.rows = ""  # methods of the table, separated by commas; empty: all
+    config.methods = ""  # methods of the table, separated by commas; empty: all
     config.tuning = ConfigDict({"seed": 100, "strengths": (0.1, 1.0, 10.0)})
     config.timing = ConfigDict({"calls": 40})
     for regime in config.regimes.values():
@@ -92,11 +92,11 @@ def select_methods(config: ConfigDict) -> list[str]:
     Raises:
       ValueError: a name is unknown.
     """
-    names = [name for name in config.rows.split(",") if name] or list(methods.METHODS)
+    names = [name for name in config.methods.split(",") if name] or list(methods.METHODS)
     for name in names:
         if name not in methods.METHODS:
             raise ValueError(
-                f"config.rows: no method {name!r}; there is {', '.join(methods.METHODS)}"
+                f"config.methods: no method {name!r}; there is {', '.join(methods.METHODS)}"
             )
     return ["from_scratch", *(name for name in names if name != "from_scratch")]
 

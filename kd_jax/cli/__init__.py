@@ -13,7 +13,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the subcommand that the first argument names, with the other arguments."""
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in COMMANDS:
-        importlib.import_module(f"kd_jax.cli.{command}").main(rest)
+        try:
+            importlib.import_module(f"kd_jax.cli.{command}").main(rest)
+        except ModuleNotFoundError as error:
+            print(
+                f"error: kd-jax {command} needs {error.name}, which is not installed: "
+                "pip install 'kd_jax[experiments]'",
+                file=sys.stderr,
+            )
+            sys.exit(2)
         return
     usage = "\n".join(
         ["usage: kd-jax COMMAND ...", ""]

@@ -72,7 +72,10 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
     model = load(location, packages=packages, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
-        raise ValueError(f"{path} takes images, not latents; only latent inputs can be sampled")
+        raise ValueError(
+            f"{path} takes images, not latents: it cannot be sampled; "
+            "its experiment's report compares it on held-out images"
+        )
     subject = EvaluatedGenerator(
         name or _display_name(location), path, network, variables, inputs, classes, options
     )

@@ -94,7 +94,9 @@ def probe(setup: Setup) -> Step[TrainState]:
 
 
 def diagnosis(setup: Setup) -> Step[TrainState]:
-    """A step that leaves the state unchanged and returns flags for `culprit`: 1 if finite, else 0.
+    """A step that leaves the state unchanged and returns flags for `locate_nonfinite`.
+
+    A flag is 1 if the values are finite, else 0.
 
     Both updates are computed as in the step, the generator's against the current discriminator.
     `0/...` are the variables of the trained networks and of the teacher, `1/...` the teacher's
@@ -159,13 +161,13 @@ def diagnosis(setup: Setup) -> Step[TrainState]:
     return step
 
 
-def culprit(flags: Mapping[str, Any]) -> str | None:
+def locate_nonfinite(flags: Mapping[str, Any]) -> str | None:
     """The first quantity flagged as not finite by `diagnosis`; None if all are finite."""
     bad = sorted(name for name, flag in flags.items() if float(flag) < 1.0)
     return f"{bad[0].partition('/')[2]} is not finite" if bad else None
 
 
-def first_fault(tree: Any) -> str | None:
+def first_nonfinite(tree: Any) -> str | None:
     """The first floating-point array that is not finite: "PATH is not finite", or None."""
     flags = jax.device_get(_all_finite(tree))
     for path, finite in jax.tree_util.tree_leaves_with_path(flags):
@@ -207,7 +209,7 @@ class Trend:
         self._windows_at_bound: dict[str, int] = {}
         self._norms: dict[str, list[float]] = {}
 
-    def look(self, means: Mapping[str, float]) -> list[str]:
+    def update(self, means: Mapping[str, float]) -> list[str]:
         """Checks the means of a window, and returns warnings, one line each."""
         lines = []
         for name, lower_bound in self._lower_bounds.items():

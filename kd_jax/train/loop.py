@@ -85,7 +85,7 @@ def fit(
     steps_per_call: int = 1,
     window: list[Metrics] | None = None,
     stop: Callable[[], bool] = lambda: False,
-    guard: NonFinitePolicy = STRICT,
+    nonfinite: NonFinitePolicy = STRICT,
 ) -> Any:
     """Takes steps until `state.step` is `steps`, or `stop()`; returns the final state.
 
@@ -110,7 +110,7 @@ def fit(
       window: the metrics of the steps since the last window's end, up to date whenever a hook is
         called. Save it with the state and pass it on resume, so that the windows are complete.
       stop: called after each call of `step`; once it is true the hooks with `at_stop` are called.
-      guard: the policy for steps with `kd_jax.skip_nonfinite`.
+      nonfinite: the policy for steps with `kd_jax.skip_nonfinite`.
 
     Raises:
       ValueError: one of these numbers is not a multiple of `steps_per_call`.
@@ -143,14 +143,14 @@ def fit(
         before, count = count, int(metrics["skipped"])
         if count == before:
             return
-        cause = guard.diagnose(
+        cause = nonfinite.diagnose(
             state._replace(step=jnp.full_like(state.step, number - steps_per_call)), batch
         )
         why = str(_first_nonfinite(_row(jax.device_get(dict(metrics)))))
         why += f" ({cause})" if cause else ""
-        if count > guard.patience:
+        if count > nonfinite.patience:
             raise NonFiniteError(f"step {number}: {why}")
-        guard.on_skip(number, count, why)
+        nonfinite.on_skip(number, count, why)
 
     def fetch(metrics: Sequence[Mapping[str, Array]], last_step: int) -> None:
         for number, values in enumerate(jax.device_get(list(metrics)), start=1 - len(metrics)):

@@ -66,7 +66,7 @@ def test_the_steps_of_an_experiment_lower(name, uses):
 @pytest.mark.parametrize("name", quick(methods.METHODS, lambda name: False))
 def test_the_step_of_a_method_lowers(name, uses):
     config = objectives.get_config("tiny")
-    config.rows = name
+    config.methods = name
     plans, batch = objectives.plan(config.lock(), objectives.EXPERIMENT.build(config))
     (key,) = (key for key in plans if key.endswith(f"/{name}") and not key.startswith("scarce"))
     check(plans[key], {} if methods.METHODS[name].data_free else batch, uses)

@@ -21,10 +21,10 @@ def cache(monkeypatch):
     monkeypatch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
 
 
-def tiny(rows, **changes):
+def tiny(names, **changes):
     config = objectives.get_config("tiny")
     del config.regimes.all
-    config.rows = rows
+    config.methods = names
     config.update(changes)
     return config.lock()
 
@@ -178,7 +178,7 @@ def test_strength_multiplies_all_but_the_adversarial_terms():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rows": "pixle"}, "'pixle'; there is from_scratch, self, "),
+        ({"methods": "pixle"}, "'pixle'; there is from_scratch, self, "),
         ({"model": "mlp"}, "config.model='mlp'.* dcgan"),
         ({"seeds": (100,)}, "config.tuning.seed=100 is one of the table's seeds"),
         ({"tuning": {"seed": 1, "strengths": ()}}, "config.tuning.strengths needs at least one"),

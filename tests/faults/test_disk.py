@@ -33,7 +33,7 @@ def test_a_failed_save_stops_the_training(tmp_path, unbroken):
 
 @pytest.mark.slow
 def test_a_failed_save_is_logged_and_training_continues(tmp_path, unbroken):
-    arguments = ("--steps=30", *FULL, "--save_errors=go_on")
+    arguments = ("--steps=30", *FULL, "--save_errors=continue")
     code, out, error = faults.run(tmp_path / "run", *arguments)
     assert code == 0, error
     warnings = [line for line in out.splitlines() if "warning" in line]
@@ -45,7 +45,7 @@ def test_a_failed_save_is_logged_and_training_continues(tmp_path, unbroken):
 
 @pytest.mark.slow
 def test_the_last_step_must_be_saved(tmp_path):
-    arguments = ("--steps=20", *FULL, "--save_errors=go_on")
+    arguments = ("--steps=20", *FULL, "--save_errors=continue")
     code, _, error = faults.run(tmp_path / "run", *arguments)
     assert code == 2
     assert "step 20 not saved to" in error
@@ -68,7 +68,7 @@ def test_metrics_that_cannot_be_written(tmp_path):
     assert faults.steps(tmp_path / "run") == [45, 50]
     code, _, error = faults.run(tmp_path / "run", "--steps=80")
     assert code == 0, error
-    code, out, error = faults.run(tmp_path / "other", *METRICS, "--save_errors=go_on")
+    code, out, error = faults.run(tmp_path / "other", *METRICS, "--save_errors=continue")
     assert code == 0, error
     assert "metrics.jsonl cannot be written: File too large; the training continues" in out
     unbroken = faults.everything(tmp_path / "unbroken")

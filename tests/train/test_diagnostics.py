@@ -496,7 +496,7 @@ def test_a_compiled_probe_is_the_same_on_many_devices(healthy):
 
 
 def look_at_windows(trend, name, values):
-    return [trend.look({name: value}) for value in values]
+    return [trend.update({name: value}) for value in values]
 
 
 def test_an_exploding_gradient_warns():
@@ -518,9 +518,9 @@ def test_a_discriminator_at_its_lower_bound_warns():
 
 def test_values_that_are_not_finite_are_located():
     tree = {"a": np.ones(3), "b": {"c": np.array([1.0, np.inf]), "d": np.arange(3)}}
-    assert diagnostics.first_fault(tree) == "b/c is not finite"
-    assert diagnostics.first_fault({"a": np.ones(3), "key": jax.random.key(0)}) is None
-    assert diagnostics.first_fault({}) is None
+    assert diagnostics.first_nonfinite(tree) == "b/c is not finite"
+    assert diagnostics.first_nonfinite({"a": np.ones(3), "key": jax.random.key(0)}) is None
+    assert diagnostics.first_nonfinite({}) is None
     flags = {"4/the gradient of g/x": 0.0, "3/g/x": 0.0, "1/the teacher's output": 1.0}
-    assert diagnostics.culprit(flags) == "g/x is not finite"
-    assert diagnostics.culprit(dict.fromkeys(flags, 1.0)) is None
+    assert diagnostics.locate_nonfinite(flags) == "g/x is not finite"
+    assert diagnostics.locate_nonfinite(dict.fromkeys(flags, 1.0)) is None

@@ -397,7 +397,7 @@ def test_skipped_steps_are_reported_and_excluded_from_the_means():
         steps=8,
         log=lambda number, means: rows.append((number, dict(means))),
         log_every=3,
-        guard=NonFinitePolicy(2, lambda *report: reports.append(report)),
+        nonfinite=NonFinitePolicy(2, lambda *report: reports.append(report)),
     )
     assert (int(state.step), int(state.skipped)) == (8, 2)
     assert reports == [(2, 1, "g/x is nan"), (4, 2, "g/x is nan")]
@@ -425,7 +425,7 @@ def test_exceeding_the_patience_raises_before_any_hook(steps):
             log=lambda *_: None,
             log_every=3,
             hooks=[Hook(1, lambda n, s: calls.append(n))],
-            guard=NonFinitePolicy(1, diagnose=diagnose),
+            nonfinite=NonFinitePolicy(1, diagnose=diagnose),
         )
     assert calls == [1, 2, 3]
     assert diagnosed == [(1, True), (3, True)]

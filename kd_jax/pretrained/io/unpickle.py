@@ -338,7 +338,8 @@ class _Machine:
         constructor = self.constructors.get((module, name))
         if constructor is None:
             raise UnsafeFileError(
-                f"refers to {printable(f'{module}.{name}')}, which is not plain data"
+                f"refers to {printable(f'{module}.{name}')}, which is not plain data (save "
+                "model.state_dict())"
             )
         self.push(constructor)
 
