@@ -226,11 +226,18 @@ def parse(experiment: Experiment, argv: Sequence[str], values: flags.FlagValues)
       UsageError: an argument is invalid; a one-line message.
     """
     presets = experiment.presets
-    define: dict[str, Any] = {"flag_values": values}
+    # As flags of the program, not of this module, so that --help lists them.
+    define: dict[str, Any] = {"flag_values": values, "module_name": argv[0]}
     flags.DEFINE_string(
         "workdir", None, "The run's folder: new, or that of the run to resume.", **define
     )
-    flags.DEFINE_enum("preset", presets[0], presets, "The configuration to start from.", **define)
+    flags.DEFINE_enum(
+        "preset",
+        presets[0],
+        presets,
+        "The settings to start from; --config.PATH=VALUE changes one, --dry_run prints them all.",
+        **define,
+    )
     flags.DEFINE_bool("resume", True, "Resume the run in workdir, if there is one.", **define)
     flags.DEFINE_bool("dry_run", False, "Print settings, networks and cost, and stop.", **define)
     flags.DEFINE_float("max_minutes", 0.0, "Save and stop after these minutes; 0: never.", **define)
@@ -243,7 +250,7 @@ def parse(experiment: Experiment, argv: Sequence[str], values: flags.FlagValues)
     preset = _peek(argv, "preset", presets[0])
     config = experiment.get_config(preset if preset in presets else presets[0])
     check_settings(argv[1:], config)
-    config_flags.DEFINE_config_dict("config", config, **define)
+    config_flags.DEFINE_config_dict("config", config, flag_values=values)
     try:
         rest: list[str] = values(argv)
     except flags.Error as error:

@@ -4,6 +4,7 @@ import re
 
 import jax
 import pytest
+from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import digits, harness
@@ -11,17 +12,17 @@ from kd_jax import methods
 
 
 @pytest.mark.parametrize(
-    "flags",
+    "arguments",
     [["--workdir=/a/b", "--preset=demo"], ["--workdir", "/a/b", "--preset=demo"]],
 )
-def test_the_command_hides_this_machines_paths(monkeypatch, flags):
-    monkeypatch.setattr("sys.argv", ["/a/c/experiments/digits.py", *flags])
+def test_the_command_hides_this_machines_paths(monkeypatch, arguments):
+    monkeypatch.setattr("sys.argv", ["/a/c/experiments/digits.py", *arguments])
     expected = "python -m experiments.digits --workdir=DIR --preset=demo"
     assert harness.command_line() == expected
 
 
 @pytest.mark.parametrize(
-    ("flags", "preset"),
+    ("arguments", "preset"),
     [
         ([], "full"),
         (["--preset=demo"], "demo"),
@@ -30,8 +31,17 @@ def test_the_command_hides_this_machines_paths(monkeypatch, flags):
         (["--config.preset=demo"], "full"),
     ],
 )
-def test_the_preset_is_read_before_the_flags_are_parsed(flags, preset):
-    assert harness._peek(["digits.py", *flags], "preset", "full") == preset
+def test_the_preset_is_read_before_the_flags_are_parsed(arguments, preset):
+    assert harness._peek(["digits.py", *arguments], "preset", "full") == preset
+
+
+def test_help_lists_the_flags():
+    values = flags.FlagValues()
+    harness.parse(digits.EXPERIMENT, ["digits.py", "--workdir=x"], values)
+    text = values.module_help("digits.py")  # of --help; --helpfull has other modules' too
+    for name in ("workdir", "preset", "resume", "dry_run", "max_minutes", "coordinator"):
+        assert re.search(rf"--(\[no\])?{name}: ", text), name
+    assert "--config.PATH=VALUE" in text
 
 
 def test_user_errors_become_usage_errors():
