@@ -178,14 +178,21 @@ def _summary_sentence(name: str, regime: Regime) -> str:
     teacher, from_scratch, distilled = (
         summarize(x).mean for x in (regime.teacher, regime.from_scratch, regime.distilled)
     )
+    images = f"With {regime.images:,} real images (*{name}*) the distilled student"
+    end = f"{from_scratch:.2f}, the teacher's being {teacher:.2f}"
+    if len(regime.distilled) == 1:
+        return (
+            f"{images} has distance {distilled:.2f} against that from scratch of {end}. A single "
+            "seed decides nothing."
+        )
     verdict = "better" if distilled < from_scratch else "no better"
+    wins = sum(a < b for a, b in zip(regime.distilled, regime.from_scratch, strict=True))
     gap = regime.gap()
     improved = gap is not None and gap.mean > 0 and distilled < from_scratch
     closed = f", which closes **{100 * gap.mean:.0f}%** of the gap" if gap and improved else ""
     return (
-        f"With {regime.images:,} real images (*{name}*) the distilled student is **{verdict}** "
-        f"than the same student from scratch: distance {distilled:.2f} against {from_scratch:.2f}, "
-        f"the teacher's being {teacher:.2f}{closed}."
+        f"{images} is **{verdict}** than the same student from scratch, in {wins} of "
+        f"{len(regime.distilled)} seeds: distance {distilled:.2f} against {end}{closed}."
     )
 
 

@@ -27,7 +27,7 @@ from kd_jax.core.objective import Inputs, MakeInputs, Terms
 from kd_jax.core.setup import Networks, PerNetwork, Teacher
 from kd_jax.core.types import Batch, Variables
 from kd_jax.report import pictures
-from kd_jax.report.summary import Summary, summarize
+from kd_jax.report.summary import summarize
 from kd_jax.train import distributed
 
 TRAININGS = ("teacher", *comparison.ARMS)
@@ -493,20 +493,17 @@ def _verdicts(
         differences = [a - b for a, b in zip(ours, theirs, strict=True)]
         summary = summarize(differences)
         sign = 1 if metric.higher_is_better else -1
+        change = f"{metric.label} {summary.mean:+.{metric.digits}f}{metric.unit}"
+        if len(differences) == 1:
+            yield f"* {better} against {worse}: {change}; a single seed decides nothing."
+            continue
+        low, high = (f"{value:+.{metric.digits}f}" for value in (summary.low, summary.high))
         verb = "beats" if sign * summary.mean > 0 else "does not beat"
         wins = sum(sign * d > 0 for d in differences)
         yield (
-            f"* {better} **{verb}** {worse}: {metric.label} {summary.mean:+.{metric.digits}f}"
-            f"{metric.unit}{_interval(summary, metric)}, better in {wins} of {len(differences)} "
-            f"seeds."
+            f"* {better} **{verb}** {worse}: {change} (95% confidence interval {low} to {high}), "
+            f"better in {wins} of {len(differences)} seeds."
         )
-
-
-def _interval(summary: Summary, metric: Metric) -> str:
-    if math.isnan(summary.low):
-        return ""
-    low, high = (f"{value:+.{metric.digits}f}" for value in (summary.low, summary.high))
-    return f" (95% confidence interval {low} to {high})"
 
 
 def plan(config: ConfigDict, task: Comparison) -> tuple[dict[str, harness.TrainingPlan], Batch]:

@@ -110,6 +110,10 @@ def test_verdicts_compare_the_first_metric():
     assert lines[1].startswith("* distilled **does not beat** from_scratch: error +0.2 m")
     assert lines[1].endswith("better in 1 of 2 seeds.")
     assert lines[2].startswith("* distilled **beats** rule: error -0.5 m")
+    one = {name: values[:1] for name, values in figures.items()}
+    lines = list(runner._verdicts(evaluation, one))
+    assert lines[0] == "* teacher against rule: error -3.0 m; a single seed decides nothing."
+    assert not any("**" in line for line in lines)
 
 
 def test_signal_to_noise_and_log_spectral_distance():

@@ -63,6 +63,7 @@ def test_metrics_of_the_page():
     assert row(page, "scarce") == ["scarce", "90", *spreads, gap]
     text = sentence(page, "scarce")
     assert "is **better** than" in text
+    assert "in 3 of 3 seeds" in text
     assert "distance 5.50 against 10.17" in text
     assert "teacher's being 1.50" in text
     assert "closes **52%** of the gap" in text
@@ -109,6 +110,10 @@ def test_one_seed_has_no_deviation_and_no_interval():
     page = markdown(report(scarce=Regime(90, (1.0,), (9.0,), (5.0,))))
     assert row(page, "scarce") == ["scarce", "90", "1.00", "9.00", "5.00", "50%"]
     assert "A single seed." in page
+    text = sentence(page, "scarce")
+    assert "**" not in text  # no verdict
+    assert "distance 5.00 against that from scratch of 9.00, the teacher's being 1.00" in text
+    assert "A single seed decides nothing" in text
     for word in ("±", "confidence", "bracket", "nan"):
         assert word not in page
 
