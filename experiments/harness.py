@@ -525,6 +525,11 @@ def train(
                 if not options.allow_changes:
                     raise UsageError(str(error)) from error
                 log_line(f"{error}; the data restart, as allowed")
+            if int(state.step) > training_plan.steps:
+                raise UsageError(
+                    f"{directory} is at step {int(state.step)}, past the {training_plan.steps} "
+                    "steps of these settings; set more steps, or choose another folder"
+                )
             log_line(f"at step {int(state.step)} of {training_plan.steps}")
         else:
             state = initialize(init, mesh, rule)

@@ -125,3 +125,10 @@ def test_a_signal_in_the_last_step_does_not_interrupt_a_finished_training(tmp_pa
         training.train(tmp_path, training.training_plan(3), batches)
     assert faults.steps(tmp_path) == [3]
     assert jax.process_count() == 1
+
+
+def test_a_training_past_its_settings_is_refused(tmp_path):
+    training.train(tmp_path, training.training_plan(8), training.batches())
+    with pytest.raises(harness.UsageError, match=r"is at step 8, past the 4 steps"):
+        training.train(tmp_path, training.training_plan(4), training.batches())
+    assert faults.steps(tmp_path) == [5, 8]
