@@ -84,7 +84,13 @@ def get_config(preset: str = "small") -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 500,
             "checkpoint_every": 500,
-            "evaluate": {"samples": 1790, "seed": 1},
+            "evaluate": {
+                "samples": 1790,
+                "seed": 1,
+                # Of the distance: classifier, random (a network that needs no labels), a file of
+                # Inception weights, or auto: the classifier for labelled data, else random.
+                "features": "auto",
+            },
             "mesh": {"data": 1, "model": 1},
             "run": harness.run_settings(),
         }
@@ -151,6 +157,11 @@ def build(config: ConfigDict) -> Task:
             "--config.teacher_discriminator, or choose --config.method=tinygan"
         )
     source = comparison.open_source(config)
+    if source.num_classes < 2:
+        raise ValueError(
+            f"{source.name} has one class, and BigGAN is class-conditional: at least two are "
+            "needed (one sub-folder per class)"
+        )
     shared: dict[str, Any] = {"classes": source.num_classes}
     options = {**shared, "channels": config.data.channels, "shared": config.shared}
     attention: dict[str, Any] = {"attention": tuple(config.attention)}

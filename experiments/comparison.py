@@ -49,10 +49,16 @@ def open_source(config: ConfigDict) -> kd_data.Source:
         skip_corrupt=config.run.skip_corrupt,
     )
     check_schedule(config)
-    if source.num_classes < 2:
+    features = config.evaluate.features
+    if features == "classifier" and source.num_classes < 2:
         raise ValueError(
-            f"{source.name} has one class; the distance is measured in the features of a "
-            "classifier, which needs at least two (one sub-folder per class)"
+            f"config.evaluate.features='classifier' needs labels, and {source.name} has one class "
+            "(one sub-folder per class); 'random' needs none"
+        )
+    if features not in ("auto", "classifier", "random") and not Path(features).is_file():
+        raise ValueError(
+            f"config.evaluate.features={features!r} is neither auto, classifier, random, nor a "
+            "file of Inception weights"
         )
     if config.evaluate.samples < 2:
         raise ValueError(f"config.evaluate.samples={config.evaluate.samples} is less than 2")
@@ -107,14 +113,15 @@ class Evaluator(NamedTuple):
     Attributes:
       sample: `(network, variables) -> images` for fixed latents and labels.
       distance: the Frechet distance of images to the real ones.
-      class_accuracy: the share of images that the classifier assigns to their conditioning class.
+      class_accuracy: the share of images that the classifier assigns to their conditioning class;
+        None with other features, or unconditional generators.
       extractor: the name of the features.
       samples, reference: numbers of generated and of real images.
     """
 
     sample: Callable[[Network, Variables], np.ndarray]
     distance: Callable[[np.ndarray], float]
-    class_accuracy: Callable[[np.ndarray], float]
+    class_accuracy: Callable[[np.ndarray], float] | None
     extractor: str
     samples: int
     reference: int
@@ -127,7 +134,11 @@ class Evaluator(NamedTuple):
 def make_evaluator(
     config: ConfigDict, source: kd_data.Source, conditional: bool = True
 ) -> Evaluator:
-    """Trains the classifier, or reads it from the cache, and computes the real images' moments.
+    """Makes the feature extractor, and computes the moments of the real images' features.
+
+    `config.evaluate.features` is `classifier` (trained on the data, or read from the cache),
+    `random` (a network with random weights), a file of Inception weights, or `auto`: the classifier
+    for labelled data, else the random network.
 
     Args:
       config: the configuration.
@@ -135,14 +146,28 @@ def make_evaluator(
       conditional: whether the generators take labels in addition to latents.
     """
     real = kd_data.load_all(source)
-    features = extractor.classifier_extractor(
-        real["image"],
-        real["label"],
-        name=config.data.source.partition(":")[0],
-        classes=source.num_classes,
-        cache=harness.cache_dir(),
-    )
-    reference = frechet.moments(features.features(real["image"]))
+    kind = config.evaluate.features
+    if kind == "auto":
+        kind = "classifier" if source.num_classes > 1 else "random"
+    if kind == "classifier":
+        features = extractor.classifier_extractor(
+            real["image"],
+            real["label"],
+            name=config.data.source.partition(":")[0],
+            classes=source.num_classes,
+            cache=harness.cache_dir(),
+        )
+    elif kind == "random":
+        features = extractor.random_network()
+    else:
+        features = extractor.inception(kind)
+
+    def compute_moments(images: np.ndarray) -> frechet.Moments:
+        # Published networks are defined for images in [-1, 1]; generators may exceed the range.
+        images = images if kind == "classifier" else np.clip(images, -1.0, 1.0)
+        return frechet.moments(features.features(images))
+
+    reference = compute_moments(real["image"])
     count = config.evaluate.samples
     labels = np.arange(count, dtype=np.int32) % source.num_classes
     z = jax.random.normal(jax.random.key(config.evaluate.seed), (count, config.latent))
@@ -152,12 +177,13 @@ def make_evaluator(
     def sample(network: Network, variables: Variables) -> np.ndarray:
         return apply_in_chunks(partial(apply, network, variables), (z, *condition), chunk_size=256)
 
+    def class_accuracy(images: np.ndarray) -> float:
+        return float((features.logits(images).argmax(axis=1) == labels).mean())
+
     return Evaluator(
         sample=sample,
-        distance=lambda x: frechet.frechet_distance(
-            frechet.moments(features.features(x)), reference
-        ),
-        class_accuracy=lambda x: float((features.logits(x).argmax(axis=1) == labels).mean()),
+        distance=lambda x: frechet.frechet_distance(compute_moments(x), reference),
+        class_accuracy=class_accuracy if conditional and kind == "classifier" else None,
         extractor=features.name,
         samples=count,
         reference=reference.examples,
@@ -335,7 +361,6 @@ def run_comparison(config: ConfigDict, comparison: Comparison, workdir: Path, ti
         inputs=comparison.inputs(
             jax.random.key(0), example_batch(config, comparison.source)
         ).generator,
-        conditional=comparison.conditional,
     )
 
 
@@ -366,7 +391,6 @@ def write_report(
     trained: Mapping[str, list[Variables]],
     images: Mapping[str, int],
     inputs: Sequence[Any],
-    conditional: bool = True,
 ) -> None:
     """Evaluates all trained generators, writes and prints `report.md`, and saves its pictures.
 
@@ -382,7 +406,6 @@ def write_report(
       trained: the variables by training, one entry per seed.
       images: the number of images in each regime.
       inputs: a batch of the generators' inputs.
-      conditional: whether the generators are class-conditional.
     """
     if not distributed.is_primary():
         return
@@ -410,7 +433,7 @@ def write_report(
             classes_right={
                 name: [evaluator.class_accuracy(x) for x in xs]
                 for name, xs in samples.items()
-                if conditional
+                if evaluator.class_accuracy
             },
             teacher=teacher_cost,
             student=student_cost,

@@ -115,7 +115,13 @@ def get_config(preset: str = "full") -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 250,
             "checkpoint_every": 250,
-            "evaluate": {"samples": 1790, "seed": 1},
+            "evaluate": {
+                "samples": 1790,
+                "seed": 1,
+                # Of the distance: classifier, random (a network that needs no labels), a file of
+                # Inception weights, or auto: the classifier for labelled data, else random.
+                "features": "auto",
+            },
             "mesh": {"data": 1, "model": 1},
             "run": harness.run_settings(),
         }
@@ -165,6 +171,7 @@ def build(config: ConfigDict) -> Task:
                 f"{', '.join(INITIALIZATIONS)}, or empty"
             )
     source = comparison.open_source(config)
+    labelled = source.num_classes > 1  # generators of other data are unconditional
 
     def make_networks(sizes: ConfigDict) -> PerNetwork:
         generators, discriminators = (
@@ -172,7 +179,7 @@ def build(config: ConfigDict) -> Task:
                 config.data.size,
                 width,
                 channels=config.data.channels,
-                classes=source.num_classes,
+                classes=source.num_classes if labelled else 0,
                 dtype=jnp.dtype(config.dtype),
             )
             for width in (sizes.width, sizes.discriminator_width)
@@ -181,7 +188,7 @@ def build(config: ConfigDict) -> Task:
 
     mesh = harness.mesh(config.mesh, config.batch_size)
     teacher, student = make_networks(config.teacher), make_networks(config.student)
-    task = Task(source, teacher, student, latents(config.latent, conditional=True), mesh)
+    task = Task(source, teacher, student, latents(config.latent, conditional=labelled), mesh)
     inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
     shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
     for name, regime in config.regimes.items():
@@ -328,7 +335,7 @@ def training_plan(
 
 def main(config: ConfigDict, task: Task, workdir: Path) -> None:
     """Runs the trainings that are not finished, evaluates all, and writes the report."""
-    evaluator = comparison.make_evaluator(config, task.source)
+    evaluator = comparison.make_evaluator(config, task.source, task.source.num_classes > 1)
     networks: dict[str, Network] = {}
     trained: dict[str, list[Variables]] = {}
     images: dict[str, int] = {}

@@ -83,7 +83,18 @@ def build(config: ConfigDict) -> digits.Task:
         raise ValueError(f"config.tuning.seed={config.tuning.seed} is one of the table's seeds")
     if not config.tuning.strengths:
         raise ValueError("config.tuning.strengths needs at least one entry")
-    return digits.build(config)
+    if config.evaluate.features not in ("auto", "classifier"):
+        raise ValueError(
+            f"config.evaluate.features={config.evaluate.features!r}: the table has the accuracy of "
+            "the classes, by the classifier"
+        )
+    task = digits.build(config)
+    if task.source.num_classes < 2:
+        raise ValueError(
+            f"{task.source.name} has one class; the methods are compared class-conditionally (one "
+            "sub-folder per class)"
+        )
+    return task
 
 
 def select_methods(config: ConfigDict) -> list[str]:
@@ -236,9 +247,9 @@ class Runner:
     ) -> None:
         images = self.evaluator.sample(network, variables)
         np.save(folder / "samples.npy", images[:20])
-        result = Outcome(
-            self.evaluator.distance(images), self.evaluator.class_accuracy(images), seconds
-        )
+        accuracy = self.evaluator.class_accuracy
+        assert accuracy is not None  # `build` requires labels
+        result = Outcome(self.evaluator.distance(images), accuracy(images), seconds)
         partial_file = folder / "outcome.partial"
         partial_file.write_text(json.dumps(result._asdict()) + "\n", encoding="utf-8")
         os.replace(partial_file, folder / "outcome.json")

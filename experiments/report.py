@@ -135,8 +135,8 @@ def markdown(report: Report) -> str:
         "## Quality",
         "",
         f"Frechet distance, lower is better: {report.samples:,} samples against the "
-        f"{report.reference:,} real images, in the features of `{report.extractor}` (a small "
-        "classifier trained on this data; comparable only with itself, and not an FID). "
+        f"{report.reference:,} real images, in the features of `{report.extractor}` "
+        f"({_about(report.extractor)}). "
         + (f"Mean ± standard deviation over {seeds} seeds." if seeds > 1 else "A single seed."),
         "",
         "| regime | real images | teacher | student from scratch | student distilled "
@@ -172,6 +172,17 @@ def markdown(report: Report) -> str:
     lines += ["", "## Command", "", "```", report.command, "```", ""]
     lines += [", ".join(f"{k} {v}" for k, v in report.environment.items()) + ".", ""]
     return "\n".join(lines)
+
+
+def _about(extractor: str) -> str:
+    if extractor.startswith("inception"):
+        return "the FID's network; comparable with equal numbers of samples and real images"
+    kind = (
+        "VGG16 with random weights"
+        if extractor.startswith("random")
+        else ("a small classifier trained on this data")
+    )
+    return f"{kind}; comparable only with itself, and not an FID"
 
 
 def _summary_sentence(name: str, regime: Regime) -> str:

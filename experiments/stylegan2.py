@@ -92,7 +92,13 @@ def get_config(preset: str = "small") -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 400,
             "checkpoint_every": 400,
-            "evaluate": {"samples": 1500, "seed": 1},
+            "evaluate": {
+                "samples": 1500,
+                "seed": 1,
+                # Of the distance: classifier, random (a network that needs no labels), a file of
+                # Inception weights, or auto: the classifier for labelled data, else random.
+                "features": "auto",
+            },
             "mesh": {"data": 1, "model": 1},
             "run": harness.run_settings(),
         }

@@ -36,7 +36,13 @@ from kd_jax.evaluate.generator import (
 from kd_jax.evaluate.reference import Reference, read_reference
 from kd_jax.metrics import prdc
 from kd_jax.metrics.conventions import TOOLS
-from kd_jax.metrics.extractor import Extractor, classifier_extractor, inception, lpips
+from kd_jax.metrics.extractor import (
+    Extractor,
+    classifier_extractor,
+    inception,
+    lpips,
+    random_network,
+)
 from kd_jax.report import comparison as report
 from kd_jax.report.pictures import to_uint8
 from kd_jax.train.checkpoint import CheckpointError
@@ -84,8 +90,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--inception",
         metavar="FILE",
-        help="weights of the FID Inception-v3; by default a classifier trained on the data, whose "
-        "distance is not an FID",
+        help="weights of the FID Inception-v3; by default a classifier trained on the data, or, "
+        "without labels, a VGG16 with random weights; their distance is not an FID",
     )
     result.add_argument(
         "--lpips",
@@ -221,10 +227,7 @@ def _extractor(args: argparse.Namespace, source: kd_data.Source) -> Extractor:
     if args.inception:
         return inception(args.inception, TOOLS[args.convention].resize)
     if source.num_classes < 2:
-        raise ValueError(
-            f"{source.name} has one class, so no classifier can be trained on it; pass the weights "
-            "of an Inception-v3 with --inception FILE"
-        )
+        return random_network()
     real = kd_data.load_all(source)
     name = args.data.partition(":")[0]
     return classifier_extractor(

@@ -62,23 +62,23 @@ class Features(NamedTuple):
 
     Attributes:
       features: `[N, D]`.
-      logits: `[N, classes]`.
+      logits: `[N, classes]`; None if the extractor has none.
       unbiased: the logits without the last layer's bias, `[N, classes]`; equal to `logits` if the
         extractor does not provide them.
     """
 
     features: np.ndarray
-    logits: np.ndarray
-    unbiased: np.ndarray
+    logits: np.ndarray | None
+    unbiased: np.ndarray | None
 
 
 def extract(extractor: Extractor, images: np.ndarray) -> Features:
     """Features and logits of images `[N, H, W, C]` in [-1, 1], in one pass where possible."""
     if extractor.outputs is None:
-        logits = extractor.logits(images)
-        return Features(extractor.features(images), logits, logits)
+        own = extractor.logits(images)
+        return Features(extractor.features(images), own, own)
     outputs = extractor.outputs(images)
-    logits = outputs["logits"]
+    logits = outputs.get("logits")
     return Features(outputs["features"], logits, outputs.get("logits_unbiased", logits))
 
 
@@ -130,9 +130,10 @@ def by_class(outputs: Features, labels: np.ndarray, reference: Reference, ddof: 
     distances = intra_class_frechet_distance(
         outputs.features, labels, reference.features, reference.labels, ddof=ddof
     )
-    if outputs.logits.shape[1] != reference.source.num_classes:
+    logits = outputs.logits
+    if logits is None or logits.shape[1] != reference.source.num_classes:
         return ByClass(distances.classes, distances.mean, {}, None)
-    accuracies = accuracy(outputs.logits, labels)
+    accuracies = accuracy(logits, labels)
     return ByClass(distances.classes, distances.mean, accuracies.classes, accuracies.top1)
 
 
@@ -161,15 +162,16 @@ def quality(
         size=conventions.kid_size,
         seed=conventions.kid_seed,
     )
-    logits = outputs.logits if conventions.logits_bias else outputs.unbiased
-    score = inception_score(logits, conventions.splits, shuffle_seed=conventions.shuffle_seed)
     overlap = neighbourhoods(features, real, conventions.k, strict=conventions.strict)
     figures = {
         "frechet": Figure(frechet_distance_of_features(features, real, ddof)),
         "kid": Figure(*kernel),
-        "score": Figure(*score),
         **{name: Figure(value) for name, value in overlap._asdict().items()},
     }
+    logits = outputs.logits if conventions.logits_bias else outputs.unbiased
+    if logits is not None:
+        score = inception_score(logits, conventions.splits, shuffle_seed=conventions.shuffle_seed)
+        figures["score"] = Figure(*score)
     if classes is not None:
         figures["intra"] = Figure(classes.intra)
         if classes.top1 is not None:

@@ -18,6 +18,7 @@ from kd_jax.losses.perceptual import distance
 from kd_jax.metrics import resize
 from kd_jax.models.classifier import classifier
 from kd_jax.models.inception import SIDE
+from kd_jax.models.perceptual import VGG16_WIDTHS, vgg16
 from kd_jax.pretrained import inception as registry, perceptual
 
 _LEARNING_RATE = 1e-3
@@ -29,7 +30,7 @@ class Extractor(NamedTuple):
     Attributes:
       name: stated with every metric value; includes the hash of the weights.
       features: `images [N, H, W, C] in [-1, 1] -> [N, D]` float32, batched internally.
-      logits: `images -> [N, classes]`.
+      logits: `images -> [N, classes]`; a KeyError for `random_network`, which has none.
       outputs: `images -> {name: [N, ...]}`: `features` and `logits` in one pass; for an Inception
         network also `logits_unbiased`, the logits without their bias. None if not available.
     """
@@ -164,6 +165,41 @@ def inception(
 
     name = f"inception-{convention}{'' if quantise else '-unquantised'}-{digest}"
     return _in_batches(name, outputs, batch, check=_check_images)
+
+
+def random_network(batch: int = 64) -> Extractor:
+    """Features `[N, 80]` of a VGG16 with fixed random weights; it needs no labels and no file.
+
+    The means over the image of the features of its five groups of convolutions, each projected to
+    16 numbers by a random orthonormal matrix. Random embeddings serve for images that are unlike
+    the photographs that published networks are trained on (Naeem et al. 2020, section 4, where the
+    last layer alone is used; the earlier ones are more sensitive to blur and noise). Distances are
+    comparable only between equal extractors, and they are not an "FID". There are no logits.
+
+    Images are `[N, H, W, C]` in [-1, 1] of at least 16x16, in colour or grey.
+
+    Args:
+      batch: the number of images per pass.
+    """
+    network = vgg16()
+    variables = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    keys = jax.random.split(jax.random.key(1), len(VGG16_WIDTHS))
+    projections = [
+        jnp.linalg.qr(jax.random.normal(key, (width, 16)))[0]
+        for key, width in zip(keys, VGG16_WIDTHS, strict=True)
+    ]
+    digest = hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(variables)))
+
+    @jax.jit
+    def apply(variables: Variables, images: Array) -> dict[str, Array]:
+        images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+        _, taps, _ = network.apply(variables, images)
+        means = [taps[name].mean(axis=(1, 2)) for name in sorted(taps)]  # from first to last
+        parts = [mean @ matrix for mean, matrix in zip(means, projections, strict=True)]
+        return {"features": jnp.concatenate(parts, axis=1)}
+
+    name = f"random-vgg16-80-{digest.hexdigest()[:8]}"
+    return _in_batches(name, lambda images: apply(variables, images), batch, check=_check_images)
 
 
 class Perceptual(NamedTuple):

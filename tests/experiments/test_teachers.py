@@ -57,7 +57,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize(
     ("name", "settings", "terms"),
-    quick(VARIANTS, lambda case: case[1].get("recipe") or "distilled.start" in case[1]),
+    quick(VARIANTS, lambda case: "method" in case[1] or "distilled.initialization" in case[1]),
     ids=str,
 )
 def test_every_variant_has_its_terms(name, settings, terms):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from kd_jax.metrics import extractor
+from kd_jax.metrics.frechet import frechet_distance, moments
 from kd_jax.models.classifier import classifier
 
 
@@ -97,3 +98,46 @@ def test_a_damaged_cache_file_is_detected(data, tmp_path):
     assert make(data, tmp_path).name != first.name
     path.unlink()
     assert make(data, tmp_path).name == first.name
+
+
+def test_random_features_order_images_by_their_damage():
+    """The Frechet distance grows with blur and with noise, and is least for other real images."""
+    rng = np.random.default_rng(0)
+    shapes = rng.uniform(-1, 1, (400, 4, 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    images = shapes.astype(np.float32)  # blocks of colour, 16x16
+
+    def blur(images, times):
+        for _ in range(times):
+            for axis in (1, 2):
+                images = (np.roll(images, 1, axis) + 2 * images + np.roll(images, -1, axis)) / 4
+        return images
+
+    random = extractor.random_network(batch=100)
+    real = moments(random.features(images[:200]))
+    others = images[200:]
+    noise = [rng.normal(0, deviation, others.shape) for deviation in (0.2, 0.5)]
+    changed = {
+        "others": others,
+        "blur": blur(others, 1),
+        "more blur": blur(others, 4),
+        "noise": np.clip(others + noise[0], -1, 1).astype(np.float32),
+        "more noise": np.clip(others + noise[1], -1, 1).astype(np.float32),
+    }
+    distances = {
+        name: frechet_distance(moments(random.features(x)), real) for name, x in changed.items()
+    }
+    assert distances["others"] < distances["blur"] < distances["more blur"]
+    assert distances["others"] < distances["noise"] < distances["more noise"]
+
+
+def test_random_features_are_the_same_everywhere():
+    first, again = extractor.random_network(), extractor.random_network(batch=3)
+    assert first.name == again.name
+    assert first.name.startswith("random-vgg16-80-")
+    images = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 1)).astype(np.float32)
+    features = first.features(images)
+    assert features.shape == (4, 80)
+    np.testing.assert_allclose(features, again.features(images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features, first.features(images.repeat(3, axis=3)), rtol=1e-5)
+    with pytest.raises(ValueError, match="image 0 has values"):
+        first.features(2 * images + 3)

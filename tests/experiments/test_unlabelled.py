@@ -1,0 +1,87 @@
+"""Generators of images without labels: one folder of photographs, features that need no classes."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from selection import quick
+
+from experiments import biggan, comparison, digits, harness, objectives, stylegan2
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = {"digits": digits, "stylegan2": stylegan2}
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch):
+    monkeypatch.setenv("KD_JAX_CACHE", os.environ.get("KD_JAX_CACHE", str(ROOT / ".cache")))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Forty images of 16x16 in one folder."""
+    path = tmp_path / "photos"
+    path.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(40):
+        pixels = rng.integers(0, 255, (4, 4, 3), np.uint8).repeat(4, 0).repeat(4, 1)
+        Image.fromarray(pixels).save(path / f"{index}.png")
+    return path
+
+
+def tiny(name, folder, **changes):
+    config = {"objectives": objectives, "biggan": biggan, **EXPERIMENTS}[name].get_config("tiny")
+    config.data.source = f"folder:{folder}"
+    config.data.size, config.data.channels = 16, 3
+    config.evaluate.update(changes)
+    return config
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_unlabelled_images_make_unconditional_generators(name, folder):
+    config = tiny(name, folder)
+    task = EXPERIMENTS[name].build(config)
+    plans, batch = EXPERIMENTS[name].EXPERIMENT.plan(config, task)
+    for plan in plans.values():
+        inputs = plan.setup.task(jax.random.key(0), batch)
+        assert len(inputs.generator) == 1
+        assert inputs.condition == ()
+    evaluator = comparison.make_evaluator(config, task.source, conditional=False)
+    assert evaluator.extractor.startswith("random-vgg16-80-")
+    assert evaluator.class_accuracy is None
+    real = np.stack([task.source[index]["image"] for index in range(40)])
+    noise = np.random.default_rng(1).uniform(-1, 1, real.shape).astype(np.float32)
+    assert evaluator.distance(real) < 1e-3 * evaluator.distance(noise)
+
+
+@pytest.mark.parametrize("name", quick(EXPERIMENTS, 0))
+def test_from_unlabelled_images_to_the_report(name, folder, tmp_path):
+    harness.execute(EXPERIMENTS[name].EXPERIMENT, tiny(name, folder).lock(), tmp_path / "run")
+    page = (tmp_path / "run" / "report.md").read_text()
+    assert "VGG16 with random weights" in page
+    assert "not an FID" in page
+    assert "Class accuracy" not in page
+    stored = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert stored["extractor"].startswith("random-vgg16-80-")
+    assert stored["classes_right"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("digits", {"features": "classifier"}, r"'classifier' needs labels, .* 'random' needs"),
+        ("stylegan2", {"features": "nowhere.pth"}, r"'nowhere\.pth' is neither .* Inception"),
+        ("biggan", {}, "one class, and BigGAN is class-conditional"),
+        ("objectives", {}, "one class; the methods are compared class-conditionally"),
+        ("objectives", {"features": "random"}, "accuracy of the classes"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(name, changes, message, folder):
+    config = tiny(name, folder, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        {"objectives": objectives, "biggan": biggan, **EXPERIMENTS}[name].build(config)
+    assert "\n" not in str(caught.value)
