@@ -41,7 +41,7 @@ def tiny(name, folder, **changes):
     return config
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", quick(EXPERIMENTS))
 def test_unlabelled_images_make_unconditional_generators(name, folder):
     config = tiny(name, folder)
     task = EXPERIMENTS[name].build(config)

@@ -100,6 +100,7 @@ def test_a_damaged_cache_file_is_detected(data, tmp_path):
     assert make(data, tmp_path).name == first.name
 
 
+@pytest.mark.slow
 def test_random_features_order_images_by_their_damage():
     """The Frechet distance grows with blur and with noise, and is least for other real images."""
     rng = np.random.default_rng(0)
