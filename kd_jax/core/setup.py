@@ -144,9 +144,9 @@ def _as_term(name: str, loss: Any) -> Term:
     return loss
 
 
-def _check_type(name: str, value: Any, kind: type) -> None:
+def _check_type(name: str, value: Any, kind: Any) -> None:
     if not isinstance(value, kind):
-        fields = ", ".join(kind._fields)  # type: ignore[attr-defined]
+        fields = ", ".join(kind._fields)
         raise ValueError(
             f"{name} is a {type(value).__name__}; it must be a kd_jax.{kind.__name__}({fields})"
         )

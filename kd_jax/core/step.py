@@ -324,7 +324,7 @@ def _frozen(
     def apply(*inputs: Any) -> tuple[Array, Taps]:
         try:
             return bound(*inputs)
-        except Exception:
+        except Exception:  # of any type: the variables explain it, or it is raised again
             check_variables(
                 network, variables, *inputs, *condition, name=f"teacher_variables.{name}"
             )
