@@ -13,6 +13,14 @@ from kd_jax.pretrained import biggan, dcgan
 
 B, CLASSES = 3, 5
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Each case draws the same numbers, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 EPS = 1e-6
 
 
