@@ -99,8 +99,7 @@ def load(
             f"{path} holds several trainings; pass the path of one of: {', '.join(within)}"
         )
     folder = inner[0] if inner else location
-    architecture, variables = checkpoint.load_network(folder, packages)
-    _, configuration = checkpoint.load_generator(folder)
+    architecture, variables, configuration = checkpoint.load_described(folder, packages)
     return Model(
         architecture.network,
         variables,

@@ -447,6 +447,13 @@ def load_network(
       CheckpointError: there is no intact checkpoint, or it does not contain a valid description of
         its network.
     """
+    return load_described(directory, packages)[:2]
+
+
+def load_described(
+    directory: str | os.PathLike[str], packages: Sequence[str] = ()
+) -> tuple[Architecture, Variables, dict[str, Any]]:
+    """The results of `load_network`, and the run's configuration."""
     variables, meta = _latest_generator(directory)
     if not meta.get("architecture"):
         raise CheckpointError(
@@ -454,9 +461,10 @@ def load_network(
             "reads its variables"
         )
     try:
-        return rebuild(meta["architecture"], packages), disconnect(variables)
+        architecture = rebuild(meta["architecture"], packages)
     except ValueError as error:
         raise CheckpointError(f"{directory}: {error}") from None
+    return architecture, disconnect(variables), meta["configuration"]
 
 
 def _latest_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
