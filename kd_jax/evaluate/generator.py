@@ -51,7 +51,7 @@ class EvaluatedGenerator(NamedTuple):
 
 
 def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> EvaluatedGenerator:
-    """Loads a generator from `PATH` or `NAME=PATH`.
+    """Loads a generator from `PATH` or `NAME=PATH`; of a training, the latest, as its report does.
 
     Args:
       spec: the path of a published file, of a checkpoint folder, or of the folder of a training run
@@ -69,7 +69,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
     if not equals:
         name, path = "", spec
     location = Path(path).expanduser()
-    model = load(location, packages=packages, generator=True)
+    model = load(location, packages=packages, latest=True, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(
@@ -90,7 +90,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
 
 def _display_name(path: Path) -> str:
     """The last two parts of the path, without the checkpoint folder: `seed0/teacher`."""
-    parts = [part for part in path.parts if part not in FOLDERS]
+    parts = [part for part in path.parts if part not in FOLDERS[1:]]
     return "/".join(parts[-2:]) if path.is_dir() else path.name
 
 

@@ -51,6 +51,17 @@ def test_checkpoints_of_a_training_run_are_located(tmp_path, inner):
     assert open_generator(f"mine={tmp_path / 'seed0' / 'teacher'}").name == "mine"
 
 
+def test_the_latest_of_a_training_is_evaluated_and_the_best_by_its_own_path(tmp_path):
+    run = tmp_path / "seed0" / "teacher"
+    save(run / "checkpoints", conditional(seed=1))
+    save(run / "best", conditional(seed=2))
+    for path, name, seed in ((run, "seed0/teacher", 1), (run / "best", "teacher/best", 2)):
+        loaded = open_generator(str(path))
+        assert loaded.name == name
+        expected = conditional(seed=seed).variables
+        jax.tree.map(np.testing.assert_array_equal, dict(loaded.variables), dict(expected))
+
+
 def test_invalid_paths_and_options_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a file nor a folder"):
         open_generator(str(tmp_path / "none"))
