@@ -23,24 +23,21 @@ Expected:
 """
 
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import comparison, harness
-from kd_jax import data as kd_data, methods, pretrained
+from experiments import generation, harness, runner
+from experiments.generation import Task
+from kd_jax import methods, pretrained
 from kd_jax.core.network import tap_shapes
-from kd_jax.core.objective import MakeInputs
 from kd_jax.core.setup import Networks, PerNetwork, Teacher
-from kd_jax.core.types import Batch
-from kd_jax.core.wrappers import data_free
 from kd_jax.models import biggan, tinygan
 from kd_jax.tasks import latents
+from kd_jax.train.training import TrainingPlan
 
 STUDENTS = {"tinygan": tinygan, "biggan": biggan}
 METHODS = ("tinygan", "dgl")
@@ -84,13 +81,7 @@ def get_config(preset: str = "small") -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 500,
             "checkpoint_every": 500,
-            "evaluate": {
-                "samples": 1790,
-                "seed": 1,
-                # Of the distance: classifier, random (a network that needs no labels), a file of
-                # Inception weights, or auto: the classifier for labelled data, else random.
-                "features": "auto",
-            },
+            "evaluate": generation.evaluate_config(samples=0),
             "mesh": {"data": 1, "model": 1},
             "run": harness.run_settings(),
         }
@@ -120,26 +111,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     return config
 
 
-class Task(NamedTuple):
-    """The data, the networks and the devices that a configuration describes.
-
-    Attributes:
-      source: the images.
-      teacher, student: the networks.
-      teacher_variables: the teacher's variables, if they are read from a file.
-      inputs: the task.
-      mesh: the devices to train on.
-    """
-
-    source: kd_data.Source
-    teacher: PerNetwork
-    student: PerNetwork
-    teacher_variables: Teacher | None
-    inputs: MakeInputs
-    mesh: Mesh
-
-
-def build(config: ConfigDict) -> Task:
+def make_task(config: ConfigDict) -> Task:
     """Opens the data and the teacher, and makes the networks.
 
     Raises:
@@ -156,7 +128,7 @@ def build(config: ConfigDict) -> Task:
             "config.method=dgl needs the teacher's discriminator: name it with "
             "--config.teacher_discriminator, or choose --config.method=tinygan"
         )
-    source = comparison.open_source(config)
+    source = generation.open_source(config)
     if source.num_classes < 2:
         raise ValueError(
             f"{source.name} has one class, and BigGAN is class-conditional: at least two are "
@@ -180,11 +152,15 @@ def build(config: ConfigDict) -> Task:
     student = STUDENTS[config.student].generator(size, config.student_network.width, **options)
     inputs = latents(config.latent, conditional=True)
     mesh = harness.mesh(config.mesh, config.batch_size)
-    task = Task(
-        source, teacher, PerNetwork(student, discriminator), teacher_variables, inputs, mesh
-    )
-    zero_teacher(config, task)  # raises if the latents cannot be divided among the blocks
-    return task
+    student_networks = PerNetwork(student, discriminator)
+    example = inputs(jax.random.key(0), runner.example_batch(config, source))
+    for network, shapes in (
+        (teacher.generator, example.generator),
+        (student, example.generator),
+        (discriminator, (example.real, *example.condition)),
+    ):  # raises if the latents cannot be divided among the blocks
+        jax.eval_shape(network.init, jax.random.key(0), *shapes)
+    return Task(source, teacher, student_networks, inputs, mesh, teacher_variables)
 
 
 def _from_file(config: ConfigDict) -> tuple[PerNetwork, Teacher]:
@@ -192,7 +168,7 @@ def _from_file(config: ConfigDict) -> tuple[PerNetwork, Teacher]:
     network, variables = pretrained.load(config.teacher, config.teacher_part or None)
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    comparison.check_teacher(config, network, variables, z, label)
+    generation.check_teacher(config, network, variables, z, label)
     if not config.teacher_discriminator:
         return PerNetwork(network), Teacher(variables)
     discriminator, discriminator_variables = pretrained.load(
@@ -201,35 +177,17 @@ def _from_file(config: ConfigDict) -> tuple[PerNetwork, Teacher]:
     return PerNetwork(network, discriminator), Teacher(variables, discriminator_variables)
 
 
-def zero_teacher(config: ConfigDict, task: Task) -> Teacher:
-    """The teacher's variables from its file, or zeros of their shapes."""
-    if task.teacher_variables is not None:
-        return task.teacher_variables
-    example = task.inputs(jax.random.key(0), comparison.example_batch(config, task.source))
-    variables = []
-    for network, inputs in (
-        (task.teacher.generator, example.generator),
-        (task.teacher.discriminator, (example.real, *example.condition)),
-    ):
-        like = jax.eval_shape(network.init, jax.random.key(0), *inputs)
-        variables.append(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like))
-    jax.eval_shape(task.student.generator.init, jax.random.key(0), *example.generator)
-    return Teacher(*variables)
-
-
-def teacher_plan(config: ConfigDict, task: Task) -> harness.TrainingPlan:
+def teacher_plan(config: ConfigDict, task: Task) -> TrainingPlan:
     """The teacher's training on the images, with the hinge loss."""
     steps = config.teacher_network.steps
     return training_plan(config, task, Networks(*task.teacher), methods.hinge(), steps)
 
 
-def student_plan(
-    config: ConfigDict, task: Task, arm: str, teacher: Teacher
-) -> harness.TrainingPlan:
+def student_plan(config: ConfigDict, task: Task, arm: str, teacher: Teacher) -> TrainingPlan:
     """The student's training on the images, from scratch or distilled."""
     steps, settings = config.student_network.steps, config.distilled
     nets = Networks(*task.student)
-    if arm == "from_scratch":
+    if arm == runner.FROM_SCRATCH:
         return training_plan(config, task, nets, methods.hinge(), steps)
     nets = nets._replace(teacher=task.teacher.generator)
     if config.method == "dgl":
@@ -245,20 +203,12 @@ def student_plan(
             adversarial=methods.hinge(),
         )
     plan = training_plan(config, task, nets, terms, steps, teacher)
-    if not settings.teacher_images:
-        return plan
-    share = partial(
-        data_free,
-        teacher=task.teacher.generator,
-        task=task.inputs,
-        share=settings.teacher_images,
-    )
-    return plan.wrap_step(share)
+    return generation.with_teacher_images(plan, task, settings.teacher_images)
 
 
 def discriminator_taps(config: ConfigDict, task: Task) -> list[str]:
     """The taps at the blocks of the student's discriminator, from the first to the last."""
-    batch = comparison.example_batch(config, task.source)
+    batch = runner.example_batch(config, task.source)
     taps = tap_shapes(task.student.discriminator, batch["image"], batch["label"])
     blocks = [name for name in taps if name.startswith("block_")]
     return sorted(blocks, key=lambda name: int(name.removeprefix("block_")))
@@ -271,45 +221,38 @@ def training_plan(
     terms: PerNetwork,
     steps: int,
     teacher: Teacher | None = None,
-) -> harness.TrainingPlan:
+) -> TrainingPlan:
     """The alternating step, with Adam without momentum at a decaying learning rate."""
-
-    def adam(rate: float) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, steps, config.final_rate)
-        return optax.adam(schedule, b1=0.0, b2=0.999)  # Brock et al. 2019, appendix C
-
-    optimizers = PerNetwork(adam(config.rates.generator), adam(config.rates.discriminator))
-    return comparison.training_plan(config, nets, terms, optimizers, task.inputs, steps, teacher)
-
-
-def make_comparison(config: ConfigDict, task: Task) -> comparison.Comparison:
-    """The comparison of these networks."""
-    return comparison.Comparison(
-        source=task.source,
-        teacher=task.teacher.generator,
-        student=task.student.generator,
-        teacher_variables=task.teacher_variables,
-        teacher_plan=partial(teacher_plan, config, task),
-        student_plan=partial(student_plan, config, task),
-        inputs=task.inputs,
-        mesh=task.mesh,
-        conditional=True,
+    schedules = {
+        name: optax.cosine_decay_schedule(rate, steps, config.final_rate)
+        for name, rate in (("g", config.rates.generator), ("d", config.rates.discriminator))
+    }
+    # Brock et al. 2019, appendix C.
+    optimizers = PerNetwork(*(optax.adam(rate, b1=0.0, b2=0.999) for rate in schedules.values()))
+    return runner.training_plan(
+        config, nets, terms, optimizers, task.inputs, steps, teacher, learning_rates=schedules
     )
 
 
-def main(config: ConfigDict, task: Task, workdir: Path) -> None:
-    """Runs the trainings that are not finished, evaluates all, and writes the report."""
+def build(config: ConfigDict) -> runner.Comparison:
+    """Opens the data and the teacher, and builds the trainings.
+
+    Raises:
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
+    """
+    task = make_task(config)
     names = {"tinygan": "TinyGAN", "biggan": "narrower BigGAN"}
-    title = f"Distilling a BigGAN into a {names[config.student]}"
-    comparison.run_comparison(config, make_comparison(config, task), workdir, title)
+    return generation.make_comparison(
+        config,
+        task,
+        f"Distilling a BigGAN into a {names[config.student]}",
+        partial(teacher_plan, config, task),
+        partial(student_plan, config, task),
+        (config.teacher_network.steps, config.student_network.steps),
+    )
 
 
-def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.TrainingPlan], Batch]:
-    """All training plans, with zeros in place of the teacher's variables, and a batch."""
-    return comparison.plan(config, make_comparison(config, task), zero_teacher(config, task))
-
-
-EXPERIMENT = harness.Experiment(get_config, ("small", "imagenet128", "tiny"), build, plan, main)
+EXPERIMENT = runner.experiment(get_config, build, ("small", "imagenet128", "tiny"))
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

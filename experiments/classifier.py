@@ -21,19 +21,20 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, runner
-from experiments.runner import Comparison, Evaluation, Metric, Predictions
+from experiments import harness, prediction, runner
+from experiments.runner import Comparison, Evaluation, Predictions
 from kd_jax import data as kd_data, methods, tasks
 from kd_jax.core.network import Network
-from kd_jax.core.setup import Networks
-from kd_jax.core.types import Variables
+from kd_jax.core.setup import Networks, Teacher
 from kd_jax.models import classifier
 from kd_jax.report import pictures
+from kd_jax.report.columns import Column
+from kd_jax.train.training import TrainingPlan
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = runner.base_config()
+    config = prediction.base_config()
     config.batch_size = 32
     config.data = ConfigDict(
         {
@@ -62,7 +63,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 16, "steps": 50_000})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 2000, 2000
     if preset == "tiny":
-        runner.tiny(config)
+        prediction.tiny(config)
         config.teacher.width, config.student.width = 4, 1
     return config
 
@@ -73,7 +74,7 @@ def build(config: ConfigDict) -> Comparison:
     Raises:
       ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    runner.check(config)
+    prediction.check(config)
     data = config.data
     if data.source.startswith("folder:") and not data.test:
         raise ValueError(
@@ -85,7 +86,7 @@ def build(config: ConfigDict) -> Comparison:
             "--config.data.test or --config.data.test_split"
         )
     train, test = (
-        runner.open_split(config, spec, runner.split_name(spec, split))
+        prediction.open_split(config, spec, prediction.split_name(spec, split))
         for spec, split in (
             (data.source, data.split),
             (data.test or data.source, data.test_split),
@@ -97,7 +98,7 @@ def build(config: ConfigDict) -> Comparison:
             "least two are needed, the same in both"
         )
     kd_data.check_same_classes(train, test)
-    runner.check_held_out(train, test, "--config.data.test or --config.data.test_split")
+    prediction.check_held_out(train, test, "--config.data.test or --config.data.test_split")
     unknown = np.setdiff1d(test.read_labels(), train.read_labels())
     if len(unknown):
         raise ValueError(
@@ -105,20 +106,20 @@ def build(config: ConfigDict) -> Comparison:
             f"{', '.join(map(str, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}"
         )
     teacher, student = (
-        classifier.classifier(train.num_classes, sizes.width, dtype=runner.dtype(config))
+        classifier.classifier(train.num_classes, sizes.width, dtype=prediction.dtype(config))
         for sizes in (config.teacher, config.student)
     )
     methods.hinton(**config.distilled)  # raises if a setting does not fit
-    return Comparison(
+    return prediction.make_comparison(
+        config,
         title="Distilling a classifier",
-        batches=runner.make_batches(config, train),
-        inputs=tasks.classification(),
+        batches=prediction.make_batches(config, train),
+        task=tasks.classification(),
         teacher=teacher,
         student=student,
-        training_plan=partial(training_plan, config, teacher, student),
+        plan=partial(training_plan, config, teacher, student),
         evaluation=lambda: make_evaluation(config, train, test),
         tracked=("accuracy", "accuracy, %"),
-        mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
@@ -127,16 +128,16 @@ def training_plan(
     teacher: Network,
     student: Network,
     name: str,
-    variables: Variables | None = None,
-) -> harness.TrainingPlan:
-    """The plan of a training in `runner.TRAININGS`."""
-    if name == "distilled":
+    variables: Teacher | None = None,
+) -> TrainingPlan:
+    """The plan of the training of this name: teacher, from_scratch or distilled."""
+    if name == runner.DISTILLED:
         nets = Networks(student, teacher=teacher)
         terms = methods.hinton(**config.distilled)
     else:
-        nets = Networks(teacher if name == "teacher" else student)
+        nets = Networks(teacher if name == runner.TEACHER else student)
         terms = methods.hinton(alpha=1.0)
-    return runner.training_plan(config, name, nets, terms, tasks.classification(), variables)
+    return prediction.training_plan(config, name, nets, terms, tasks.classification(), variables)
 
 
 def make_evaluation(config: ConfigDict, train: kd_data.Source, test: kd_data.Source) -> Evaluation:
@@ -157,31 +158,34 @@ def make_evaluation(config: ConfigDict, train: kd_data.Source, test: kd_data.Sou
         figures = compute(logits)
         return {name: figures[name] for name in ("cross_entropy", "accuracy")}
 
+    baseline = logistic_regression(train, examples["image"])
+    # Difficult images, which show how the networks differ: first those that the baseline
+    # misclassifies.
+    errors = baseline.argmax(axis=1) != labels
+    shown = np.argsort(~errors, kind="stable")[: config.evaluate.examples]
+
     def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
-        # The images that most networks misclassify, to show how these differ.
-        errors = sum(
-            (logits.argmax(axis=1) != labels).astype(int) for logits in predictions.values()
-        )
-        indices = np.argsort(-np.asarray(errors), kind="stable")[: config.evaluate.examples]
-        targets, size = labels[indices], config.data.size
-        rows = {"input": examples["image"][indices]}
+        targets, size = labels[shown], config.data.size
+        rows = {"input": examples["image"][shown]}
         for name, logits in predictions.items():
-            rows[name] = class_tiles(logits[indices].argmax(axis=1), targets, size)
+            rows[name] = class_tiles(logits.argmax(axis=1), targets, size)
         rows["truth"] = class_tiles(targets, targets, size)
         pictures.save_grid(file, rows)
 
     return Evaluation(
         inputs=inputs,
-        metrics={
-            "accuracy": Metric("accuracy, %", higher_is_better=True, unit=" points"),
-            "cross_entropy": Metric("cross-entropy", higher_is_better=False, digits=3),
-        },
+        metrics=[
+            Column("accuracy", "accuracy, %", better="higher", digits=2),
+            Column("cross_entropy", "cross-entropy", digits=3),
+        ],
         compute=compute,
         compute_validation=compute_validation,
-        baselines={"logistic regression": logistic_regression(train, examples["image"])},
+        baselines={"logistic regression": baseline},
         description=f"{len(labels):,} held-out images",
-        notes=["The picture shows the images that are misclassified most often."],
+        notes=["The picture shows images that logistic regression misclassifies."],
+        shown=shown,
         draw=draw,
+        predict=runner.predict_in_chunks,
     )
 
 
@@ -215,7 +219,7 @@ def class_tiles(classes: Predictions, labels: Predictions, side: int) -> Predict
     return np.stack(tiles)
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

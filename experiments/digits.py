@@ -19,25 +19,22 @@ Hardware and results: two CPU cores; the table in README.md.
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import comparison, harness
+from experiments import generation, harness, runner
+from experiments.generation import Task
 from kd_jax import data as kd_data, losses, pruning
 from kd_jax.core.axes import Axes
-from kd_jax.core.network import Network
-from kd_jax.core.objective import MakeInputs, Term, Terms
+from kd_jax.core.objective import Term, Terms
 from kd_jax.core.setup import Networks, PerNetwork, Teacher
-from kd_jax.core.types import Array, Batch, Variables
-from kd_jax.core.wrappers import data_free
+from kd_jax.core.types import Array, Variables
 from kd_jax.models import dcgan, mlp
 from kd_jax.tasks import latents
+from kd_jax.train.training import TrainingPlan
 
 MODELS = {"dcgan": dcgan, "mlp": mlp}
 
@@ -115,13 +112,7 @@ def get_config(preset: str = "full") -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 250,
             "checkpoint_every": 250,
-            "evaluate": {
-                "samples": 1790,
-                "seed": 1,
-                # Of the distance: classifier, random (a network that needs no labels), a file of
-                # Inception weights, or auto: the classifier for labelled data, else random.
-                "features": "auto",
-            },
+            "evaluate": generation.evaluate_config(samples=0),
             "mesh": {"data": 1, "model": 1},
             "run": harness.run_settings(),
         }
@@ -141,17 +132,7 @@ def get_config(preset: str = "full") -> ConfigDict:
     return config
 
 
-class Task(NamedTuple):
-    """The data, the networks and the devices that a configuration describes."""
-
-    source: kd_data.Source
-    teacher: PerNetwork
-    student: PerNetwork
-    inputs: MakeInputs
-    mesh: Mesh
-
-
-def build(config: ConfigDict) -> Task:
+def make_task(config: ConfigDict) -> Task:
     """Opens the data and makes the networks.
 
     Raises:
@@ -170,7 +151,7 @@ def build(config: ConfigDict) -> Task:
                 f"config.regimes.{name}.distilled.initialization={initialization!r} is not one of "
                 f"{', '.join(INITIALIZATIONS)}, or empty"
             )
-    source = comparison.open_source(config)
+    source = generation.open_source(config)
     labelled = source.num_classes > 1  # generators of other data are unconditional
 
     def make_networks(sizes: ConfigDict) -> PerNetwork:
@@ -189,7 +170,7 @@ def build(config: ConfigDict) -> Task:
     mesh = harness.mesh(config.mesh, config.batch_size)
     teacher, student = make_networks(config.teacher), make_networks(config.student)
     task = Task(source, teacher, student, latents(config.latent, conditional=labelled), mesh)
-    inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
+    inputs = task.inputs(jax.random.key(0), runner.example_batch(config, source)).generator
     shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
     for name, regime in config.regimes.items():
         initialization = regime.distilled.initialization
@@ -249,7 +230,7 @@ def distillation(weights: ConfigDict) -> Terms:
     return {name: term for name, term in terms.items() if term.weight}
 
 
-def teacher_plan(config: ConfigDict, task: Task) -> harness.TrainingPlan:
+def teacher_plan(config: ConfigDict, task: Task) -> TrainingPlan:
     """The teacher's training on all images."""
     g_terms, d_terms = adversarial(config)
     nets = Networks(task.teacher.generator, task.teacher.discriminator)
@@ -257,34 +238,26 @@ def teacher_plan(config: ConfigDict, task: Task) -> harness.TrainingPlan:
 
 
 def student_plan(
-    config: ConfigDict, task: Task, regime: str, arm: str, teacher: Variables
-) -> harness.TrainingPlan:
+    config: ConfigDict, task: Task, regime: str, arm: str, teacher: Teacher | None
+) -> TrainingPlan:
     """The student's training on the regime's images, from scratch or distilled."""
     settings = config.regimes[regime][arm]
     g_terms, d_terms = adversarial(config)
     nets = Networks(task.student.generator, task.student.discriminator)
     steps = config.student.steps
-    if arm == "from_scratch":
+    if arm == runner.FROM_SCRATCH:
         return training_plan(config, task, nets, g_terms, d_terms, settings, steps)
+    assert teacher is not None
     nets = nets._replace(teacher=task.teacher.generator)
     g_terms = {**g_terms, **distillation(settings)}
     initial = None
-    if settings.initialization and not is_abstract(teacher):
+    if settings.initialization:
         score = INITIALIZATIONS[settings.initialization]
-        initial = {"generator": prune_teacher(config, task, teacher, score)}
+        initial = {"generator": prune_teacher(config, task, teacher.generator, score)}
     plan = training_plan(
-        config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher), initial
+        config, task, nets, g_terms, d_terms, settings, steps, Teacher(teacher.generator), initial
     )
-    if not settings.teacher_images:
-        return plan
-    return plan.wrap_step(
-        partial(
-            data_free,
-            teacher=task.teacher.generator,
-            task=task.inputs,
-            share=settings.teacher_images,
-        )
-    )
+    return generation.with_teacher_images(plan, task, settings.teacher_images)
 
 
 def prune_teacher(
@@ -299,14 +272,9 @@ def prune_teacher(
       ValueError: the architecture or the sizes do not allow it.
     """
     axes = MODELS[config.model].generator_axes(teacher)
-    inputs = task.inputs(jax.random.key(0), example_batch(config, task)).generator
+    inputs = task.inputs(jax.random.key(0), runner.example_batch(config, task.source)).generator
     like = jax.eval_shape(task.student.generator.init, jax.random.key(0), *inputs)
     return pruning.from_teacher(teacher, axes, score(teacher, axes), like)
-
-
-def is_abstract(variables: Variables) -> bool:
-    """Whether these variables are shapes from `jax.eval_shape`, as in a dry run."""
-    return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
 
 
 def training_plan(
@@ -319,83 +287,71 @@ def training_plan(
     steps: int,
     teacher: Teacher | None = None,
     initial: Mapping[str, Variables] | None = None,
-) -> harness.TrainingPlan:
+) -> TrainingPlan:
     """The alternating step of these networks and terms, with Adam at a decaying learning rate."""
-
-    def adam(rate: float) -> optax.GradientTransformation:
-        schedule = optax.cosine_decay_schedule(rate, steps, config.final_rate)
-        return optax.adam(schedule, b1=0.0, b2=0.99)  # no momentum: Karras et al. 2018, appendix A
-
-    optimizers = PerNetwork(adam(rates.g_rate), adam(rates.d_rate))
+    schedules = {
+        name: optax.cosine_decay_schedule(rate, steps, config.final_rate)
+        for name, rate in (("g", rates.g_rate), ("d", rates.d_rate))
+    }
+    # Without momentum: Karras et al. 2018, appendix A.
+    optimizers = PerNetwork(*(optax.adam(rate, b1=0.0, b2=0.99) for rate in schedules.values()))
     terms = PerNetwork(g_terms, d_terms)
-    return comparison.training_plan(
-        config, nets, terms, optimizers, task.inputs, steps, teacher, initial
+    return runner.training_plan(
+        config, nets, terms, optimizers, task.inputs, steps, teacher, initial, schedules
     )
 
 
-def main(config: ConfigDict, task: Task, workdir: Path) -> None:
-    """Runs the trainings that are not finished, evaluates all, and writes the report."""
-    evaluator = comparison.make_evaluator(config, task.source, task.source.num_classes > 1)
-    networks: dict[str, Network] = {}
-    trained: dict[str, list[Variables]] = {}
-    images: dict[str, int] = {}
+def build(config: ConfigDict) -> runner.Comparison:
+    """Opens the data, and builds the trainings of all regimes.
 
-    def run(name: str, seed: int, plan: harness.TrainingPlan, source: kd_data.Source) -> Variables:
-        networks[name] = (task.teacher if name == "teacher" else task.student).generator
-        quality = evaluator.quality(networks[name])
-        directory = workdir / f"seed{seed}" / name
-        variables = comparison.train(
-            config,
-            directory,
-            plan,
-            comparison.training_batches(config, source, seed),
-            quality,
-            seed,
-            task.mesh,
-        ).generator
-        trained.setdefault(name, []).append(variables)
-        return variables
+    Raises:
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
+    """
+    task = make_task(config)
 
-    for seed in config.seeds:
-        teacher = run("teacher", seed, teacher_plan(config, task), task.source)
-        for regime, settings in config.regimes.items():
-            subset = kd_data.subset(task.source, fraction=settings.fraction, seed=seed)
-            images[regime] = len(subset)
-            for arm in comparison.ARMS:
-                student = student_plan(config, task, regime, arm, teacher)
-                run(f"{regime}/{arm}", seed, student, subset)
+    def subset(regime: str, seed: int) -> kd_data.Source:
+        return kd_data.subset(task.source, fraction=config.regimes[regime].fraction, seed=seed)
 
-    comparison.write_report(
-        config,
-        workdir,
+    def training(regime: str, arm: str) -> runner.Training:
+        return runner.Training(
+            name=f"{regime}/{arm}",
+            network=task.student.generator,
+            plan=lambda teacher, seed: student_plan(config, task, regime, arm, teacher),
+            batches=lambda seed: runner.training_batches(config, subset(regime, seed), seed),
+            steps=config.student.steps,
+            images=len(first_sources[regime]),
+        )
+
+    arms = (runner.FROM_SCRATCH, runner.DISTILLED)
+    first_sources = {regime: subset(regime, config.seeds[0]) for regime in config.regimes}
+    return runner.Comparison(
         title="Distilling a generator of digits",
-        evaluator=evaluator,
-        source=task.source,
-        networks=networks,
-        trained=trained,
-        images=images,
-        inputs=task.inputs(jax.random.key(0), example_batch(config, task)).generator,
+        task=task.inputs,
+        teacher=teacher_training(config, task),
+        students=[training(regime, arm) for regime in config.regimes for arm in arms],
+        evaluation=partial(generation.make_evaluation, config, task),
+        curves=generation.CURVES,
+        mesh=task.mesh,
+        galleries=partial(
+            generation.nearest_gallery,
+            {f"{regime}/{arm}": first_sources[regime] for regime in config.regimes for arm in arms},
+        ),
     )
 
 
-def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.TrainingPlan], Batch]:
-    """All training plans, with shapes in place of the teacher's variables, and a batch."""
-    batch = example_batch(config, task)
-    example = task.inputs(jax.random.key(0), batch)
-    teacher = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *example.generator)
-    plans = {"teacher": teacher_plan(config, task)}
-    for regime in config.regimes:
-        for arm in comparison.ARMS:
-            plans[f"{regime}/{arm}"] = student_plan(config, task, regime, arm, teacher)
-    return plans, batch
+def teacher_training(config: ConfigDict, task: Task) -> runner.Training:
+    """The teacher's training on all images."""
+    return runner.Training(
+        name=runner.TEACHER,
+        network=task.teacher.generator,
+        plan=lambda _, seed: teacher_plan(config, task),
+        batches=partial(runner.training_batches, config, task.source),
+        steps=config.teacher.steps,
+        images=len(task.source),
+    )
 
 
-def example_batch(config: ConfigDict, task: Task) -> Batch:
-    """A batch of zeros with the shapes of real batches."""
-    return comparison.example_batch(config, task.source)
-
-
-EXPERIMENT = harness.Experiment(get_config, ("full", "demo", "tiny"), build, plan, main)
+EXPERIMENT = runner.experiment(get_config, build, ("full", "demo", "tiny"))
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

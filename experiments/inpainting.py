@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, restoration, runner
+from experiments import harness, prediction, restoration, runner
 from kd_jax import ops, tasks
 from kd_jax.core.objective import Inputs
 from kd_jax.core.types import Array
@@ -108,7 +108,7 @@ def build(config: ConfigDict) -> runner.Comparison:
             downs=sizes.downs,
             dilations=sizes.dilations,
             separable=sizes.separable,
-            dtype=runner.dtype(config),
+            dtype=prediction.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
@@ -148,7 +148,7 @@ def biharmonic(inputs: Inputs) -> NDArray[Any]:
     )
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

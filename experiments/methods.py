@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import digits, harness
+from experiments import digits, generation, runner
 from kd_jax import losses, methods, pruning
 from kd_jax.core import wrappers
 from kd_jax.core.network import Network, connect_to
@@ -26,6 +26,7 @@ from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.methods import weights
 from kd_jax.methods.sefa import sefa_directions
 from kd_jax.tasks import noise
+from kd_jax.train.training import TrainingPlan
 
 TAPS = ("4x4", "8x8")
 """The taps whose features are compared, of the generator and of the discriminator."""
@@ -44,7 +45,7 @@ class Setting(NamedTuple):
     """
 
     config: ConfigDict
-    task: digits.Task
+    task: generation.Task
     regime: str
     teacher: Teacher
     images: Callable[[], np.ndarray]
@@ -61,17 +62,22 @@ class Method(NamedTuple):
 
     Attributes:
       kind: its category in the table.
-      make: `setting -> (training plan, the network to evaluate)`.
+      make: `setting -> training plan`.
       tuned: whether its strength is tuned.
       description: a one-line description.
       data_free: whether its batches are empty.
     """
 
     kind: str
-    make: Callable[[Setting], tuple[harness.TrainingPlan, Network]]
+    make: Callable[[Setting], TrainingPlan]
     tuned: bool
     description: str
     data_free: bool = False
+
+
+def is_abstract(variables: Variables) -> bool:
+    """Whether these variables are shapes from `jax.eval_shape`, as in a dry run."""
+    return isinstance(jax.tree.leaves(variables)[0], jax.ShapeDtypeStruct)
 
 
 def frozen_teacher(generator: Variables, discriminator: Variables) -> Teacher:
@@ -98,8 +104,8 @@ def plan_student(
     initial: Mapping[str, Variables] | None = None,
     wrap: Callable[[Any], Any] | None = None,
     task: Any = None,
-) -> tuple[harness.TrainingPlan, Network]:
-    """A training plan of the student with these terms, and the student.
+) -> TrainingPlan:
+    """A training plan of the student with these terms.
 
     Args:
       setting: the method's setting.
@@ -114,7 +120,9 @@ def plan_student(
     inputs = task or base.inputs
     generator = base.student.generator
     if connect:
-        example = base.inputs(jax.random.key(0), digits.example_batch(config, base)).generator
+        example = base.inputs(
+            jax.random.key(0), runner.example_batch(config, base.source)
+        ).generator
         generator = connect_to(generator, base.teacher.generator, connect, *example)
     nets = Networks(
         generator,
@@ -141,7 +149,7 @@ def plan_student(
             task=inputs,
             share=config.regimes[setting.regime].distilled.teacher_images,
         )
-    return plan.wrap_step(wrap) if wrap else plan, generator
+    return plan.wrap_step(wrap) if wrap else plan
 
 
 def scale_weights(terms: Terms, adversarial: Terms, strength: float) -> dict[str, Term]:
@@ -167,7 +175,7 @@ def _method(
 ) -> Method:
     """A method that differs from the others in its terms only."""
 
-    def make(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
+    def make(setting: Setting) -> TrainingPlan:
         adversarial, own = setting.adversarial, terms(setting)
         pair = PerNetwork(
             scale_weights(own.generator, adversarial.generator, setting.strength),
@@ -178,11 +186,10 @@ def _method(
     return Method(kind, make, tuned, description)
 
 
-def _from_scratch(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
-    training_plan = digits.student_plan(
-        setting.config, setting.task, setting.regime, "from_scratch", setting.teacher.generator
+def _from_scratch(setting: Setting) -> TrainingPlan:
+    return digits.student_plan(
+        setting.config, setting.task, setting.regime, runner.FROM_SCRATCH, setting.teacher
     )
-    return training_plan, setting.task.student.generator
 
 
 def _with_pixel(setting: Setting, **terms: Term) -> PerNetwork:
@@ -203,7 +210,7 @@ def _rkd(student: Array, teacher: Array) -> Array:
 def _moments(setting: Setting) -> PerNetwork:
     """Moment matching of the teacher's discriminator's features of generated and real images."""
     network = _as_extractor(setting.task.teacher.discriminator)
-    if digits.is_abstract(setting.teacher.extractor):
+    if is_abstract(setting.teacher.extractor):
         shapes = jax.eval_shape(network.apply, setting.teacher.extractor, setting.images())[1]
         mean = second = jnp.zeros(shapes["features"].shape[-1])
     else:
@@ -231,10 +238,10 @@ def _stylekd(setting: Setting) -> PerNetwork:
     return methods.stylekd(_latent_directions(setting), TAPS, TAPS, adversarial=setting.adversarial)
 
 
-def _online(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
+def _online(setting: Setting) -> TrainingPlan:
     """A teacher that is trained on the real images at the same time as the student."""
     config, task = setting.config, setting.task
-    plan, generator = plan_student(
+    plan = plan_student(
         setting,
         PerNetwork(
             *(
@@ -261,10 +268,10 @@ def _online(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
         return wrappers.with_teachers(plan.init(first, batch), teachers)
 
     step = wrappers.online_distillation(plan.step, {"teacher": teacher.step})
-    return plan._replace(init=init, step=step, probe=None), generator
+    return plan._replace(init=init, step=step, probe=None)
 
 
-def _self_distillation(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
+def _self_distillation(setting: Setting) -> TrainingPlan:
     """The student's average is its teacher; the pretrained teacher is not used."""
     config, task = setting.config, setting.task
     pair = methods.response(3.0, setting.adversarial)
@@ -277,10 +284,10 @@ def _self_distillation(setting: Setting) -> tuple[harness.TrainingPlan, Network]
         config.regimes[setting.regime].from_scratch,
         config.student.steps,
     )
-    return plan.wrap_step(wrappers.self_distillation), task.student.generator
+    return plan.wrap_step(wrappers.self_distillation)
 
 
-def _data_free(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
+def _data_free(setting: Setting) -> TrainingPlan:
     """Random labels and latents, and images from the teacher: batches are empty."""
     config, task = setting.config, setting.task
     inputs = noise(config.latent, config.batch_size, task.source.num_classes)
@@ -301,7 +308,7 @@ def _prune_teacher(
 ) -> Mapping[str, Variables] | None:
     """Initial variables: the teacher's channels that `score(setting, axes)` ranks highest."""
     variables = setting.teacher.generator
-    if digits.is_abstract(variables):
+    if is_abstract(variables):
         return None
     pruned = digits.prune_teacher(
         setting.config, setting.task, variables, lambda _, axes: score(setting, axes)
@@ -311,7 +318,7 @@ def _prune_teacher(
 
 def _with_pruning(
     score: Callable[[Setting, Mapping[str, Any]], Mapping[str, Array]],
-) -> Callable[[Setting], tuple[harness.TrainingPlan, Network]]:
+) -> Callable[[Setting], TrainingPlan]:
     """L1, initialized with the teacher's channels that `score` ranks highest."""
     return lambda setting: _plan_pixel(setting, _prune_teacher(setting, score))
 
@@ -320,7 +327,7 @@ def _magnitude(setting: Setting, axes: Mapping[str, Any]) -> Mapping[str, Array]
     return pruning.magnitude(setting.teacher.generator, axes)
 
 
-def _magnitude_and_features(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
+def _magnitude_and_features(setting: Setting) -> TrainingPlan:
     """GAN Compression with its initialization by pruning, and an L1 weight tuned to this data."""
     adversarial = setting.adversarial
     pair = methods.gan_compression(TAPS, reconstruction=3.0, distill=0.1, adversarial=adversarial)
@@ -331,16 +338,14 @@ def _magnitude_and_features(setting: Setting) -> tuple[harness.TrainingPlan, Net
     )
 
 
-def _discriminator_inherited(setting: Setting) -> tuple[harness.TrainingPlan, Network]:
+def _discriminator_inherited(setting: Setting) -> TrainingPlan:
     discriminator = setting.teacher.discriminator
     return _plan_pixel(
-        setting, None if digits.is_abstract(discriminator) else {"discriminator": discriminator}
+        setting, None if is_abstract(discriminator) else {"discriminator": discriminator}
     )
 
 
-def _plan_pixel(
-    setting: Setting, initial: Mapping[str, Variables] | None
-) -> tuple[harness.TrainingPlan, Network]:
+def _plan_pixel(setting: Setting, initial: Mapping[str, Variables] | None) -> TrainingPlan:
     """L1, with these initial variables."""
     adversarial = setting.adversarial
     pair = methods.response(3.0, adversarial)

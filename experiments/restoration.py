@@ -13,34 +13,36 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import comparison, harness, runner
-from experiments.runner import Comparison, Evaluation, Metric, Predictions
+from experiments import harness, prediction, runner
+from experiments.runner import Comparison, Evaluation, Predictions
 from kd_jax import data as kd_data, losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, MakeInputs, Term
-from kd_jax.core.setup import Networks
-from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.core.setup import Networks, Teacher
+from kd_jax.core.types import Array, Batch
 from kd_jax.metrics import extractor, frechet, image_quality
 from kd_jax.models import translation
 from kd_jax.models.resnet import upsample
 from kd_jax.report import pictures
+from kd_jax.report.columns import Column
+from kd_jax.train.training import TrainingPlan
 
 _WINDOW = 11
 
 Restore: TypeAlias = Callable[[Inputs, kd_data.Source], Any]
 """`(the generators' inputs, the training images) -> images [N, H, W, C]`: a baseline."""
 
-METRICS = {
-    "psnr": Metric("PSNR, dB", higher_is_better=True, unit=" dB"),
-    "ssim": Metric("SSIM", higher_is_better=True, digits=4),
-    "lpips": Metric("LPIPS", higher_is_better=False, digits=4),
-    "frechet": Metric("Frechet distance", higher_is_better=False),
-}
+METRICS = (
+    Column("psnr", "PSNR, dB", better="higher", digits=2),
+    Column("ssim", "SSIM", better="higher", digits=4),
+    Column("lpips", "LPIPS", digits=4),
+    Column("frechet", "Frechet distance", digits=2),
+)
 
 
 def base_config() -> ConfigDict:
     """The settings that these experiments share; each completes `teacher` and `student`."""
-    config = runner.base_config()
+    config = prediction.base_config()
     config.update(
         {
             "data": {
@@ -69,7 +71,7 @@ def base_config() -> ConfigDict:
 
 def tiny(config: ConfigDict) -> ConfigDict:
     """Shrinks the settings for tests: seconds of training, too few steps to learn anything."""
-    runner.tiny(config)
+    prediction.tiny(config)
     config.data.size = 16
     config.evaluate.images = 12
     return config
@@ -81,8 +83,8 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
     Raises:
       ValueError, FileNotFoundError: a one-line message.
     """
-    runner.check(config)
-    runner.check_distilled(config)
+    prediction.check(config)
+    prediction.check_distilled(config)
     if config.data.source.startswith("folder:") and not config.data.test:
         raise ValueError(
             "a folder has no held-out images: --config.data.test=folder:PATH is needed too"
@@ -95,12 +97,12 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
         raise ValueError(f"config.evaluate.images={config.evaluate.images} is negative")
     other = config.data.test or config.data.source
     train, test = (
-        runner.open_split(config, spec, runner.split_name(spec, part))
+        prediction.open_split(config, spec, prediction.split_name(spec, part))
         for spec, part in ((config.data.source, "train"), (other, "test"))
     )
-    runner.check_held_out(train, test, "--config.data.test")
+    prediction.check_held_out(train, test, "--config.data.test")
     if train.num_classes > 1:
-        runner.check_frechet_count(
+        prediction.check_frechet_count(
             min(config.evaluate.images or len(test), len(test)),
             test,
             "--config.evaluate.images=0 takes all images, --config.data.test others",
@@ -138,27 +140,25 @@ def make_comparison(
     distance = _lpips(config)
     inputs = tasks.dihedral_augmentation(task) if config.data.augment else task
     discriminator = make_discriminator(config)
-    comparison_task = Comparison(
+    comparison = prediction.make_comparison(
+        config,
         title=title,
-        batches=runner.make_batches(config, train),
-        inputs=inputs,
+        batches=prediction.make_batches(config, train),
+        task=inputs,
         teacher=teacher,
         student=student,
-        training_plan=partial(
-            training_plan, config, train, inputs, teacher, student, discriminator, taps
-        ),
+        plan=partial(training_plan, config, train, inputs, teacher, student, discriminator, taps),
         evaluation=lambda: make_evaluation(
             config, task, train, test, distance, baselines, show_inputs
         ),
         tracked=("psnr", "PSNR, dB"),
-        mesh=harness.mesh(config.mesh, config.batch_size),
     )
-    batch = comparison.example_batch(config, train)
+    batch = runner.example_batch(config, train)
     example = jax.eval_shape(inputs, jax.random.key(0), batch)
     check_images(teacher, student, example)
     if discriminator is not None:
         jax.eval_shape(discriminator.init, jax.random.key(0), example.real, *example.condition)
-    return comparison_task
+    return comparison
 
 
 def check_images(teacher: Network, student: Network, example: Inputs) -> None:
@@ -191,7 +191,7 @@ def make_discriminator(config: ConfigDict) -> Network | None:
         return None
     sizes = config.discriminator
     return translation.patch_discriminator(
-        sizes.width, layers=sizes.layers, dtype=runner.dtype(config)
+        sizes.width, layers=sizes.layers, dtype=prediction.dtype(config)
     )
 
 
@@ -204,22 +204,22 @@ def training_plan(
     discriminator: Network | None,
     taps: Sequence[str] | Mapping[str, str],
     name: str,
-    variables: Variables | None = None,
-) -> harness.TrainingPlan:
-    """The plan of a training in `runner.TRAININGS`.
+    variables: Teacher | None = None,
+) -> TrainingPlan:
+    """The plan of the training of this name: teacher, from_scratch or distilled.
 
     The loss is the L1 to the targets and, for the distilled student, to the teacher's images.
     """
-    batch = comparison.example_batch(config, train)
-    if name == "distilled":
+    batch = runner.example_batch(config, train)
+    if name == runner.DISTILLED:
         nets, terms = make_distillation(config, teacher, student, taps, inputs, batch)
     else:
-        nets = Networks(teacher if name == "teacher" else student)
+        nets = Networks(teacher if name == runner.TEACHER else student)
         terms = {"truth": Term(lambda f: losses.response.l1(f.student.output, f.real))}
     nets = nets._replace(discriminator=discriminator)
     rate = config.discriminator.rate
-    all_terms = runner.with_adversarial(terms, config.adversarial)
-    return runner.training_plan(config, name, nets, all_terms, inputs, variables, d_rate=rate)
+    all_terms = prediction.with_adversarial(terms, config.adversarial)
+    return prediction.training_plan(config, name, nets, all_terms, inputs, variables, d_rate=rate)
 
 
 def make_distillation(
@@ -244,7 +244,7 @@ def make_distillation(
     }
     terms = {name: term for name, term in terms.items() if term.weight}
     if "feature" in terms:
-        student = runner.connect_features(student, teacher, taps, inputs, batch)
+        student = prediction.connect_features(student, teacher, taps, inputs, batch)
     return Networks(student, teacher=teacher), terms
 
 
@@ -269,7 +269,7 @@ def make_evaluation(
     if distance is not None:
         notes.append(f"LPIPS is `{distance.name}`.")
         measures["lpips"] = lambda images: float(
-            comparison.apply_in_chunks(distance.distance, (images, targets), chunk_size=32).mean()
+            runner.apply_in_chunks(distance.distance, (images, targets), chunk_size=32).mean()
         )
     if train.num_classes > 1:
         features = classifier(config, train)
@@ -279,10 +279,11 @@ def make_evaluation(
             frechet.moments(features.features(images)), reference
         )
 
+    shown = runner.evenly_spaced(len(targets), config.evaluate.examples)
+    first_rows = {"input": np.asarray(show_inputs(inputs))[shown]}
+
     def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
-        rows = {"input": np.asarray(show_inputs(inputs)), **predictions, "truth": targets}
-        indices = evenly_spaced(len(targets), config.evaluate.examples)
-        pictures.save_grid(file, {name: images[indices] for name, images in rows.items()})
+        pictures.save_grid(file, {**first_rows, **predictions, "truth": targets[shown]})
 
     def compute_validation(images: Predictions) -> dict[str, float]:
         images = np.clip(images, -1, 1)
@@ -291,7 +292,7 @@ def make_evaluation(
 
     return Evaluation(
         inputs=inputs,
-        metrics={name: METRICS[name] for name in METRICS if name in measures},
+        metrics=[metric for metric in METRICS if metric.name in measures],
         compute=lambda x: {name: fn(np.clip(x, -1, 1)) for name, fn in measures.items()},
         compute_validation=compute_validation,
         baselines={
@@ -300,18 +301,15 @@ def make_evaluation(
         },
         description=f"{len(targets):,} held-out images",
         notes=notes,
+        shown=shown,
         draw=draw,
+        predict=runner.predict_in_chunks,
     )
-
-
-def evenly_spaced(count: int, most: int) -> Any:
-    """At most `most` indices, evenly spaced in `range(count)`."""
-    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
 def subsample(source: kd_data.Source, count: int) -> Batch:
     """At most `count` images, evenly spaced in the source, as one batch."""
-    examples = [source[int(i)] for i in evenly_spaced(len(source), count)]
+    examples = [source[int(i)] for i in runner.evenly_spaced(len(source), count)]
     return {name: np.stack([example[name] for example in examples]) for name in ("image", "label")}
 
 

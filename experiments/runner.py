@@ -1,528 +1,704 @@
-"""A teacher, a student from scratch and the same student distilled, compared on one task.
+"""The trainings of an experiment, their evaluation, and the report.
 
-The shared parts of experiments whose predictions have targets: images, logits, waveforms. A teacher
-is trained on the task; a much cheaper student is trained twice, with the same steps and seeds: from
-scratch and distilled. All are evaluated on the same held-out data, against non-learned baselines.
+An experiment is a `Comparison`: a teacher, trained or read from a file, and students that are
+trained from scratch or distilled, all evaluated in the same way. `main` runs the trainings that are
+not finished, keeps each one's result in its folder, and writes the report of all.
 """
 
+import contextlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import comparison, harness, report
-from kd_jax import data as kd_data, methods
-from kd_jax.core.network import Network, connect_to, disconnect
-from kd_jax.core.objective import Inputs, MakeInputs, Terms
-from kd_jax.core.setup import Networks, PerNetwork, Teacher
+from experiments import harness
+from kd_jax import data as kd_data
+from kd_jax.core.files import file_lock, write_atomically
+from kd_jax.core.mesh import fully_sharded, replicated
+from kd_jax.core.network import Network, disconnect
+from kd_jax.core.objective import Inputs, MakeInputs
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
+from kd_jax.core.step import make_train_step
 from kd_jax.core.types import Batch, Variables
-from kd_jax.report import pictures
-from kd_jax.report.summary import summarize
-from kd_jax.train import distributed
+from kd_jax.data import BatchIterator
+from kd_jax.evaluate import measure
+from kd_jax.evaluate.generator import EvaluatedGenerator
+from kd_jax.report import page, pictures
+from kd_jax.report.columns import Column, Entry, Figure, Table
+from kd_jax.report.environment import environment
+from kd_jax.report.page import Gallery, Picture, Report
+from kd_jax.report.summary import GAP, gap, over_seeds, verdict
+from kd_jax.train import diagnostics, distributed
+from kd_jax.train.logs import read_jsonl
+from kd_jax.train.training import Schedule, TrainingPlan, read_changes, train
 
-TRAININGS = ("teacher", *comparison.ARMS)
+TEACHER, FROM_SCRATCH, DISTILLED = "teacher", "from_scratch", "distilled"
 
-Predictions: TypeAlias = NDArray[np.float32]
+Predictions: TypeAlias = NDArray[Any]
+Predict: TypeAlias = Callable[[Variables, Sequence[Any]], Predictions]
+"""`(variables, inputs [N, ...]) -> [N, ...]`."""
 
 
-class Metric(NamedTuple):
-    """A metric of predictions, as reports show it.
+class Training(NamedTuple):
+    """One training of a comparison.
 
     Attributes:
-      label: its column heading.
-      higher_is_better: whether larger values are better.
-      digits: decimal places.
-      unit: the unit of differences, appended in sentences.
+      name: `teacher`, or `[REGIME/]STUDENT`; also its folder within that of the seed.
+      network: the generator that is evaluated.
+      plan: `(the teacher's variables, seed) -> training plan`; they are None for the teacher's own
+        training.
+      batches: `seed -> batches`, an endless iterator.
+      steps: the number of its steps.
+      images: the number of real images that it has; None where they have no number.
+      settings: further settings that it depends on, besides the configuration.
     """
 
-    label: str
-    higher_is_better: bool
-    digits: int = 2
-    unit: str = ""
+    name: str
+    network: Network
+    plan: Callable[[Teacher | None, int], TrainingPlan]
+    batches: Callable[[int], BatchIterator]
+    steps: int
+    images: int | None = None
+    settings: Mapping[str, Any] = {}
+
+    @property
+    def group(self) -> str:
+        """The regime, with the slash; empty if there are no regimes."""
+        return self.name.rpartition("/")[0] + "/" if "/" in self.name else ""
 
 
 class Evaluation(NamedTuple):
-    """Held-out inputs, and the metrics of the predictions for them.
+    """The inputs of an evaluation, and the metrics of the predictions for them.
 
     Attributes:
       inputs: the inputs, `[N, ...]`.
-      metrics: the metrics by name; the report's verdicts compare the first.
+      metrics: the metrics; the report's verdicts compare the first.
       compute: `predictions [N, ...] -> values by metric`.
       compute_validation: the same during training; the checkpoint with the lowest first value is
         the best one.
       baselines: the predictions of non-learned methods, by name.
-      description: the held-out data, as reports name it: "557 held-out images".
+      description: the data, as reports name it: "557 held-out images".
       notes: the report's sentences on the metrics.
-      draw: `(file, predictions by name)` saves a picture of some predictions and their inputs.
+      shown: indices of the examples in the pictures.
+      draw: `(file, {name: predictions of the shown examples})` saves a picture of these and of
+        their inputs.
+      predict: `network -> Predict`.
+      draws: the generators' inputs for further draws of the latents: metrics are means over all.
+      settings: further settings of the evaluation, by name.
     """
 
     inputs: Inputs
-    metrics: Mapping[str, Metric]
+    metrics: Sequence[Column]
     compute: Callable[[Predictions], Mapping[str, float]]
     compute_validation: Callable[[Predictions], Mapping[str, float]]
     baselines: Mapping[str, Predictions]
     description: str
     notes: Sequence[str]
+    shown: NDArray[np.int64]
     draw: Callable[[Path, Mapping[str, Predictions]], None]
+    predict: Callable[[Network], Predict]
+    draws: Sequence[Sequence[Any]] = ()
+    settings: Mapping[str, Any] = {}
 
 
 class Comparison(NamedTuple):
-    """A task, the networks that are trained on it, and their evaluation.
+    """A teacher, its students, and their evaluation.
 
     Attributes:
       title: the report's title.
-      batches: `seed -> batches`, an endless iterator.
-      inputs: the task, as it is trained.
-      teacher, student: the generators.
-      training_plan: `(one of TRAININGS, the teacher's variables or None) -> training plan`.
+      task: the task, as it is trained.
+      teacher: the teacher's training.
+      students: the students' trainings.
       evaluation: builds the evaluation, which may take time.
-      tracked: the name and the caption of the metric `quality/NAME` that the report plots over
-        training.
+      curves: captions of logged metrics to plot, by their keys: `quality/frechet`.
       mesh: the devices to train on.
+      teacher_variables: the teacher's variables from a file; None to train it.
+      galleries: `(run, results) -> galleries` of further pictures.
     """
 
     title: str
-    batches: Callable[[int], kd_data.BatchIterator]
-    inputs: MakeInputs
-    teacher: Network
-    student: Network
-    training_plan: Callable[[str, Variables | None], harness.TrainingPlan]
+    task: MakeInputs
+    teacher: Training
+    students: Sequence[Training]
     evaluation: Callable[[], Evaluation]
-    tracked: tuple[str, str]
+    curves: Mapping[str, str]
     mesh: Mesh
-
-
-def base_config() -> ConfigDict:
-    """The settings that these experiments share; each adds its data and its networks."""
-    return ConfigDict(
-        {
-            "seeds": (0, 1, 2),
-            "batch_size": 16,
-            "dtype": "float32",  # or bfloat16: of activations; parameters are float32
-            "teacher": {"steps": 1500, "rate": 1e-3},
-            "student": {"steps": 1500, "rate": 2e-3},
-            "ema": 0.999,
-            "final_rate": 0.01,  # the cosine schedule's end, as a fraction of the learning rate
-            "diagnostics": False,
-            "log_every": 50,
-            "evaluate_every": 500,
-            "checkpoint_every": 500,
-            "evaluate": {"seed": 1, "examples": 8},
-            "mesh": {"data": 1, "model": 1},
-            "run": harness.run_settings(),
-        }
+    teacher_variables: Teacher | None = None
+    galleries: Callable[["Run", Mapping[str, Sequence["Result"]]], Sequence[Gallery]] = (
+        lambda run, results: ()
     )
 
 
-def tiny(config: ConfigDict) -> ConfigDict:
-    """Shrinks the settings for tests: seconds of training, too few steps to learn anything."""
-    config.seeds = (0,)
-    config.batch_size = 4
-    config.teacher.steps = config.student.steps = 4
-    config.log_every = config.evaluate_every = config.checkpoint_every = 2
-    return config
+class Result(NamedTuple):
+    """The result of one training.
 
-
-def check(config: ConfigDict) -> None:
-    """Checks the settings of `base_config`.
-
-    Raises:
-      ValueError: a one-line message.
+    Attributes:
+      metrics: the evaluation's metrics.
+      seconds: its duration since the last start, compilation and evaluation included.
+      changes: the settings that changed on the way, one line each.
     """
-    comparison.check_schedule(config)
-    if config.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.dtype={config.dtype!r} is neither float32 nor bfloat16")
-    if config.evaluate.examples < 1:
-        raise ValueError(f"config.evaluate.examples={config.evaluate.examples} is not positive")
-    if config.batch_size < 1:
-        raise ValueError(f"config.batch_size={config.batch_size} is not positive")
-    for seed in config.seeds:
-        if seed < 0:
-            raise ValueError(f"config.seeds={tuple(config.seeds)} has {seed}, which is negative")
-    for name in ("teacher", "student"):
-        if config[name].steps < 1:
-            raise ValueError(f"config.{name}.steps={config[name].steps} is not positive")
-    for name in ("teacher", "student", "discriminator"):
-        rate = config[name].rate if name in config else 1.0
-        if not 0 < rate < math.inf:
-            raise ValueError(f"config.{name}.rate={rate} is not positive and finite")
-    if not 0 <= config.ema < 1:
-        raise ValueError(f"config.ema={config.ema} is not in [0, 1): 0 disables the average")
-    if not 0 <= config.final_rate <= 1:
-        raise ValueError(
-            f"config.final_rate={config.final_rate} is not in [0, 1]: it is a fraction of the rate"
+
+    metrics: Mapping[str, Figure]
+    seconds: float
+    changes: Sequence[str]
+
+
+class Run:
+    """The trainings of a comparison in one folder; each is done once, and its result is kept.
+
+    Args:
+      config: the configuration; of its sections, `seeds`, `batch_size`, `mesh`, `run` and the three
+        intervals are read.
+      comparison: the trainings and the evaluation.
+      workdir: the run's folder.
+      runtime_fields: top-level settings that no training depends on.
+      shared: whether several processes share the trainings through the folder; otherwise a second
+        process is refused.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        comparison: Comparison,
+        workdir: Path,
+        runtime_fields: Sequence[str] = (),
+        shared: bool = False,
+    ):
+        self.config, self.comparison, self.workdir = config, comparison, workdir
+        self.pending: list[tuple[Training, int]] = []
+        self._settings = harness.persistent_config(config, runtime_fields)
+        self._shared = shared
+        self._teachers: dict[int, Teacher] = {}
+        self._predictors: list[tuple[Network, Predict]] = []
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """The evaluation, built at its first use."""
+        return self.comparison.evaluation()
+
+    def folder(self, training: Training, seed: int) -> Path:
+        """The folder of a training."""
+        return self.workdir / f"seed{seed}" / training.name
+
+    def teacher(self, seed: int) -> Teacher:
+        """The seed's teacher, which is trained now unless it is finished."""
+        if self.comparison.teacher_variables is not None:
+            return self.comparison.teacher_variables
+        if seed not in self._teachers:
+            training = self.comparison.teacher
+            with self._lock(training, seed, wait=True):
+                self._teachers[seed] = self._train(training, None, seed)
+        return self._teachers[seed]
+
+    def result(self, training: Training, seed: int) -> Result:
+        """The result of a training, which runs now unless it is finished.
+
+        Raises:
+          BlockingIOError: another process runs it, and shares this run.
+        """
+        if finished := self._read(training, seed):
+            return finished
+        is_teacher = training is self.comparison.teacher
+        teacher = self.teacher(seed)
+        with self._lock(training, seed, wait=is_teacher):
+            if finished := self._read(training, seed):
+                return finished
+            start = time.perf_counter()
+            trained = teacher if is_teacher else self._train(training, teacher, seed)
+            metrics, shown = self._evaluate(training.network, trained.generator)
+            folder = self.folder(training, seed)
+            result = Result(metrics, time.perf_counter() - start, read_changes(folder))
+            if distributed.is_primary():
+                folder.mkdir(parents=True, exist_ok=True)
+                np.save(folder / "shown.npy", shown)
+                stored = {
+                    "settings": self._result_settings(training),
+                    **result._asdict(),
+                    "metrics": {name: figure._asdict() for name, figure in metrics.items()},
+                }
+                write_atomically(folder / "result.json", json.dumps(stored, indent=1) + "\n")
+        return result
+
+    def shown(self, training: Training, seed: int) -> Predictions:
+        """The predictions of a finished training for the examples in the pictures."""
+        return np.load(self.folder(training, seed) / "shown.npy")
+
+    def predictor(self, network: Network) -> Predict:
+        """The function that computes a network's predictions; one for equal networks."""
+        for known, predict in self._predictors:
+            if known == network:
+                return predict
+        predict = self.evaluation.predict(network)
+        self._predictors.append((network, predict))
+        return predict
+
+    def steps_ahead(self, training: Training, seed: int) -> int:
+        """The steps of unfinished trainings that follow one."""
+        if (training, seed) not in self.pending:
+            return 0
+        following = self.pending[self.pending.index((training, seed)) + 1 :]
+        return sum(t.steps for t, s in following if not self._read(t, s))
+
+    def _train(self, training: Training, teacher: Teacher | None, seed: int) -> Teacher:
+        config = self.config
+        predict, evaluation = self.predictor(training.network), self.evaluation
+
+        def quality(variables: Variables) -> Mapping[str, float]:
+            predictions = predict(disconnect(variables), evaluation.inputs.generator)
+            return evaluation.compute_validation(predictions)
+
+        shown = [x[evaluation.shown] for x in evaluation.inputs.generator]
+
+        def draw(variables: Variables, file: Path) -> None:
+            name = training.name.rpartition("/")[2]
+            evaluation.draw(file, {name: predict(disconnect(variables), shown)})
+
+        return train(
+            self.folder(training, seed),
+            training.plan(teacher, seed),
+            training.batches(seed),
+            seed=seed,
+            configuration={**self._settings, **training.settings},
+            quality=quality,
+            draw=draw,
+            schedule=Schedule(config.log_every, config.evaluate_every, config.checkpoint_every),
+            mesh=self.comparison.mesh,
+            rule=fully_sharded() if config.mesh.model > 1 else replicated,
+            options=harness.options(config),
+            stop=harness.STOP,
+            name=f"seed{seed}/{training.name}",
+            steps_ahead=self.steps_ahead(training, seed),
         )
 
+    def _evaluate(
+        self, network: Network, variables: Variables
+    ) -> tuple[dict[str, Figure], Predictions]:
+        """The metrics of a network, and its predictions for the examples in the pictures."""
+        evaluation, predict = self.evaluation, self.predictor(network)
+        variables = disconnect(variables)
+        values: list[Mapping[str, float]] = []
+        shown: list[Predictions] = []
+        for inputs in (evaluation.inputs.generator, *evaluation.draws):
+            predictions = predict(variables, inputs)
+            values.append(evaluation.compute(predictions))
+            if not shown:
+                shown.append(predictions[evaluation.shown])
+            del predictions  # which may be gigabytes, before the next ones are allocated
+        return {name: _over_draws([v[name] for v in values]) for name in values[0]}, shown[0]
 
-def check_weights(weights: Mapping[str, float]) -> None:
-    """Checks that all weights are finite and not negative; their names appear in the message.
+    def _lock(self, training: Training, seed: int, wait: bool) -> Any:
+        if not self._shared:
+            return contextlib.nullcontext()
+        return file_lock(self.folder(training, seed), wait=wait)
 
-    Raises:
-      ValueError: a one-line message.
+    def _result_settings(self, training: Training) -> Any:
+        return json.loads(json.dumps({**self._settings, **training.settings}))
+
+    def _read(self, training: Training, seed: int) -> Result | None:
+        """The stored result, unless it was computed with other settings."""
+        path = self.folder(training, seed) / "result.json"
+        # All processes must agree on what is left to do.
+        if not distributed.broadcast(path.exists()):
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.pop("settings") != self._result_settings(training):
+            return None
+        stored["metrics"] = {name: Figure(**figure) for name, figure in stored["metrics"].items()}
+        return Result(**stored)
+
+
+def _over_draws(values: Sequence[float]) -> Figure:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Figure(float(np.mean(values)), deviation)
+
+
+def main(config: ConfigDict, comparison: Comparison, workdir: Path) -> None:
+    """Runs the trainings that are not finished, and writes the report of all."""
+    run = Run(config, comparison, workdir)
+    trainings = [comparison.teacher, *comparison.students]
+    run.pending = [(training, seed) for seed in config.seeds for training in trainings]
+    results: dict[str, list[Result]] = {training.name: [] for training in trainings}
+    for training, seed in run.pending:
+        results[training.name].append(run.result(training, seed))
+    write_report(run, results)
+
+
+def plan(config: ConfigDict, comparison: Comparison) -> tuple[dict[str, TrainingPlan], Batch]:
+    """All training plans, with zeros in place of the teacher's variables, and a batch."""
+    teacher, seed = comparison.teacher, config.seeds[0]
+    batch = next(teacher.batches(seed))
+    plans, variables = {}, comparison.teacher_variables
+    if variables is None:
+        plans[teacher.name] = teacher.plan(None, seed)
+        variables = zero_teacher(plans[teacher.name], batch)
+    plans |= {training.name: training.plan(variables, seed) for training in comparison.students}
+    return plans, batch
+
+
+def zero_teacher(plan: TrainingPlan, batch: Batch) -> Teacher:
+    """Zeros of the shapes of the variables that a teacher's training returns."""
+    state = jax.eval_shape(plan.init, jax.random.key(0), batch)
+    shapes = Teacher(state.ema, state.discriminator.variables if state.discriminator else None)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def write_report(
+    run: Run,
+    results: Mapping[str, Sequence[Result]],
+    columns: Sequence[Column] = (),
+    figures: Mapping[str, Mapping[str, Figure | str]] = {},
+    notes: Sequence[str] = (),
+    details: Mapping[str, Any] = {},
+) -> None:
+    """Writes the report of a run and its pictures, and prints it; only the primary process does.
+
+    Args:
+      run: the run.
+      results: the results of each training, one per seed, by name.
+      columns: further columns of the table.
+      figures: their figures, by training.
+      notes: further sentences below the title.
+      details: further entries of the JSON file's configuration.
     """
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"the weight of {name} is {weight}: it must be finite, not negative")
-
-
-def check_distilled(config: ConfigDict) -> None:
-    """Checks the weights of `config.distilled`, of which one must be positive without a GAN loss.
-
-    Raises:
-      ValueError: a one-line message.
-    """
-    weights = {f"config.distilled.{name}": weight for name, weight in config.distilled.items()}
-    check_weights(weights)
-    if not config.adversarial and not any(weights.values()):
-        raise ValueError(
-            f"{', '.join(weights)} are all 0 and there is no adversarial loss: the distilled "
-            "student has no loss; one weight must be positive"
+    if not distributed.is_primary():
+        return
+    evaluation, comparison = run.evaluation, run.comparison
+    trainings = [t for t in (comparison.teacher, *comparison.students) if t.name in results]
+    costs = measure_costs(run, trainings)
+    quality = {
+        name: {k: Figure(v, values=(v,)) for k, v in evaluation.compute(predictions).items()}
+        for name, predictions in evaluation.baselines.items()
+    }
+    for training in trainings:
+        by_seed = [result.metrics for result in results[training.name]]
+        quality[training.name] = {
+            name: over_seeds([metrics[name] for metrics in by_seed]) for name in by_seed[0]
+        }
+    values = {
+        name: {metric: figure.values for metric, figure in own.items()}
+        for name, own in quality.items()
+    }
+    gaps = _gaps(evaluation, values, trainings)
+    images = {t.name: Figure(t.images) for t in trainings if t.images is not None}
+    entries = [
+        Entry(
+            name,
+            "",
+            {
+                **own,
+                **({"images": images[name]} if name in images else {}),
+                **({"gap": gaps[name]} if name in gaps else {}),
+                **costs.get(name, {}),
+                **figures.get(name, {}),
+            },
         )
+        for name, own in quality.items()
+    ]
+    seeds, draws = len(run.config.seeds), 1 + len(evaluation.draws)
+    uncertainty = (
+        f"mean ± standard deviation over {seeds} seeds"
+        if seeds > 1
+        else "a single seed" + f", ± standard deviation over {draws} draws" * (draws > 1)
+    )
+    table = Table(
+        "Networks",
+        " ".join([f"{evaluation.description}; {uncertainty}.", *evaluation.notes]),
+        (
+            Column("images", "real images", group="", better="", digits=0),
+            *evaluation.metrics,
+            GAP,
+            *measure.COST,
+            *columns,
+        ),
+        tuple(entries),
+    )
+    changes = [
+        f"seed{seed}/{name}: {line}"
+        for name, by_seed in results.items()
+        for seed, result in zip(run.config.seeds, by_seed, strict=True)
+        for line in result.changes
+    ]
+    report = Report(
+        title=comparison.title,
+        summary=[
+            *_cost_sentence(costs, comparison),
+            *_verdicts(evaluation, values, gaps, trainings),
+            *notes,
+            *(["**Settings changed on the way:** " + "; ".join(changes) + "."] if changes else []),
+        ],
+        tables=[table],
+        galleries=[
+            *_examples(run, trainings),
+            *comparison.galleries(run, results),
+            *_curves(run, trainings),
+        ],
+        protocol={
+            **evaluation.settings,
+            "samples": len(evaluation.inputs.generator[0]),
+            "draws": draws,
+            "seeds": ", ".join(map(str, run.config.seeds)),
+            "latencies": f"per image, in a batch of {run.config.batch_size} unless of one image",
+        },
+        environment=environment(),
+        command=harness.command_line(),
+        configuration={**run.config.to_dict(), **details},
+    )
+    files = page.write(report, run.workdir)
+    print(f"\n{page.plain_text(report)}")
+    for file in files:
+        print(f"written: {file}")
 
 
-def dtype(config: ConfigDict) -> Any:
-    """The dtype of activations."""
-    return jnp.dtype(config.dtype)
+def measure_costs(run: Run, trainings: Iterable[Training]) -> dict[str, Mapping[str, Figure]]:
+    """The cost of each training's network, measured once for equal networks."""
+    inputs = [jnp.asarray(x[: run.config.batch_size]) for x in run.evaluation.inputs.generator]
+    measured: list[tuple[Network, Mapping[str, Figure]]] = []
+
+    def measure_cost(network: Network) -> Mapping[str, Figure]:
+        for known, figures in measured:
+            if known == network:
+                return figures
+        # Speed does not depend on the values of the variables.
+        variables = jax.jit(network.init)(jax.random.key(0), *(x[:1] for x in inputs))
+        subject = EvaluatedGenerator("", "", network, variables, (), 0, {})
+        measured.append((network, measure.cost_of(subject, inputs)))
+        return measured[-1][1]
+
+    return {training.name: measure_cost(training.network) for training in trainings}
 
 
-def open_split(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
-    """Opens a split of a data set, with the image size, channels and resizing of `config.data`.
+def _cost_sentence(costs: Mapping[str, Mapping[str, Figure]], comparison: Comparison) -> list[str]:
+    large, small = (
+        {name: figure.value for name, figure in costs[training.name].items()}
+        for training in (comparison.teacher, comparison.students[0])
+    )
+    parameters, macs, time = (large[k] / small[k] for k in ("parameters", "macs", "per_image"))
+    return [
+        f"The student has **{parameters:.1f} times fewer parameters** than its teacher and needs "
+        f"**{macs:.1f} times fewer multiply-accumulates**; an image takes {1 / time:.2f} of the "
+        "teacher's time."
+    ]
 
-    Raises:
-      ValueError, FileNotFoundError: a one-line message.
-    """
-    data = config.data
-    return kd_data.open_source(
-        spec,
-        split,
-        data.size,
-        data.channels,
-        harness.cache_dir() / "tfds",
-        resize=data.resize,
-        in_patches=data.get("patches", False),
+
+Values: TypeAlias = Mapping[str, Mapping[str, Sequence[float]]]
+"""`{network: {metric: one value per seed}}`."""
+
+
+def _gaps(
+    evaluation: Evaluation, values: Values, trainings: Sequence[Training]
+) -> dict[str, Figure | str]:
+    """The closed share of the gap in the first metric, by training."""
+    gaps: dict[str, Figure | str] = {}
+    if not evaluation.metrics:
+        return gaps
+    metric = evaluation.metrics[0]
+    sign = -1.0 if metric.better == "higher" else 1.0
+    for training in trainings:
+        reference = training.group + FROM_SCRATCH
+        if training.name in (TEACHER, reference) or reference not in values:
+            continue
+        closed = gap(
+            *(
+                [sign * value for value in values[name][metric.name]]
+                for name in (reference, training.name, TEACHER)
+            )
+        )
+        gaps[training.name] = closed or ("no gap" if len(values[TEACHER]) else "")
+    return gaps
+
+
+def _verdicts(
+    evaluation: Evaluation,
+    values: Values,
+    gaps: Mapping[str, Figure | str],
+    trainings: Sequence[Training],
+) -> list[str]:
+    """Sentences that compare the teacher and the distilled students with the others."""
+    if not evaluation.metrics:
+        return ["No metric was computed, as requested."]
+    metric = evaluation.metrics[0]
+    distilled = [t for t in trainings if t.name == t.group + DISTILLED]
+    pairs = [(TEACHER, method) for method in evaluation.baselines]
+    pairs += [(t.name, t.group + FROM_SCRATCH) for t in distilled]
+    pairs += [(t.name, method) for t in distilled for method in evaluation.baselines]
+    images = {t.name: f" with {t.images:,} images" for t in trainings if t.images is not None}
+    sentences = []
+    for name, other in pairs:
+        ours, theirs = (values[network][metric.name] for network in (name, other))
+        label = name + images.get(name, "") if name != TEACHER else name
+        sentence = verdict(label, other, ours, theirs, metric)
+        closed = gaps.get(name)
+        beats = "**beats**" in sentence
+        if isinstance(closed, Figure) and other.endswith(FROM_SCRATCH) and beats:
+            sentence += f" It closes **{100 * closed.value:.0f}%** of the gap to the teacher."
+        sentences.append(sentence)
+    return sentences
+
+
+def _examples(run: Run, trainings: Sequence[Training]) -> list[Gallery]:
+    evaluation, seed = run.evaluation, run.config.seeds[0]
+    rows = {name: x[evaluation.shown] for name, x in evaluation.baselines.items()}
+    rows |= {training.name: run.shown(training, seed) for training in trainings}
+    evaluation.draw(run.workdir / "examples.png", rows)
+    return [Gallery("Examples", f"Of seed {seed}.", [Picture("examples", "examples.png")])]
+
+
+def _curves(run: Run, trainings: Sequence[Training]) -> list[Gallery]:
+    histories = {
+        training.name: [
+            read_jsonl(run.folder(training, seed) / "metrics.jsonl") for seed in run.config.seeds
+        ]
+        for training in trainings
+    }
+    panels = {
+        caption: curves
+        for name, caption in run.comparison.curves.items()
+        if (curves := mean_curves(histories, name))
+    }
+    if not panels:
+        return []
+    pictures.save_curves(run.workdir / "curves.png", panels)
+    about = "Means over seeds of the averaged generator's metrics, and of the losses."
+    return [Gallery("During training", about, [Picture("curves", "curves.png")])]
+
+
+def mean_curves(
+    histories: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], name: str
+) -> dict[str, tuple[list[float], list[float]]]:
+    """`(steps, values)` of one metric, averaged over seeds, for each training that logs it."""
+    curves = {}
+    for training, runs in histories.items():
+        rows = [[row for row in run if name in row] for run in runs]
+        if rows and all(rows):
+            values = np.mean([[row[name] for row in run] for run in rows], axis=0)
+            curves[training] = ([row["step"] for row in rows[0]], values.tolist())
+    return curves
+
+
+def training_batches(config: ConfigDict, source: kd_data.Source, seed: int) -> kd_data.Batches:
+    """An endless iterator over this process's part of the batches."""
+    return kd_data.batches(
+        source,
+        config.batch_size,
+        seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         skip_corrupt=config.run.skip_corrupt,
     )
 
 
-def split_name(spec: str, split: str) -> str:
-    """The split to open: a folder has only `train`; other data sets have `split`."""
-    return "train" if spec.startswith("folder:") else split
-
-
-def check_held_out(train: kd_data.Source, test: kd_data.Source, flag: str) -> None:
-    """Checks that no training image is evaluated on, as far as the sources can be compared.
-
-    Args:
-      train: the training images.
-      test: the images of the evaluation.
-      flag: the flag that selects other images, for the message.
-
-    Raises:
-      ValueError: a one-line message.
-    """
-    if kd_data.overlap(train, test):
-        raise ValueError(
-            f"{test.name} has images of {train.name}: training images cannot be evaluated on; "
-            f"hold others out by {flag}"
-        )
-
-
-def check_frechet_count(count: int, source: kd_data.Source, flag: str) -> None:
-    """Checks that there are enough images for a Frechet distance.
-
-    Raises:
-      ValueError: a one-line message.
-    """
-    if count < 2:
-        raise ValueError(
-            f"the evaluation has {count} image of {source.name}; a Frechet distance needs at least "
-            f"2: {flag}"
-        )
-
-
-def make_batches(
-    config: ConfigDict, source: kd_data.Source
-) -> Callable[[int], kd_data.BatchIterator]:
-    """`seed -> batches` of a set of images.
-
-    Raises:
-      ValueError: there are fewer images than one batch holds.
-    """
-    if len(source) < config.batch_size:
-        raise ValueError(f"{source.name} has {len(source)} images, fewer than one batch")
-    return partial(comparison.training_batches, config, source)
-
-
 def training_plan(
     config: ConfigDict,
-    name: str,
     nets: Networks,
     terms: PerNetwork,
+    optimizers: PerNetwork,
     inputs: MakeInputs,
-    teacher: Variables | None,
-    *,
-    d_rate: float = 2e-4,
-    b1: float | None = None,
-    b2: float = 0.999,
-) -> harness.TrainingPlan:
-    """A training by Adam with a cosine schedule, with the teacher's or student's steps and rate.
+    steps: int,
+    teacher: Teacher | None = None,
+    initial: Mapping[str, Variables] | None = None,
+    learning_rates: Mapping[str, Callable[[int], Any]] = {},
+) -> TrainingPlan:
+    """The alternating step of these networks and terms.
 
     Args:
-      config: the configuration.
-      name: one of `TRAININGS`.
+      config: the configuration, of which `ema` and `diagnostics` are read.
       nets: the networks.
-      terms: the terms of both networks.
+      terms: a `PerNetwork` of dicts of terms.
+      optimizers: a `PerNetwork` of optax transformations.
       inputs: the task.
-      teacher: the teacher's variables, if the student is distilled.
-      d_rate: the discriminator's learning rate.
-      b1: Adam's; by default 0.9, or 0.5 with a discriminator, as in Isola et al. 2017.
-      b2: Adam's.
+      steps: the number of training steps.
+      teacher: the frozen variables.
+      initial: initial variables by network, where they are not random.
+      learning_rates: schedules to log, as in `TrainingPlan`.
     """
-    sizes = config.teacher if name == "teacher" else config.student
-    first = (0.5 if nets.discriminator else 0.9) if b1 is None else b1
-    schedules = [
-        optax.cosine_decay_schedule(rate, sizes.steps, config.final_rate)
-        for rate in (sizes.rate, d_rate)
-    ]
-    return comparison.training_plan(
-        config,
-        nets,
-        terms,
-        PerNetwork(*(optax.adam(schedule, b1=first, b2=b2) for schedule in schedules)),
-        inputs,
-        sizes.steps,
-        None if teacher is None else Teacher(teacher),
+    setup = Setup(nets, terms, optimizers, inputs, config.ema)
+    return TrainingPlan(
+        init=partial(init_state, setup, initial=initial),
+        step=make_train_step(setup),
+        teacher=teacher,
+        steps=steps,
+        probe=diagnostics.probe(setup) if config.diagnostics else None,
+        diagnosis=diagnostics.diagnosis(setup),
+        setup=setup,
+        learning_rates={
+            name: rate for name, rate in learning_rates.items() if name == "g" or nets.discriminator
+        },
     )
 
 
-def with_adversarial(terms: Terms, weight: float) -> PerNetwork:
-    """A generator's terms and a least-squares adversarial loss of this weight, or none if 0."""
-    if not weight:
-        return PerNetwork(terms, {})
-    loss = methods.least_squares()
-    adversarial = {"adversarial": loss.generator["adversarial"]._replace(weight=weight)}
-    return PerNetwork({**terms, **adversarial}, loss.discriminator)
-
-
-def connect_features(
-    student: Network,
-    teacher: Network,
-    taps: Sequence[str] | Mapping[str, str],
-    inputs: MakeInputs,
-    batch: Batch,
-) -> Network:
-    """The student with projections of its features to the teacher's number of channels."""
-    example = jax.eval_shape(inputs, jax.random.key(0), batch).generator
-    return connect_to(student, teacher, taps, *example)
-
-
-def first_batch(task: Comparison) -> Batch:
-    """The first batch, used for its shapes."""
-    return next(task.batches(0))
-
-
-def make_predictor(network: Network, evaluation: Evaluation) -> Callable[[Variables], Predictions]:
-    """`variables -> [N, ...]`: a network's predictions for the evaluation's inputs."""
-    apply = jax.jit(lambda v, *x: network.apply(v, *x)[0])
-    return lambda variables: comparison.apply_in_chunks(
-        partial(apply, variables), evaluation.inputs.generator, chunk_size=32
-    )
-
-
-def main(config: ConfigDict, task: Comparison, workdir: Path) -> None:
-    """Runs the trainings that are not finished, evaluates all, and writes the report."""
-    evaluation = task.evaluation()
-    networks = dict.fromkeys(TRAININGS, task.student) | {"teacher": task.teacher}
-    trained: dict[str, list[Variables]] = {name: [] for name in TRAININGS}
-    predictors = {name: make_predictor(network, evaluation) for name, network in networks.items()}
-
-    def quality(variables: Variables, name: str) -> Mapping[str, float]:
-        return evaluation.compute_validation(predictors[name](disconnect(variables)))
-
-    for seed in config.seeds:
-        teacher = None
-        for name in TRAININGS:
-            variables = comparison.train(
-                config,
-                workdir / f"seed{seed}" / name,
-                task.training_plan(name, teacher if name == "distilled" else None),
-                task.batches(seed),
-                partial(quality, name=name),
-                seed,
-                task.mesh,
-            ).generator
-            trained[name].append(disconnect(variables))
-            teacher = variables if name == "teacher" else teacher
-    if not distributed.is_primary():
-        return
-    figures, first = evaluate_all(evaluation, predictors, trained)
-    batch = [x[: config.batch_size] for x in evaluation.inputs.generator]
-    costs = {
-        name: report.measure_cost(networks[arm], trained[arm][0], batch)
-        for name, arm in (("teacher", "teacher"), ("student", "from_scratch"))
+def example_batch(config: ConfigDict, source: kd_data.Source) -> Batch:
+    """A batch of zeros with the shapes of real batches."""
+    shape = (config.batch_size, *source.image_shape)
+    return {
+        "image": np.zeros(shape, np.float32),
+        "label": np.zeros(config.batch_size, np.int32),
     }
-    text = markdown(task.title, config, evaluation, figures, costs)
-    (workdir / "report.md").write_text(text, encoding="utf-8")
-    contents = {
-        "title": task.title,
-        "command": harness.command_line(),
-        "evaluation": evaluation.description,
-        "figures": figures,
-        "notes": list(evaluation.notes),
-        "costs": {name: report.plain(cost) for name, cost in costs.items()},
-        "configuration": config.to_dict(),
-        "environment": harness.environment(),
-    }
-    (workdir / "report.json").write_text(
-        json.dumps(contents, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    print(f"\n{text}")
-    for file in ("report.md", "report.json"):
-        print(f"written:  {workdir / file}")
-    # After the metrics, which take the longest and must not be lost when a picture fails.
-    for file, draw in (
-        ("examples.png", lambda file: evaluation.draw(file, first)),
-        ("quality.png", partial(save_quality, config, task.tracked, workdir)),
-    ):
-        draw(workdir / file)
-        print(f"written:  {workdir / file}")
 
 
-def evaluate_all(
-    evaluation: Evaluation,
-    predictors: Mapping[str, Callable[[Variables], Predictions]],
-    trained: Mapping[str, Sequence[Variables]],
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, Predictions]]:
-    """The metrics of all networks and baselines, and the first seed's predictions for the picture.
-
-    The other seeds' predictions, which may be gigabytes, are freed as soon as they are evaluated.
+def apply_in_chunks(
+    apply: Callable[..., Any], inputs: Sequence[Any], chunk_size: int
+) -> np.ndarray:
+    """`apply(*inputs)` for all examples, in chunks of one size, so that it compiles once.
 
     Args:
-      evaluation: the evaluation.
-      predictors: `variables -> predictions`, by network.
-      trained: the variables by network, one entry per seed.
+      apply: maps inputs `[B, ...]` to an output `[B, ...]`.
+      inputs: `[N, ...]` each.
+      chunk_size: the largest number of examples in a chunk.
     """
-    figures = {name: [dict(evaluation.compute(x))] for name, x in evaluation.baselines.items()}
-    first = dict(evaluation.baselines)
-    for name, versions in trained.items():
-        figures[name] = []
-        for variables in versions:
-            predictions = predictors[name](variables)
-            figures[name].append(dict(evaluation.compute(predictions)))
-            first.setdefault(name, predictions)
-            del predictions  # before the next ones are allocated
-    return figures, first
-
-
-def save_quality(config: ConfigDict, tracked: tuple[str, str], workdir: Path, file: Path) -> None:
-    """Plots the tracked metric over training."""
-    name, caption = tracked
-    histories = comparison.read_histories(config, workdir, TRAININGS)
-    pictures.save_curves(file, {caption: comparison.mean_curves(histories, f"quality/{name}")})
-
-
-def markdown(
-    title: str,
-    config: ConfigDict,
-    evaluation: Evaluation,
-    figures: Mapping[str, Sequence[Mapping[str, float]]],
-    costs: Mapping[str, report.Cost],
-) -> str:
-    """The report as Markdown."""
-    seeds = len(config.seeds)
-    large, small = costs["teacher"], costs["student"]
-    names = [name for name in evaluation.metrics if name in figures["teacher"][0]]
-    lines = [
-        f"# {title}",
-        "",
-        f"The student needs **{large.multiply_accumulates / small.multiply_accumulates:.1f} times "
-        f"fewer multiply-accumulates** than its teacher and has "
-        f"{large.parameters / small.parameters:.1f} times fewer parameters.",
-        "",
-        *_verdicts(evaluation, figures),
-        "",
-        "## Quality",
-        "",
-        f"{evaluation.description}, "
-        + (f"mean ± standard deviation over {seeds} seeds." if seeds > 1 else "one seed."),
-        *evaluation.notes,
-        "",
-        f"| network | {' | '.join(evaluation.metrics[name].label for name in names)} |",
-        "|---" + "|---:" * len(names) + "|",
+    count = len(inputs[0])
+    size = min(count, chunk_size)
+    padded = np.arange(-(-count // size) * size) % count
+    outputs = [
+        np.asarray(apply(*(x[indices] for x in inputs)))
+        for indices in np.split(padded, len(padded) // size)
     ]
-    for name, versions in figures.items():
-        cells = [
-            report.spread(summarize([v[key] for v in versions]), evaluation.metrics[key].digits)
-            if key in versions[0]
-            else ""
-            for key in names
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += ["", *report.cost_section(costs, harness.environment()["device"])]
-    for caption, file in (("Examples", "examples.png"), ("During training", "quality.png")):
-        lines += ["", f"## {caption}", "", f"![{caption}]({file})"]
-    lines += ["", "## Command", "", "```", harness.command_line(), "```", ""]
-    return "\n".join(
-        [*lines, ", ".join(f"{k} {v}" for k, v in harness.environment().items()) + ".", ""]
-    )
+    return np.concatenate(outputs)[:count]
 
 
-def _verdicts(
-    evaluation: Evaluation, figures: Mapping[str, Sequence[Mapping[str, float]]]
-) -> Iterator[str]:
-    """Lines that compare teacher and distilled student with the others by the first metric."""
-    name, metric = next(iter(evaluation.metrics.items()))
-    pairs = [
-        *(("teacher", method) for method in evaluation.baselines),
-        ("distilled", "from_scratch"),
-        *(("distilled", method) for method in evaluation.baselines),
-    ]
-    for better, worse in pairs:
-        ours, theirs = ([v[name] for v in figures[arm]] for arm in (better, worse))
-        theirs = theirs * (len(ours) if len(theirs) == 1 else 1)
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        summary = summarize(differences)
-        sign = 1 if metric.higher_is_better else -1
-        change = f"{metric.label} {summary.mean:+.{metric.digits}f}{metric.unit}"
-        if len(differences) == 1:
-            yield f"* {better} against {worse}: {change}; a single seed decides nothing."
-            continue
-        low, high = (f"{value:+.{metric.digits}f}" for value in (summary.low, summary.high))
-        verb = "beats" if sign * summary.mean > 0 else "does not beat"
-        wins = sum(sign * d > 0 for d in differences)
-        yield (
-            f"* {better} **{verb}** {worse}: {change} (95% confidence interval {low} to {high}), "
-            f"better in {wins} of {len(differences)} seeds."
-        )
+def evenly_spaced(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` indices, evenly spaced in `range(count)`."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
 
 
-def plan(config: ConfigDict, task: Comparison) -> tuple[dict[str, harness.TrainingPlan], Batch]:
-    """All training plans, with shapes in place of the teacher's variables, and a batch."""
-    del config
-    batch = first_batch(task)
-    inputs = jax.eval_shape(task.inputs, jax.random.key(0), batch).generator
-    teacher = jax.eval_shape(task.teacher.init, jax.random.key(0), *inputs)
-    plans = {
-        name: task.training_plan(name, teacher if name == "distilled" else None)
-        for name in TRAININGS
-    }
-    return plans, batch
+def predict_in_chunks(network: Network, chunk_size: int = 32) -> Predict:
+    """`(variables, inputs) -> [N, ...]`: a network's outputs, unchanged."""
+    apply = jax.jit(lambda v, *x: network.apply(v, *x)[0])
+    return lambda variables, inputs: apply_in_chunks(partial(apply, variables), inputs, chunk_size)
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Checks the seeds and the logging, evaluation and checkpoint intervals.
+
+    Raises:
+      ValueError: a one-line message.
+    """
+    if not config.seeds:
+        raise ValueError("config.seeds needs at least one entry")
+    for name, every in (
+        ("evaluate", config.evaluate_every),
+        ("checkpoint", config.checkpoint_every),
+    ):
+        if config.log_every < 1 or every < 1 or every % config.log_every:
+            raise ValueError(
+                f"config.{name}_every={every} is not a multiple of config.log_every="
+                f"{config.log_every}"
+            )
 
 
 def experiment(
     get_config: Callable[[str], ConfigDict],
     build: Callable[[ConfigDict], Comparison],
-    presets: Sequence[str] = ("laptop", "full", "tiny"),
+    presets: Sequence[str],
 ) -> harness.Experiment:
     """An experiment that runs one comparison."""
     return harness.Experiment(get_config, presets, build, plan, main)

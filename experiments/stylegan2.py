@@ -24,25 +24,23 @@ Expected:
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from experiments import comparison, harness
-from kd_jax import data as kd_data, methods, pretrained, pruning
+from experiments import generation, harness, runner
+from experiments.generation import Task
+from kd_jax import methods, pretrained, pruning
 from kd_jax.core.network import Network, connect_to
-from kd_jax.core.objective import MakeInputs
 from kd_jax.core.setup import Networks, PerNetwork, Teacher
-from kd_jax.core.types import Array, Batch, Variables
-from kd_jax.core.wrappers import data_free
+from kd_jax.core.types import Array, Variables
 from kd_jax.methods import sefa
 from kd_jax.models import stylegan1, stylegan2
 from kd_jax.tasks import latents
+from kd_jax.train.training import TrainingPlan
 
 STUDENTS = {"stylegan2": stylegan2, "stylegan1": stylegan1}
 
@@ -92,13 +90,7 @@ def get_config(preset: str = "small") -> ConfigDict:
             "log_every": 50,
             "evaluate_every": 400,
             "checkpoint_every": 400,
-            "evaluate": {
-                "samples": 1500,
-                "seed": 1,
-                # Of the distance: classifier, random (a network that needs no labels), a file of
-                # Inception weights, or auto: the classifier for labelled data, else random.
-                "features": "auto",
-            },
+            "evaluate": generation.evaluate_config(samples=0),
             "mesh": {"data": 1, "model": 1},
             "run": harness.run_settings(),
         }
@@ -130,27 +122,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     return config
 
 
-class Task(NamedTuple):
-    """The data, the networks and the devices that a configuration describes.
-
-    Attributes:
-      source: the images.
-      teacher: the teacher's networks; the discriminator is needed only if the teacher is trained.
-      student: the student's networks.
-      teacher_variables: the teacher's variables, if they are read from a file.
-      inputs: the task.
-      mesh: the devices to train on.
-    """
-
-    source: kd_data.Source
-    teacher: PerNetwork
-    student: PerNetwork
-    teacher_variables: Variables | None
-    inputs: MakeInputs
-    mesh: Mesh
-
-
-def build(config: ConfigDict) -> Task:
+def make_task(config: ConfigDict) -> Task:
     """Opens the data and the teacher, and makes the networks.
 
     Raises:
@@ -163,7 +135,7 @@ def build(config: ConfigDict) -> Task:
         raise ValueError(
             f"config.distilled.initialization={initialization!r} is neither mapping nor magnitude"
         )
-    source = comparison.open_source(config)
+    source = generation.open_source(config)
     shared: dict[str, Any] = {"channels": config.data.channels}
     discriminator = partial(
         stylegan2.discriminator, config.data.size, **shared, **config.discriminator.to_dict()
@@ -192,9 +164,9 @@ def build(config: ConfigDict) -> Task:
         source,
         PerNetwork(teacher, discriminator()),
         PerNetwork(student, discriminator()),
-        teacher_variables,
         inputs,
         harness.mesh(config.mesh, config.batch_size),
+        None if teacher_variables is None else Teacher(teacher_variables),
     )
     initial_variables(config, task, zero_teacher(config, task))  # raises if they do not fit
     return task
@@ -209,7 +181,7 @@ def _check_teacher(config: ConfigDict, network: Network, variables: Variables) -
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     if network.mapping is None:
         raise ValueError(f"config.teacher={config.teacher} has no mapping network")
-    comparison.check_teacher(config, network, variables, z)
+    generation.check_teacher(config, network, variables, z)
 
 
 def initial_variables(config: ConfigDict, task: Task, teacher: Variables) -> Mapping[str, Any]:
@@ -255,19 +227,17 @@ def adversarial(config: ConfigDict) -> PerNetwork:
     )
 
 
-def teacher_plan(config: ConfigDict, task: Task) -> harness.TrainingPlan:
+def teacher_plan(config: ConfigDict, task: Task) -> TrainingPlan:
     """The teacher's training on the images."""
     nets = Networks(*task.teacher)
     return training_plan(config, task, nets, adversarial(config), config.teacher_network.steps)
 
 
-def student_plan(
-    config: ConfigDict, task: Task, arm: str, teacher: Variables
-) -> harness.TrainingPlan:
+def student_plan(config: ConfigDict, task: Task, arm: str, teacher: Teacher) -> TrainingPlan:
     """The student's training on the images, from scratch or distilled."""
     steps, loss = config.student_network.steps, adversarial(config)
     nets = Networks(*task.student)
-    if arm == "from_scratch":
+    if arm == runner.FROM_SCRATCH:
         return training_plan(config, task, nets, loss, steps)
     settings = config.distilled
     nets = nets._replace(generator=distilled_student(config, task), teacher=task.teacher.generator)
@@ -280,24 +250,16 @@ def student_plan(
         )
     else:
         terms = methods.stylekd(
-            style_directions(teacher),
+            style_directions(teacher.generator),
             settings.taps,
             pixel=settings.pixel,
             relation=settings.relation,
             strength=settings.strength,
             adversarial=loss,
         )
-    initial = {"generator": initial_variables(config, task, teacher)}
-    plan = training_plan(config, task, nets, terms, steps, Teacher(teacher), initial)
-    if not settings.teacher_images:
-        return plan
-    share = partial(
-        data_free,
-        teacher=task.teacher.generator,
-        task=task.inputs,
-        share=settings.teacher_images,
-    )
-    return plan.wrap_step(share)
+    initial = {"generator": initial_variables(config, task, teacher.generator)}
+    plan = training_plan(config, task, nets, terms, steps, Teacher(teacher.generator), initial)
+    return generation.with_teacher_images(plan, task, settings.teacher_images)
 
 
 def distilled_student(config: ConfigDict, task: Task) -> Network:
@@ -326,61 +288,52 @@ def training_plan(
     steps: int,
     teacher: Teacher | None = None,
     initial: Mapping[str, Variables] | None = None,
-) -> harness.TrainingPlan:
+) -> TrainingPlan:
     """The alternating step, with Adam adapted to lazy regularization and a decaying rate."""
+    decay = optax.cosine_decay_schedule(1.0, steps, config.final_rate)
 
     def optimizer(every: int) -> optax.GradientTransformation:
-        decay = optax.cosine_decay_schedule(1.0, steps, config.final_rate)
         adam = methods.lazy_adam(config.rate, every)
         return optax.chain(adam, optax.scale_by_schedule(decay))
 
     path_every = config.path_length.every if config.path_length.weight else 1
     optimizers = PerNetwork(optimizer(path_every), optimizer(config.r1.every))
-    return comparison.training_plan(
-        config, nets, terms, optimizers, task.inputs, steps, teacher, initial
+    # Before the factor of lazy regularization.
+    rates = dict.fromkeys("gd", lambda step: config.rate * decay(step))
+    return runner.training_plan(
+        config, nets, terms, optimizers, task.inputs, steps, teacher, initial, rates
     )
 
 
-def make_comparison(config: ConfigDict, task: Task) -> comparison.Comparison:
-    """The comparison of these networks."""
-    return comparison.Comparison(
-        source=task.source,
-        teacher=task.teacher.generator,
-        student=task.student.generator,
-        teacher_variables=None
-        if task.teacher_variables is None
-        else Teacher(task.teacher_variables),
-        teacher_plan=partial(teacher_plan, config, task),
-        student_plan=lambda arm, teacher: student_plan(config, task, arm, teacher.generator),
-        inputs=task.inputs,
-        mesh=task.mesh,
-        conditional=False,
-    )
+def build(config: ConfigDict) -> runner.Comparison:
+    """Opens the data and the teacher, and builds the trainings.
 
-
-def main(config: ConfigDict, task: Task, workdir: Path) -> None:
-    """Runs the trainings that are not finished, evaluates all, and writes the report."""
-    title = f"Distilling a StyleGAN2 into a {'Style' + config.student[5:].upper()}"
-    comparison.run_comparison(config, make_comparison(config, task), workdir, title)
-
-
-def plan(config: ConfigDict, task: Task) -> tuple[dict[str, harness.TrainingPlan], Batch]:
-    """All training plans, with zeros in place of the teacher's variables, and a batch."""
-    return comparison.plan(
-        config, make_comparison(config, task), Teacher(zero_teacher(config, task))
+    Raises:
+      ValueError, FileNotFoundError: a setting does not fit; a one-line message.
+    """
+    task = make_task(config)
+    return generation.make_comparison(
+        config,
+        task,
+        f"Distilling a StyleGAN2 into a {'Style' + config.student[5:].upper()}",
+        partial(teacher_plan, config, task),
+        partial(student_plan, config, task),
+        (config.teacher_network.steps, config.student_network.steps),
     )
 
 
 def zero_teacher(config: ConfigDict, task: Task) -> Variables:
     """Zeros of the shapes of the teacher's variables."""
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
-    shapes = task.teacher_variables or jax.eval_shape(
-        task.teacher.generator.init, jax.random.key(0), z
+    shapes = (
+        task.teacher_variables.generator
+        if task.teacher_variables
+        else jax.eval_shape(task.teacher.generator.init, jax.random.key(0), z)
     )
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-EXPERIMENT = harness.Experiment(get_config, ("small", "ffhq256", "tiny"), build, plan, main)
+EXPERIMENT = runner.experiment(get_config, build, ("small", "ffhq256", "tiny"))
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

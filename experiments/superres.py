@@ -18,7 +18,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from experiments import harness, restoration, runner
+from experiments import harness, prediction, restoration, runner
 from kd_jax import tasks
 from kd_jax.core.network import Network
 from kd_jax.models import superres
@@ -71,7 +71,7 @@ def build(config: ConfigDict) -> runner.Comparison:
         )
     if config.noise < 0:
         raise ValueError(f"config.noise={config.noise} is negative; it is a standard deviation")
-    common = {"channels": config.data.channels, "dtype": runner.dtype(config)}
+    common = {"channels": config.data.channels, "dtype": prediction.dtype(config)}
     large, small = config.teacher, config.student
     teacher = TEACHERS[large.model](
         config.scale, large.width, large.blocks, separable=large.separable, **common
@@ -93,7 +93,7 @@ def build(config: ConfigDict) -> runner.Comparison:
     )
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

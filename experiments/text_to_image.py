@@ -21,23 +21,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, runner
-from experiments.runner import Comparison, Evaluation, Metric, Predictions
+from experiments import harness, prediction, runner
+from experiments.runner import Comparison, Evaluation, Predictions
 from kd_jax import data as kd_data, losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Forward, Inputs, MakeInputs, Term
-from kd_jax.core.setup import Networks, PerNetwork
-from kd_jax.core.types import Array, Variables
+from kd_jax.core.setup import Networks, PerNetwork, Teacher
+from kd_jax.core.types import Array
 from kd_jax.data import captions
 from kd_jax.losses import image_text
 from kd_jax.metrics import extractor, frechet
 from kd_jax.models import text
 from kd_jax.report import pictures
+from kd_jax.report.columns import Column
+from kd_jax.train.training import TrainingPlan
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = runner.base_config()
+    config = prediction.base_config()
     config.update(
         {
             "latent": 32,
@@ -68,7 +70,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 16, "embedding": 128, "steps": 100_000})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 2000, 2000
     if preset == "tiny":
-        runner.tiny(config)
+        prediction.tiny(config)
         config.latent = 4
         config.discriminator.width = 2
         config.teacher.update({"width": 2, "embedding": 4})
@@ -83,9 +85,9 @@ def build(config: ConfigDict) -> Comparison:
     Raises:
       ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    runner.check(config)
+    prediction.check(config)
     weights = {"r1": config.r1, "matching": config.matching, "pixel": config.distilled.pixel}
-    runner.check_weights(weights)
+    prediction.check_weights(weights)
     if config.matching and config.batch_size < 2:
         raise ValueError(
             f"config.batch_size={config.batch_size} is too small for the contrastive loss: at "
@@ -102,12 +104,12 @@ def build(config: ConfigDict) -> Comparison:
         kd_data.open_source("digits", split, config.data.size, 1, harness.cache_dir() / "tfds")
         for split in (config.data.split, config.data.test_split)
     )
-    runner.check_held_out(train, test, "--config.data.test_split")
-    runner.check_frechet_count(len(test), test, "--config.data.test_split must have more")
+    prediction.check_held_out(train, test, "--config.data.test_split")
+    prediction.check_frechet_count(len(test), test, "--config.data.test_split must have more")
     captioner = captions.captioner(kd_data.load_all(train)["image"])
     inputs = tasks.text_to_image(config.latent, captioner.tokens)
     words = {"vocabulary": len(captions.WORDS), "length": captions.LENGTH}
-    dtype = runner.dtype(config)
+    dtype = prediction.dtype(config)
     teacher, student = (
         text.generator(
             config.data.size,
@@ -126,16 +128,16 @@ def build(config: ConfigDict) -> Comparison:
         dtype=dtype,
         **words,
     )
-    return Comparison(
+    return prediction.make_comparison(
+        config,
         title="Distilling text to image",
-        batches=runner.make_batches(config, train),
-        inputs=inputs,
+        batches=prediction.make_batches(config, train),
+        task=inputs,
         teacher=teacher,
         student=student,
-        training_plan=partial(training_plan, config, inputs, teacher, student, discriminator),
+        plan=partial(training_plan, config, inputs, teacher, student, discriminator),
         evaluation=lambda: make_evaluation(config, captioner, train, test),
         tracked=("frechet", "Frechet distance"),
-        mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
@@ -146,9 +148,9 @@ def training_plan(
     student: Network,
     discriminator: Network,
     name: str,
-    variables: Variables | None = None,
-) -> harness.TrainingPlan:
-    """The plan of a training in `runner.TRAININGS`.
+    variables: Teacher | None = None,
+) -> TrainingPlan:
+    """The plan of the training of this name: teacher, from_scratch or distilled.
 
     The losses are those of a conditional GAN, the contrastive loss and, for the distilled student,
     the L1 to the teacher's images.
@@ -156,15 +158,15 @@ def training_plan(
     adversarial = methods.nonsaturating(config.r1)
     terms = {**adversarial.generator, "matching": Term(match_fake, config.matching)}
     d_terms = {**adversarial.discriminator, "matching": Term(match_real, config.matching)}
-    nets = Networks(teacher if name == "teacher" else student, discriminator)
-    if name == "distilled":
+    nets = Networks(teacher if name == runner.TEACHER else student, discriminator)
+    if name == runner.DISTILLED:
         nets = nets._replace(teacher=teacher)
         terms["pixel"] = Term(
             lambda f: losses.response.l1(f.student.output, f.teacher.output), config.distilled.pixel
         )
     rate = config.discriminator.rate
     all_terms = PerNetwork(terms, d_terms)
-    return runner.training_plan(
+    return prediction.training_plan(
         config, name, nets, all_terms, inputs, variables, d_rate=rate, b1=0.0, b2=0.99
     )
 
@@ -221,24 +223,22 @@ def make_evaluation(
             "caption": 100 * float(correct.all(axis=1).mean()),
         }
 
+    shown = runner.evenly_spaced(len(tokens), config.evaluate.examples)
+
     def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
-        places = np.linspace(0, len(tokens) - 1, min(config.evaluate.examples, len(tokens)))
-        indices = places.astype(int)
-        titles = [captions.decode(tokens[index]) for index in indices]
-        rows = {**predictions, "real image": held_out["image"]}
-        pictures.save_grid(
-            file, {name: images[indices] for name, images in rows.items()}, titles=titles
-        )
+        titles = [captions.decode(tokens[index]) for index in shown]
+        rows = {**predictions, "real image": held_out["image"][shown]}
+        pictures.save_grid(file, rows, titles=titles)
 
     return Evaluation(
         inputs=Inputs((z, target_tokens)),
-        metrics={
-            "frechet": Metric("Frechet distance", higher_is_better=False),
-            "caption": Metric("all words correct, %", higher_is_better=True, digits=1),
-            "digit": Metric("digit, %", higher_is_better=True, digits=1),
-            "weight": Metric("weight, %", higher_is_better=True, digits=1),
-            "slant": Metric("slant, %", higher_is_better=True, digits=1),
-        },
+        metrics=[
+            Column("frechet", "Frechet distance", digits=2),
+            Column("caption", "all words correct, %", better="higher", digits=1),
+            Column("digit", "digit, %", better="higher", digits=1),
+            Column("weight", "weight, %", better="higher", digits=1),
+            Column("slant", "slant, %", better="higher", digits=1),
+        ],
         compute=compute,
         compute_validation=compute,
         baselines={},
@@ -250,11 +250,13 @@ def make_evaluation(
             "classifier trained on this data; comparable only with itself, and not an FID). The "
             "digit is classified by that classifier, weight and slant are measured in the image."
         ],
+        shown=shown,
         draw=draw,
+        predict=runner.predict_in_chunks,
     )
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, restoration, runner
+from experiments import harness, prediction, restoration, runner
 from kd_jax import data as kd_data, tasks
 from kd_jax.core.types import Array
 from kd_jax.models import translation
@@ -81,7 +81,7 @@ def build(config: ConfigDict) -> runner.Comparison:
             norm=NORMS[config.norm],
             separable=sizes.separable,
             residual=bool(config.hints),
-            dtype=runner.dtype(config),
+            dtype=prediction.dtype(config),
         )
         for sizes in (config.teacher, config.student)
     )
@@ -134,7 +134,7 @@ def nearest_by_edges(
     return images[distances.argmin(axis=1)]
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

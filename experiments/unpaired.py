@@ -26,23 +26,25 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import harness, restoration, runner
-from experiments.runner import Comparison, Evaluation, Metric, Predictions
+from experiments import harness, prediction, restoration, runner
+from experiments.runner import Comparison, Evaluation, Predictions
 from kd_jax import data as kd_data, losses, methods, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, MakeInputs, Term
-from kd_jax.core.setup import Networks
-from kd_jax.core.types import Array, Batch, Variables
+from kd_jax.core.setup import Networks, Teacher
+from kd_jax.core.types import Array, Batch
 from kd_jax.metrics import extractor, frechet, image_quality
 from kd_jax.models import translation
 from kd_jax.models.pair import parallel
 from kd_jax.report import pictures
+from kd_jax.report.columns import Column
 from kd_jax.tasks import degradations
+from kd_jax.train.training import TrainingPlan
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = runner.base_config()
+    config = prediction.base_config()
     config.update(
         {
             "data": {
@@ -93,7 +95,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 20, "blocks": 9, "steps": 200_000, "rate": 2e-4})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
     if preset == "tiny":
-        runner.tiny(config)
+        prediction.tiny(config)
         config.data.size = 16
         config.discriminator.update({"width": 2, "layers": 1})
         config.teacher.update({"width": 2, "blocks": 1})
@@ -127,7 +129,7 @@ def open_sets(config: ConfigDict) -> Sets:
     data = config.data
 
     def open_split(spec: str, split: str) -> kd_data.Source:
-        return runner.open_split(config, spec, runner.split_name(spec, split))
+        return prediction.open_split(config, spec, prediction.split_name(spec, split))
 
     first, held_out = (
         open_split(data.first, data.first_split),
@@ -145,8 +147,8 @@ def open_sets(config: ConfigDict) -> Sets:
     for name, test in tests.items():
         for source in trained_on:
             flags = f"--config.data.{name}_test or --config.data.test_split"
-            runner.check_held_out(source, test, flags)
-        runner.check_frechet_count(
+            prediction.check_held_out(source, test, flags)
+        prediction.check_frechet_count(
             min(config.evaluate.images or len(test), len(test)),
             test,
             f"--config.evaluate.images=0 takes all images, --config.data.{name}_test others",
@@ -160,7 +162,7 @@ def build(config: ConfigDict) -> Comparison:
     Raises:
       ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    runner.check(config)
+    prediction.check(config)
     data = config.data
     if data.form not in ("", *FORMS):
         raise ValueError(f"config.data.form={data.form!r} is not one of {', '.join(FORMS)} or ''")
@@ -185,7 +187,7 @@ def build(config: ConfigDict) -> Comparison:
         "r1": config.r1,
         "response": config.distilled.response,
     }
-    runner.check_weights(weights)
+    prediction.check_weights(weights)
     if config.evaluate.images < 0 or config.pool < 0:
         raise ValueError(
             f"config.evaluate.images={config.evaluate.images} and config.pool={config.pool} must "
@@ -197,7 +199,7 @@ def build(config: ConfigDict) -> Comparison:
             raise ValueError(f"{source.name} has {len(source)} images, fewer than one batch")
     if data.form == "sepia" and data.channels != 3:
         raise ValueError(f"config.data.form='sepia' needs 3 channels, not {data.channels}")
-    dtype = runner.dtype(config)
+    dtype = prediction.dtype(config)
     teacher, student = (
         duplicate(
             translation.resnet_generator(
@@ -225,7 +227,8 @@ def build(config: ConfigDict) -> Comparison:
     )
     restoration.check_images(teacher, student, example)
     jax.eval_shape(discriminator.init, jax.random.key(0), example.real)
-    return Comparison(
+    return prediction.make_comparison(
+        config,
         title="Distilling translation without pairs",
         batches=lambda seed: kd_data.zipped_batches(
             sets.train,
@@ -235,15 +238,14 @@ def build(config: ConfigDict) -> Comparison:
             process_count=jax.process_count(),
             skip_corrupt=config.run.skip_corrupt,
         ),
-        inputs=inputs,
+        task=inputs,
         teacher=teacher,
         student=student,
-        training_plan=partial(training_plan, config, inputs, teacher, student, discriminator),
+        plan=partial(training_plan, config, inputs, teacher, student, discriminator),
         evaluation=lambda: make_evaluation(config, sets),
         tracked=("psnr_second", "PSNR, first set to second, dB")
         if data.form
         else ("frechet_second", "Frechet distance, first set to second"),
-        mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
@@ -276,9 +278,9 @@ def training_plan(
     student: Network,
     discriminator: Network,
     name: str,
-    variables: Variables | None = None,
-) -> harness.TrainingPlan:
-    """The plan of a training in `runner.TRAININGS`.
+    variables: Teacher | None = None,
+) -> TrainingPlan:
+    """The plan of the training of this name: teacher, from_scratch or distilled.
 
     The losses are CycleGAN's and, for the distilled student, the L1 to the teacher's images.
     """
@@ -286,11 +288,11 @@ def training_plan(
     terms = methods.cyclegan(
         (side, side, channels), cycle=config.cycle, identity=config.identity, pool=config.pool
     )
-    nets = Networks(teacher if name == "teacher" else student, discriminator)
+    nets = Networks(teacher if name == runner.TEACHER else student, discriminator)
     if config.r1:
         r1 = Term(lambda f: losses.penalties.r1(f.discriminator, f.real), config.r1)
         terms = terms._replace(discriminator={**terms.discriminator, "r1": r1})
-    if name == "distilled":
+    if name == runner.DISTILLED:
         nets = nets._replace(teacher=teacher)
         response = Term(
             lambda f: losses.response.l1(f.student.output, f.teacher.output),
@@ -298,7 +300,7 @@ def training_plan(
         )
         terms = terms._replace(generator={**terms.generator, "response": response})
     rate = config.discriminator.rate
-    return runner.training_plan(config, name, nets, terms, inputs, variables, d_rate=rate)
+    return prediction.training_plan(config, name, nets, terms, inputs, variables, d_rate=rate)
 
 
 def make_evaluation(config: ConfigDict, sets: Sets) -> Evaluation:
@@ -353,24 +355,25 @@ def make_evaluation(config: ConfigDict, sets: Sets) -> Evaluation:
         values = compute(images)
         return {"frechet_second": values.pop("frechet_second"), **values}
 
+    shown = runner.evenly_spaced(count, config.evaluate.examples)
+
     def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
-        indices = restoration.evenly_spaced(count, config.evaluate.examples)
-        rows = {"input": pairs, **predictions}
+        rows = {"input": pairs[shown], **predictions}
         if config.data.form:
-            rows["truth"] = targets
+            rows["truth"] = targets[shown]
         grid = {
-            f"{name}, {direction}": images[indices, index]
+            f"{name}, {direction}": images[:, index]
             for name, images in rows.items()
             for index, direction in enumerate(("forward", "backward"))
         }
         pictures.save_grid(file, grid)
 
-    metrics = {
-        "psnr_second": Metric("PSNR forward, dB", higher_is_better=True, unit=" dB"),
-        "frechet_second": Metric("Frechet distance forward", higher_is_better=False),
-        "psnr_first": Metric("PSNR backward, dB", higher_is_better=True, unit=" dB"),
-        "frechet_first": Metric("Frechet distance backward", higher_is_better=False),
-    }
+    metrics = [
+        Column("psnr_second", "PSNR forward, dB", better="higher", digits=2),
+        Column("frechet_second", "Frechet distance forward", digits=2),
+        Column("psnr_first", "PSNR backward, dB", better="higher", digits=2),
+        Column("frechet_first", "Frechet distance backward", digits=2),
+    ]
     baseline = np.stack(
         [
             transfer_colours(pairs[:, 0], training_images["first"], training_images["second"]),
@@ -380,7 +383,7 @@ def make_evaluation(config: ConfigDict, sets: Sets) -> Evaluation:
     )
     return Evaluation(
         inputs=Inputs((pairs,)),
-        metrics={k: v for k, v in metrics.items() if config.data.form or "psnr" not in k},
+        metrics=[m for m in metrics if config.data.form or "psnr" not in m.name],
         compute=compute,
         compute_validation=compute_validation,
         baselines={"colour transfer": baseline},
@@ -389,7 +392,9 @@ def make_evaluation(config: ConfigDict, sets: Sets) -> Evaluation:
             "Forward: from the first set to the second; backward: from the second to the first. "
             + restoration.distance_note(features.name, "images of the target set")
         ],
+        shown=shown,
         draw=draw,
+        predict=runner.predict_in_chunks,
     )
 
 
@@ -405,7 +410,7 @@ def transfer_colours(images: Predictions, domain: Predictions, other: Prediction
     return np.clip(transferred, -1, 1).astype(np.float32)
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -22,22 +22,23 @@ import numpy as np
 from ml_collections import ConfigDict
 from numpy.typing import NDArray
 
-from experiments import harness, runner
-from experiments.runner import Comparison, Evaluation, Metric, Predictions
+from experiments import harness, prediction, runner
+from experiments.runner import Comparison, Evaluation, Predictions
 from kd_jax import data as kd_data, losses, ops, tasks
 from kd_jax.core.network import Network
 from kd_jax.core.objective import MakeInputs, Term
-from kd_jax.core.setup import Networks
-from kd_jax.core.types import Variables
+from kd_jax.core.setup import Networks, Teacher
 from kd_jax.data import tones
 from kd_jax.models import waveform
+from kd_jax.report.columns import Column
+from kd_jax.train.training import TrainingPlan
 
 _FRAME = 256  # samples, of a spectrum
 
 
 def get_config(preset: str = "laptop") -> ConfigDict:
     """The configuration, every value of which is a flag `--config.path.to.value`."""
-    config = runner.base_config()
+    config = prediction.base_config()
     config.update(
         {
             "factor": 4,
@@ -58,7 +59,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
         config.student.update({"width": 32, "blocks": 8, "steps": 200_000, "rate": 2e-4})
         config.log_every, config.evaluate_every, config.checkpoint_every = 100, 5000, 5000
     if preset == "tiny":
-        runner.tiny(config)
+        prediction.tiny(config)
         config.data.length = 256
         config.teacher.update({"width": 4, "blocks": 1})
         config.student.update({"width": 2, "blocks": 1})
@@ -72,7 +73,7 @@ def build(config: ConfigDict) -> Comparison:
     Raises:
       ValueError: a setting does not fit; a one-line message.
     """
-    runner.check(config)
+    prediction.check(config)
     data = config.data
     if data.length < _FRAME:
         raise ValueError(f"config.data.length={data.length} is below {_FRAME}, a spectrum's frame")
@@ -81,10 +82,10 @@ def build(config: ConfigDict) -> Comparison:
             f"config.evaluate.waves={config.evaluate.waves} must be positive and "
             f"config.adversarial={config.adversarial} not negative"
         )
-    runner.check_distilled(config)
+    prediction.check_distilled(config)
     draw = partial(tones.plucked, length=data.length, rate=data.rate)
     inputs = tasks.bandwidth_extension(config.factor)
-    dtype = runner.dtype(config)
+    dtype = prediction.dtype(config)
     teacher, student = (
         waveform.generator(config.factor, sizes.width, sizes.blocks, dtype=dtype)
         for sizes in (config.teacher, config.student)
@@ -94,7 +95,8 @@ def build(config: ConfigDict) -> Comparison:
     example = jax.eval_shape(inputs, jax.random.key(0), draw(np.random.default_rng(0), 1))
     if config.adversarial:
         jax.eval_shape(discriminator.init, jax.random.key(0), example.real, *example.condition)
-    return Comparison(
+    return prediction.make_comparison(
+        config,
         title=f"Distilling {config.factor}x bandwidth extension of tones",
         batches=lambda seed: kd_data.generated_batches(
             draw,
@@ -104,10 +106,10 @@ def build(config: ConfigDict) -> Comparison:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),
-        inputs=inputs,
+        task=inputs,
         teacher=teacher,
         student=student,
-        training_plan=partial(
+        plan=partial(
             training_plan,
             config,
             inputs,
@@ -117,7 +119,6 @@ def build(config: ConfigDict) -> Comparison:
         ),
         evaluation=lambda: make_evaluation(config, inputs),
         tracked=("snr", "signal-to-noise ratio, dB"),
-        mesh=harness.mesh(config.mesh, config.batch_size),
     )
 
 
@@ -128,15 +129,15 @@ def training_plan(
     student: Network,
     discriminator: Network | None,
     name: str,
-    variables: Variables | None = None,
-) -> harness.TrainingPlan:
-    """The plan of a training in `runner.TRAININGS`.
+    variables: Teacher | None = None,
+) -> TrainingPlan:
+    """The plan of the training of this name: teacher, from_scratch or distilled.
 
     The loss is the L1 to the targets and, for the distilled student, to the teacher's waves.
     """
-    nets = Networks(teacher if name == "teacher" else student, discriminator)
+    nets = Networks(teacher if name == runner.TEACHER else student, discriminator)
     terms = {"truth": Term(lambda f: losses.response.l1(f.student.output, f.real))}
-    if name == "distilled":
+    if name == runner.DISTILLED:
         weights = config.distilled
         nets = nets._replace(teacher=teacher)
         terms = {
@@ -145,9 +146,9 @@ def training_plan(
                 lambda f: losses.response.l1(f.student.output, f.teacher.output), weights.response
             ),
         }
-    all_terms = runner.with_adversarial(terms, config.adversarial)
+    all_terms = prediction.with_adversarial(terms, config.adversarial)
     rate = config.discriminator.rate
-    return runner.training_plan(config, name, nets, all_terms, inputs, variables, d_rate=rate)
+    return prediction.training_plan(config, name, nets, all_terms, inputs, variables, d_rate=rate)
 
 
 def make_evaluation(config: ConfigDict, inputs: MakeInputs) -> Evaluation:
@@ -171,15 +172,17 @@ def make_evaluation(config: ConfigDict, inputs: MakeInputs) -> Evaluation:
         snr = float(signal_to_noise(waves, targets).mean())
         return {"squared_error": squared_error, "snr": snr}
 
+    shown = np.arange(min(config.evaluate.examples, len(targets)))
+
     def draw(file: Path, predictions: Mapping[str, Predictions]) -> None:
-        save_waves(file, {**predictions, "truth": targets}, config.evaluate.examples, data.rate)
+        save_waves(file, {**predictions, "truth": targets[shown]}, data.rate)
 
     return Evaluation(
         inputs=held_out_inputs,
-        metrics={
-            "snr": Metric("SNR, dB", higher_is_better=True, unit=" dB"),
-            "lsd": Metric("log-spectral distance", higher_is_better=False),
-        },
+        metrics=[
+            Column("snr", "SNR, dB", better="higher", digits=2),
+            Column("lsd", "log-spectral distance", digits=2),
+        ],
         compute=compute,
         compute_validation=compute_validation,
         baselines={"interpolation": baseline},
@@ -189,7 +192,9 @@ def make_evaluation(config: ConfigDict, inputs: MakeInputs) -> Evaluation:
             f"4.2, the latter in decades of power over frames of {_FRAME} samples; means over "
             "tones."
         ],
+        shown=shown,
         draw=draw,
+        predict=runner.predict_in_chunks,
     )
 
 
@@ -216,19 +221,18 @@ def log_spectral_distance(waves: Predictions, targets: Predictions) -> NDArray[n
     return np.asarray(np.sqrt((difference**2).mean(axis=-1)).mean(axis=-1))
 
 
-def save_waves(file: Path, rows: Mapping[str, Predictions], examples: int, rate: int) -> None:
+def save_waves(file: Path, rows: Mapping[str, Predictions], rate: int) -> None:
     """Writes a PNG with two panels per wave: its samples and its spectrum.
 
     Args:
       file: the PNG file.
       rows: `[N, L, 1]` by name; the last are the targets.
-      examples: the number of waves shown.
       rate: samples per second.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Picture
 
-    count = min(examples, len(next(iter(rows.values()))))
+    count = len(next(iter(rows.values())))
     picture = Picture(figsize=(4.2 * count, 1.5 * 2 * len(rows)), layout="constrained")
     FigureCanvasAgg(picture)
     panels = picture.subplots(2 * len(rows), count, squeeze=False)
@@ -255,7 +259,7 @@ def save_waves(file: Path, rows: Mapping[str, Predictions], examples: int, rate:
     picture.savefig(file, dpi=70)
 
 
-EXPERIMENT = runner.experiment(get_config, build)
+EXPERIMENT = runner.experiment(get_config, build, prediction.PRESETS)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

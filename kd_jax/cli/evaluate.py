@@ -9,10 +9,8 @@ metric to `metric-METRIC.jsonl`. Exits with status 2 on invalid arguments, befor
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import sys
 from pathlib import Path
@@ -33,18 +31,16 @@ from kd_jax.evaluate.generator import (
     open_generator,
     sampler,
 )
-from kd_jax.evaluate.reference import Reference, read_reference
+from kd_jax.evaluate.reference import Reference, open_extractor, read_reference
 from kd_jax.metrics import prdc
 from kd_jax.metrics.conventions import TOOLS
-from kd_jax.metrics.extractor import (
-    Extractor,
-    classifier_extractor,
-    inception,
-    lpips,
-    random_network,
-)
-from kd_jax.report import comparison as report
+from kd_jax.metrics.extractor import lpips
+from kd_jax.report import page
+from kd_jax.report.columns import Entry, Table, plain
+from kd_jax.report.environment import environment
+from kd_jax.report.page import Gallery, Picture, tile
 from kd_jax.report.pictures import to_uint8
+from kd_jax.report.progress import Progress
 from kd_jax.train.checkpoint import CheckpointError
 
 SAMPLES, INTERPOLATIONS, POSITIONS, QUERIES, NEIGHBOURS = 24, 4, 12, 12, 3
@@ -56,11 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     args = parser().parse_args(arguments)
     try:
-        text = run(args, shlex.join(["kd-jax", "evaluate", *arguments]))
+        report = run(args, shlex.join(["kd-jax", "evaluate", *arguments]))
     except (OSError, ValueError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    print(text)
+    print(page.plain_text(report))
     for name in ("html", "md", "json"):
         print(f"wrote {Path(args.out) / f'report.{name}'}")
 
@@ -83,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
         "--samples", type=int, help="samples per network; by default as many as real images"
     )
     result.add_argument("--seed", type=int, default=0, help="the seed of the latents")
+    result.add_argument(
+        "--draws",
+        type=int,
+        default=3,
+        help="draws of the latents for the Frechet distance: its mean and deviation are reported",
+    )
     result.add_argument("--batch", type=int, default=64, help="the sampling batch size")
     result.add_argument(
         "--truncation", type=float, help="the truncation psi, for networks that support it"
@@ -116,8 +118,8 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def run(args: argparse.Namespace, command: str) -> str:
-    """Evaluates all networks and writes the report; returns its Markdown."""
+def run(args: argparse.Namespace, command: str) -> page.Report:
+    """Evaluates all networks, and writes and returns the report."""
     options = {} if args.truncation is None else {"truncation": args.truncation}
     subjects = [open_generator(spec, args.package, **options) for spec in args.networks]
     check(subjects, args)
@@ -126,14 +128,15 @@ def run(args: argparse.Namespace, command: str) -> str:
     )
     count = args.samples or len(source)
     conventions = measure.fit_conventions(TOOLS[args.convention], count, len(source))
-    extractor = _extractor(args, source)
+    bar = Progress()
+    name, resize = args.data.partition(":")[0], TOOLS[args.convention].resize
+    extractor = open_extractor(args.inception or "auto", source, name, _cache(), resize, bar)
     perceptual = lpips(*args.lpips) if args.lpips else None
     if perceptual is not None:  # raises for images that are too small for its network
         image = jax.ShapeDtypeStruct((1, *subjects[0].image_shape), np.float32)
         jax.eval_shape(perceptual.distance, image, image)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    bar = Bar()
     reference = read_reference(
         source, extractor, args.split, _cache(), progress=bar.stage("real images", len(source))
     )
@@ -148,44 +151,58 @@ def run(args: argparse.Namespace, command: str) -> str:
         if labels is not None:
             per_class[subject.name] = measure.by_class(outputs, labels, reference, conventions.ddof)
         classes = per_class.get(subject.name)
-        figures = measure.quality(outputs, classes, reference, conventions)
+        further = []
+        for number in range(1, args.draws):
+            show = bar.stage(f"{subject.name}, draw {number + 1} of {args.draws}", count)
+            images_of_draw = sample(draw(subject, count, args.seed + number), show).images
+            further.append(measure.extract(extractor, to_float(images_of_draw)).features)
+        figures = measure.quality(outputs, classes, reference, conventions, further)
         if perceptual is not None:
             figures |= measure.perceptual_figures(
                 subject, images, perceptual, args.seed, args.paths
             )
         figures |= measure.cost_of(subject, draw(subject, args.batch, args.seed))
-        entries.append(report.Entry(subject.name, subject.path, figures))
+        entries.append(Entry(subject.name, subject.path, figures))
         paths = sample(interpolate(subject, args.seed, INTERPOLATIONS, POSITIONS))
         galleries.add(subject.name, samples, paths.images, outputs.features)
-    columns = [
-        column
-        for column in (*measure.quality_columns(extractor), *measure.COST)
-        if any(column.name in entry.figures for entry in entries)
-    ]
     facts: dict[str, Any] = {
         **reference.facts,
         "samples": count,
         "seed": args.seed,
+        "draws": args.draws,
         "convention": f"{args.convention}: {conventions}",
         "perceptual": f"{perceptual.name}, {args.paths} paths" if perceptual else "none",
         "truncation": args.truncation,
         "labels": "cycling through the classes, for conditional networks",
         "batch": args.batch,
     }
-    result = report.Report(
+    table = Table(
+        "Metrics",
+        f"The Frechet distance is a mean over {args.draws} draws of the latents, ± its standard "
+        "deviation; of other metrics, ± is as they define it."
+        if args.draws > 1
+        else "± is as each metric defines it.",
+        (*measure.quality_columns(extractor), *measure.COST),
+        tuple(entries),
+    )
+    result = page.Report(
         title=args.title,
-        summary=f"{count:,} samples of each network against {len(source):,} images of "
-        f"{source.name}, in features of {extractor.name}.",
-        columns=columns,
-        entries=entries,
+        summary=[
+            f"{count:,} samples of each network against {len(source):,} images of "
+            f"{source.name}, in features of {extractor.name}."
+        ],
+        tables=[table, *([measure.class_table(per_class)] if per_class else [])],
         galleries=galleries.build(),
-        classes=measure.class_table(per_class) if per_class else None,
         protocol=facts,
-        environment=environment(),
+        environment={
+            **environment(),
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        },
         command=command,
     )
     _append_metrics(out, result)
-    return report.write(result, out)
+    page.write(result, out)
+    return result
 
 
 def check(subjects: list[EvaluatedGenerator], args: argparse.Namespace) -> None:
@@ -206,7 +223,12 @@ def check(subjects: list[EvaluatedGenerator], args: argparse.Namespace) -> None:
             )
     if len(args.lpips or ()) > 2:
         raise ValueError(f"--lpips takes one file or two, not {len(args.lpips)}")
-    counts = {"samples": args.samples, "batch": args.batch, "paths": args.paths}
+    counts = {
+        "samples": args.samples,
+        "batch": args.batch,
+        "paths": args.paths,
+        "draws": args.draws,
+    }
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value} is not a positive number")
@@ -223,18 +245,6 @@ def _cache() -> Path:
     return Path(os.environ.get("KD_JAX_CACHE", "~/.cache/kd_jax")).expanduser()
 
 
-def _extractor(args: argparse.Namespace, source: kd_data.Source) -> Extractor:
-    if args.inception:
-        return inception(args.inception, TOOLS[args.convention].resize)
-    if source.num_classes < 2:
-        return random_network()
-    real = kd_data.load_all(source)
-    name = args.data.partition(":")[0]
-    return classifier_extractor(
-        real["image"], real["label"], name=name, classes=source.num_classes, cache=_cache()
-    )
-
-
 class Galleries:
     """Collects the pictures of the report, network by network."""
 
@@ -242,12 +252,12 @@ class Galleries:
         self._reference = reference
         indices = _interleave_classes(reference.labels, SAMPLES)
         images = [reference.source[i]["image"] for i in indices]
-        self._paths: list[report.Picture] = []
-        self._nearest: list[report.Picture] = []
+        self._paths: list[Picture] = []
+        self._nearest: list[Picture] = []
         side = reference.source.image_shape[0]
         self._scale = max(1, round(72 / side))
-        real = report.tile(to_uint8(np.stack(images)), POSITIONS, scale=self._scale)
-        self._samples = [report.Picture("real images", real)]
+        real = tile(to_uint8(np.stack(images)), POSITIONS, scale=self._scale)
+        self._samples = [Picture("real images", real)]
         neighbours = prdc.nearest(reference.features, reference.features, 2)
         # The first neighbour is the image itself.
         self._real_distance = float(np.median(neighbours.distances[:, 1]))
@@ -261,10 +271,10 @@ class Galleries:
           ways: `INTERPOLATIONS` interpolations of `POSITIONS` images each, row by row.
           features: features of the samples.
         """
-        sheet = report.tile(samples.images[:SAMPLES], POSITIONS, scale=self._scale)
+        sheet = tile(samples.images[:SAMPLES], POSITIONS, scale=self._scale)
         clipped = f"; {samples.clipped:.1%} of the values clipped" if samples.clipped else ""
-        self._samples.append(report.Picture(f"{name}{clipped}", sheet))
-        self._paths.append(report.Picture(name, report.tile(ways, POSITIONS, scale=self._scale)))
+        self._samples.append(Picture(f"{name}{clipped}", sheet))
+        self._paths.append(Picture(name, tile(ways, POSITIONS, scale=self._scale)))
         distances, indices = prdc.nearest(features, self._reference.features, NEIGHBOURS)
         closest = np.argsort(distances[:, 0])[:QUERIES]
         rows = [samples.images[closest]]
@@ -277,24 +287,22 @@ class Galleries:
             f"{self._real_distance:.3g}"
         )
         stacked = np.concatenate(rows)
-        self._nearest.append(
-            report.Picture(caption, report.tile(stacked, len(closest), scale=self._scale))
-        )
+        self._nearest.append(Picture(caption, tile(stacked, len(closest), scale=self._scale)))
 
-    def build(self) -> list[report.Gallery]:
+    def build(self) -> list[Gallery]:
         """The galleries of the report."""
         return [
-            report.Gallery(
+            Gallery(
                 "Samples",
                 "All networks use the same latents at the same positions; real images come first.",
                 self._samples,
             ),
-            report.Gallery(
+            Gallery(
                 "Interpolations",
                 "Great-circle interpolations between two latents of a class.",
                 self._paths,
             ),
-            report.Gallery(
+            Gallery(
                 "Nearest neighbours (memorization check)",
                 "The samples closest to a real image (first row) and their nearest real images, in "
                 "the extractor's features. Samples of a generator that memorizes images are much "
@@ -312,44 +320,16 @@ def _interleave_classes(labels: np.ndarray, count: int) -> list[int]:
     return order[:count]
 
 
-class Bar:
-    """A progress bar for each stage, shown on terminals."""
-
-    def __init__(self) -> None:
-        self._on = sys.stderr.isatty()
-
-    def stage(self, name: str, total: int) -> Any:
-        """A callback that shows the progress of a stage, given the number of finished items."""
-
-        def show(done: int) -> None:
-            if self._on:
-                full = 30 * done // total
-                line = f"\r{name[:28]:28} [{'#' * full}{'.' * (30 - full)}] {done}/{total}"
-                print(line, end="\n" if done >= total else "", file=sys.stderr, flush=True)
-
-        return show
-
-
-def environment() -> dict[str, str]:
-    """Package versions and hardware."""
-    packages = ("kd_jax", "jax", "jaxlib", "flax", "numpy")
-    return {
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _append_metrics(out: Path, result: report.Report) -> None:
+def _append_metrics(out: Path, result: page.Report) -> None:
     """Appends one line per network and metric to the files of earlier reports."""
-    for entry in result.entries:
+    for entry in result.tables[0].entries:
         for name, figure in entry.figures.items():
+            assert not isinstance(figure, str)
             line = {
                 "metric": name,
                 "network": entry.name,
                 "path": entry.path,
-                **{k: v for k, v in figure._asdict().items() if v is not None},
+                **plain(figure),
                 "protocol": dict(result.protocol),
                 "environment": dict(result.environment),
             }

@@ -1,12 +1,26 @@
 """Checks that run while a function is traced, so that a wrong shape never broadcasts silently."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from kd_jax.core.types import Array, Batch
+
+
+class UsageError(Exception):
+    """A request that cannot be met; the message is one line that also says what is possible."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns ValueErrors and FileNotFoundErrors caused by a user's settings into `UsageError`s."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise UsageError(str(error)) from error
 
 
 def same_shape(**arrays: Any) -> tuple[Array, ...]:

@@ -127,10 +127,11 @@ class Samples(NamedTuple):
 def sampler(
     subject: EvaluatedGenerator, batch: int, mesh: Mesh | None = None
 ) -> Callable[..., Samples]:
-    """`sample(inputs, progress=...) -> Samples`: images, clipped to [-1, 1] and rounded to 8 bits.
+    """`sample(inputs, progress=..., variables=None) -> Samples`, clipped and rounded to 8 bits.
 
-    The function is compiled once for any number of inputs from `draw` or `interpolate`. `progress`
-    is called after each batch with the number of finished images.
+    The function is compiled once for any number of inputs from `draw` or `interpolate`, and for any
+    `variables`, by default the subject's. `progress` is called after each batch with the number of
+    finished images.
 
     Every forward pass has `GROUP` examples, so the images are bit-identical for any batch size and
     any number of devices. Otherwise a rounding difference could select another of the 256 levels,
@@ -163,18 +164,22 @@ def sampler(
             check_vma=False,
         )
     )
-    variables = place(subject.variables, mesh)
+    own = place(subject.variables, mesh)
     batch = -(-batch // (GROUP * mesh.size)) * GROUP * mesh.size
 
     def sample(
-        inputs: Sequence[Any], progress: Callable[[int], None] = lambda done: None
+        inputs: Sequence[Any],
+        progress: Callable[[int], None] = lambda done: None,
+        variables: Variables | None = None,
     ) -> Samples:
+        placed_variables = own if variables is None else place(variables, mesh)
         count, parts, outside = len(inputs[0]), [], 0
         for start in range(0, count, batch):
             indices = np.arange(start, start + batch) % count
             arrays = {str(i): np.asarray(x)[indices] for i, x in enumerate(inputs)}
             placed = place_batch(arrays, mesh)
-            images = np.asarray(apply(variables, tuple(placed[str(i)] for i in range(len(inputs)))))
+            ordered = tuple(placed[str(i)] for i in range(len(inputs)))
+            images = np.asarray(apply(placed_variables, ordered))
             images = images[: count - start]
             finite = np.isfinite(images).all(axis=(1, 2, 3))
             if not finite.all():

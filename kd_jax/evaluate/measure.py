@@ -18,8 +18,7 @@ from kd_jax.metrics.inception_score import inception_score
 from kd_jax.metrics.kid import kid
 from kd_jax.metrics.ppl import cropped_mean, diversity, path_distances, slerp
 from kd_jax.metrics.prdc import neighbourhoods
-from kd_jax.report.columns import Column, Figure
-from kd_jax.report.comparison import Classes
+from kd_jax.report.columns import Column, Entry, Figure, Table
 
 COST = (
     Column("parameters", "parameters", "Trainable parameters.", "cost", "lower"),
@@ -142,11 +141,14 @@ def quality(
     classes: ByClass | None,
     reference: Reference,
     conventions: Conventions,
+    further: Sequence[np.ndarray] = (),
 ) -> dict[str, Figure]:
     """The metrics of `quality_columns` for generated images.
 
     Args:
       outputs: extractor outputs of the images.
+      further: features of images of further draws of the latents, for the Frechet distance: its
+        figure is the mean and the standard deviation over all draws.
       classes: metrics of the same images by class, from `by_class`; None without labels.
       reference: the real images.
       conventions: the metric definitions to use.
@@ -164,7 +166,7 @@ def quality(
     )
     overlap = neighbourhoods(features, real, conventions.k, strict=conventions.strict)
     figures = {
-        "frechet": Figure(frechet_distance_of_features(features, real, ddof)),
+        "frechet": frechet_over_draws([features, *further], real, ddof),
         "kid": Figure(*kernel),
         **{name: Figure(value) for name, value in overlap._asdict().items()},
     }
@@ -177,6 +179,22 @@ def quality(
         if classes.top1 is not None:
             figures["accuracy"] = Figure(classes.top1)
     return figures
+
+
+def frechet_over_draws(features: Sequence[np.ndarray], real: np.ndarray, ddof: int = 1) -> Figure:
+    """The Frechet distance to real images: its mean and standard deviation over draws of latents.
+
+    Args:
+      features: `[N, D]` for each draw.
+      real: `[M, D]`.
+      ddof: see `frechet.finish`.
+
+    Raises:
+      ValueError: there are too few images, or a feature is not finite.
+    """
+    distances = [frechet_distance_of_features(x, real, ddof) for x in features]
+    deviation = float(np.std(distances, ddof=1)) if len(distances) > 1 else None
+    return Figure(float(np.mean(distances)), deviation)
 
 
 def perceptual_figures(
@@ -232,27 +250,28 @@ def cost_of(subject: EvaluatedGenerator, inputs: Sequence[Any]) -> dict[str, Fig
     }
 
 
-def class_table(by_network: Mapping[str, ByClass]) -> Classes:
+def class_table(by_network: Mapping[str, ByClass]) -> Table:
     """The table of classes in the report.
 
     Args:
       by_network: metrics by class, by network name.
     """
-    columns, digits, figures = [], [], []
+    columns: list[Column] = []
+    rows: dict[int, dict[str, Figure | str]] = {}
     for name, each in by_network.items():
-        for title, decimals, values in (
-            ("accuracy", 3, each.accuracy),
-            ("distance", 2, each.distance),
+        for title, digits, better, values in (
+            ("accuracy", 3, "higher", each.accuracy),
+            ("distance", 2, "lower", each.distance),
         ):
-            if values:
-                columns.append(f"{name}: {title}")
-                digits.append(decimals)
-                figures.append(values)
-    labels = sorted(set.intersection(*map(set, figures)))
-    return Classes(
+            key = f"{name}: {title}"
+            columns.append(Column(key, key, group="", better=better, digits=digits))
+            for label, value in values.items():
+                rows.setdefault(label, {})[key] = Figure(value)
+    return Table(
+        "Classes",
         "Per class: the distance between samples and real images, and the share of samples that "
         "the classifier assigns to the requested class.",
-        columns,
-        digits,
-        [[label, *(values[label] for values in figures)] for label in labels],
-    )
+        tuple(columns),
+        tuple(Entry(str(label), "", rows[label]) for label in sorted(rows)),
+        "class",
+    ).present()

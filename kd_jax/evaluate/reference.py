@@ -1,16 +1,84 @@
-"""Cached features of the real images."""
+"""The feature extractor of an evaluation, and the cached features of the real images."""
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax.data import Source
-from kd_jax.metrics.extractor import Extractor
+from kd_jax.core.files import write_atomically
+from kd_jax.data import Source, load_all
+from kd_jax.metrics.extractor import (
+    Extractor,
+    classifier_extractor,
+    inception,
+    random_network,
+)
+from kd_jax.report.progress import Progress
+
+FEATURES = ("auto", "classifier", "random")
+"""The kinds of features other than a file of Inception weights."""
+
+
+def open_extractor(
+    kind: str,
+    source: Source,
+    name: str,
+    cache: Path,
+    resize: str = "tf1-bilinear",
+    progress: Progress | None = None,
+) -> Extractor:
+    """The feature extractor of an evaluation against the images of a source.
+
+    Args:
+      kind: `classifier` (trained on the images, or read from the cache), `random` (a network with
+        random weights, which needs no labels), a file of Inception weights, or `auto`: the
+        classifier for labelled images, else the random network.
+      source: the real images.
+      name: the name of the data in the classifier's name.
+      cache: the folder of trained classifiers.
+      resize: the convention by which Inception's images are resized.
+      progress: shows the training of the classifier.
+
+    Raises:
+      ValueError: the kind is unknown, or a classifier has no labels to be trained on.
+    """
+    check_features(kind, source)
+    if kind == "random" or (kind == "auto" and source.num_classes < 2):
+        return random_network()
+    if kind not in FEATURES:
+        return inception(kind, resize)
+    images, steps = load_all(source), 1000
+    show = progress or Progress()
+    return classifier_extractor(
+        images["image"],
+        images["label"],
+        name=name,
+        classes=source.num_classes,
+        cache=cache,
+        steps=steps,
+        progress=show.stage(f"training the evaluation's classifier of {name}", steps),
+    )
+
+
+def check_features(kind: str, source: Source) -> None:
+    """Checks the kind of features, before any of them is computed.
+
+    Raises:
+      ValueError: as `open_extractor`.
+    """
+    if kind == "classifier" and source.num_classes < 2:
+        raise ValueError(
+            f"features='classifier' needs labels, and {source.name} has one class (one sub-folder "
+            "per class); 'random' needs none"
+        )
+    if kind not in FEATURES and not Path(kind).is_file():
+        raise ValueError(
+            f"features={kind!r} is neither {', '.join(FEATURES)}, nor a file of Inception weights"
+        )
 
 
 class Reference(NamedTuple):
@@ -80,9 +148,7 @@ def read_reference(
             progress(stop)
         features = np.concatenate(parts)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            with partial.open("wb") as file:
-                np.savez(file, features=features)
-            os.replace(partial, path)
+            file = io.BytesIO()
+            np.savez(file, features=features)
+            write_atomically(path, file.getvalue())
     return Reference(source, features, source.read_labels(), facts)

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from flax import serialization
 
+from kd_jax.core.files import write_atomically
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.losses.perceptual import distance
@@ -50,6 +51,7 @@ def classifier_extractor(
     cache: Path,
     steps: int = 1000,
     batch: int = 64,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Extractor:
     """The penultimate features `[N, 128]` of a small classifier trained on the given data.
 
@@ -68,6 +70,7 @@ def classifier_extractor(
       steps: training steps. A thousand take ten seconds on two cores with images of 16x16, and
         minutes with 64x64.
       batch: the training batch size.
+      progress: called with the number of finished steps, unless the weights are cached.
 
     Raises:
       ValueError: the cached file (named in the message) is damaged.
@@ -81,12 +84,9 @@ def classifier_extractor(
     path = cache / "classifiers" / f"{name}-{digest.hexdigest()[:16]}.msgpack"
     if not path.exists():
         trained = jax.device_get(
-            _train(network, jnp.asarray(images), jnp.asarray(labels), steps, batch)
+            _train(network, jnp.asarray(images), jnp.asarray(labels), steps, batch, progress)
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_bytes(serialization.to_bytes(trained))
-        os.replace(partial, path)
+        write_atomically(path, serialization.to_bytes(trained))
     stored = path.read_bytes()
     try:
         variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
@@ -287,7 +287,12 @@ def _in_batches(
 
 
 def _train(
-    network: Network, images: Array, labels: Array, steps: int, batch: int
+    network: Network,
+    images: Array,
+    labels: Array,
+    steps: int,
+    batch: int,
+    progress: Callable[[int], None],
 ) -> Mapping[str, Any]:
     optimizer = optax.adam(_LEARNING_RATE)
     key = jax.random.key(0)
@@ -306,5 +311,9 @@ def _train(
 
     opt_state = optimizer.init(variables)
     for number in range(steps):
+        if number % 20 == 0:
+            jax.block_until_ready(variables)  # dispatched steps are not finished ones
+            progress(number)
         variables, opt_state = step(variables, opt_state, images, labels, number)
+    progress(steps)
     return variables

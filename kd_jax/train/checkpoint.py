@@ -76,6 +76,9 @@ class Checkpoints:
         library version differs; the difference is logged.
       log: called with one line for each damaged or unfinished checkpoint and each allowed change.
 
+    Attributes:
+      changes: the settings and versions in which the restored checkpoint differs, where allowed.
+
     Raises:
       ValueError: `keep` or `keep_every` is too small.
       CheckpointError: a folder is named like a step but is not a checkpoint, or there are several
@@ -103,6 +106,7 @@ class Checkpoints:
         self._meta = _make_meta(configuration, architecture)
         self._allow_changes = allow_changes
         self._log = log
+        self.changes: list[str] = []
         distributed.run_on_primary(lambda: _recover(self._directory, log), CheckpointError)
         self._manager = self._open_manager()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
@@ -192,11 +196,12 @@ class Checkpoints:
         folder = self._directory / str(step)
         meta = _read_meta(folder)
         for name in ("configuration", "environment"):
-            if difference := first_difference(meta.get(name), self._meta[name]):
-                line = f"{folder} was saved with another {name}: {difference}"
+            if changes := list(differences(meta.get(name), self._meta[name])):
+                line = f"{folder} was saved with another {name}: {shorten(changes)}"
                 if not self._allow_changes:
                     raise CheckpointError(line)
                 self._log(f"{line}; the run resumes, as allowed")
+                self.changes += changes
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         training = _stored(abstract)
         _check_state(folder / "generator", dict(abstract.ema))
@@ -526,18 +531,23 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def first_difference(there: Any, here: Any, path: str = "") -> str | None:
-    """The first difference of two trees of JSON values, in one line; None if they are equal."""
+def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """The differences of two trees of JSON values, one line each."""
     if isinstance(there, Mapping) and isinstance(here, Mapping):
         for key in [*there, *(k for k in here if k not in there)]:
             name = f"{path}.{key}" if path else str(key)
-            if key not in there or key not in here:
-                side = "here" if key in here else "there"
-                return f"{name} is only {side}"
-            if difference := first_difference(there[key], here[key], name):
-                return difference
-        return None
-    return None if there == here else f"{path} is {there!r} there, {here!r} here"
+            if key in there and key in here:
+                yield from differences(there[key], here[key], name)
+            else:
+                yield f"{name} is only {'here' if key in here else 'there'}"
+    elif there != here:
+        yield f"{path} is {there!r} there, {here!r} here"
+
+
+def shorten(lines: Sequence[str], most: int = 4) -> str:
+    """The first lines in one, and the number of the others."""
+    rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + rest
 
 
 def _step_folders(directory: Path) -> list[Path]:

@@ -1,9 +1,16 @@
-"""Metrics as JSON lines, with the method names of `clu.metric_writers` (which needs TensorFlow)."""
+"""Metrics as JSON lines and TensorBoard events, with the method names of `clu.metric_writers`.
+
+(`clu` itself needs TensorFlow.)
+"""
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from kd_jax.core.files import write_atomically
 
 
 class JsonlWriter:
@@ -21,9 +28,7 @@ class JsonlWriter:
         self._lines: list[str] = []
         if not dry:
             lines = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
-            partial = self._path.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            os.replace(partial, self._path)
+            write_atomically(self._path, "".join(f"{line}\n" for line in lines))
         self._file = self._path.open("ab", buffering=0)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -54,6 +59,48 @@ class JsonlWriter:
             self.flush()
         finally:
             self._file.close()
+
+
+class TensorBoardWriter:
+    """Writes scalars and pictures as TensorBoard event files.
+
+    Args:
+      directory: the folder of the event files, and TensorBoard's name for the training.
+      step: the step from which the run resumes; TensorBoard discards events of later steps.
+
+    Raises:
+      ModuleNotFoundError: tensorboardX is not installed.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], step: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(directory), purge_step=step + 1, flush_secs=10)
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds scalars, which appear within ten seconds."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def write_picture(self, step: int, file: Path) -> None:
+        """Adds a picture from a PNG file."""
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        self._writer.add_image("samples", pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes the remaining events and closes the file."""
+        self._writer.close()
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that people would choose: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 100:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, float]]:

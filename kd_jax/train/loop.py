@@ -28,11 +28,18 @@ class Hook(NamedTuple):
       fn: `fn(step, state)`; all metrics up to `step` were finite or their steps were skipped, and
         all windows that ended by then are logged.
       at_stop: whether it is also called when the loop stops at another step.
+      also: one more step after which it is called.
     """
 
     every: int
     fn: Callable[[int, Any], None]
     at_stop: bool = False
+    also: int | None = None
+
+    def due(self, done: int, steps: int, early: bool) -> bool:
+        """Whether to call it after step `done` of `steps`, or where the loop stops early."""
+        regular = done % self.every == 0 or done in (steps, self.also)
+        return regular or (early and self.at_stop)
 
 
 class NonFinitePolicy(NamedTuple):
@@ -63,13 +70,19 @@ class Progress(NamedTuple):
       step: completed steps.
       steps: total number of steps.
       examples_per_second: over the last window; steps per second if batches are empty.
-      seconds_left: estimated from the mean rate since the start of this loop.
+      seconds_per_step: the mean since the first step of this loop, whose time, mostly
+        compilation, is left out; evaluations and checkpoints are included.
     """
 
     step: int
     steps: int
     examples_per_second: float
-    seconds_left: float
+    seconds_per_step: float
+
+    @property
+    def seconds_left(self) -> float:
+        """The estimated time to the last step."""
+        return self.seconds_per_step * (self.steps - self.step)
 
 
 def fit(
@@ -134,6 +147,7 @@ def fit(
     unchecked: tuple[int, Batch, Mapping[str, Array]] | None = None  # the latest guarded step
     count = int(getattr(state, "skipped", ()) or 0)
     started = window_started = time.perf_counter()
+    compiled, uncounted = done, 0  # the first call, mostly compilation, counts for no rate
 
     def check_pending() -> None:
         nonlocal unchecked, count
@@ -164,22 +178,27 @@ def fit(
         nonlocal full, window_started
         if not full:
             return
-        calls = len(full)
+        nonlocal uncounted
+        calls, uncounted = len(full) - uncounted, 0
         fetch(full, full_end)
         full = []
         log(full_end, _means(rows))
         rows.clear()
         now = time.perf_counter()
-        seconds_per_step = (now - started) / max(full_end - first, 1)
-        rate = calls * examples / (now - window_started)
+        seconds_per_step = (now - started) / max(full_end - compiled, 1)
+        rate = max(calls, 1) * examples / (now - window_started)
         window_started = now
-        progress(Progress(full_end, steps, rate, seconds_per_step * (steps - full_end)))
+        progress(Progress(full_end, steps, rate, seconds_per_step))
 
     stopped = done >= steps
     while not stopped:
         batch = next(batches)
         examples = jax.tree.leaves(batch)[0].shape[0] if batch else steps_per_call
         state, metrics = step(state, batch)
+        if done == first:
+            jax.block_until_ready(metrics)
+            started = window_started = time.perf_counter()
+            compiled, uncounted = done + steps_per_call, 1
         done += steps_per_call
         check_pending()
         if "skipped" in metrics:
@@ -190,11 +209,7 @@ def fit(
             full, full_end, pending = pending, done, []
         early = done < steps and stop()
         stopped = early or done == steps
-        due = [
-            hook
-            for hook in hooks
-            if done % hook.every == 0 or done == steps or (early and hook.at_stop)
-        ]
+        due = [hook for hook in hooks if hook.due(done, steps, early)]
         if due or stopped:
             check_pending()
             flush()

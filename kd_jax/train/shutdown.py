@@ -7,7 +7,9 @@ with ShutdownSignal(minutes=55) as stop:
 """
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ from kd_jax.train.distributed import AnyProcess
 
 EXIT_CODE = 75
 """Exit status of a stopped run that can be resumed: EX_TEMPFAIL of sysexits.h."""
+
+_GRACE = 1.0
+"""Seconds in which Python may handle a signal before the process ends without it."""
 
 
 class ShutdownRequested(SystemExit):
@@ -34,9 +39,11 @@ class ShutdownRequested(SystemExit):
 class ShutdownSignal:
     """Handles requests to shut down: SIGTERM, SIGINT, or a time limit.
 
-    Within `deferred`, the first signal only makes `stop()` true; otherwise a signal raises
-    `ShutdownRequested` at once. A second signal always raises it. Signals are handled within the
-    `with` block, in the main thread.
+    Within `deferred`, the first signal only makes `stop()` true, and a line on stderr says so;
+    otherwise a signal raises `ShutdownRequested` at once. A second signal always raises it. Signals
+    are handled within the `with` block, in the main thread. While that thread compiles, Python
+    handles no signals: where nothing is deferred, the process then exits with `EXIT_CODE` after a
+    second.
 
     Args:
       minutes: as in `limit`.
@@ -53,6 +60,8 @@ class ShutdownSignal:
         self._deferrals = 0
         self._received = False
         self._handlers: dict[int, Any] = {}
+        self._handled = threading.Event()
+        self._wakeup: tuple[int, int] | None = None
         self._any: AnyProcess | None = None
         self.reason: str | None = None
         self.agreed = False
@@ -71,9 +80,19 @@ class ShutdownSignal:
     def __enter__(self) -> "ShutdownSignal":
         if threading.current_thread() is threading.main_thread():
             self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
+            reader, writer = os.pipe()
+            os.set_blocking(writer, False)
+            previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+            self._wakeup = writer, previous
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._wakeup is not None:
+            writer, previous = self._wakeup
+            self._wakeup = None
+            signal.set_wakeup_fd(previous)
+            os.close(writer)  # ends the thread, which closes the other end
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -102,9 +121,29 @@ class ShutdownSignal:
         if self.reason is not None:
             raise ShutdownRequested(self.reason)
 
+    def _watch(self, reader: int) -> None:
+        """Answers signals that the main thread cannot handle yet; runs in a thread of its own."""
+        received = 0
+        while number := os.read(reader, 1):
+            if number[0] not in self.SIGNALS:
+                continue
+            received += 1
+            name = signal.Signals(number[0]).name
+            if self._deferrals and received == 1:
+                _print(f"{name}: finishing the step and saving; once more to stop at once")
+            elif not self._handled.wait(_GRACE):
+                _print(f"stopped ({name}): the same command resumes")
+                os._exit(EXIT_CODE)
+        os.close(reader)
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         self.reason = self.reason or signal.Signals(number).name
         if self._received or not self._deferrals:
+            self._handled.set()
             raise ShutdownRequested(self.reason)
         self._received = True
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
