@@ -84,6 +84,8 @@ def check(config: ConfigDict) -> None:
         raise ValueError(f"config.tuning.seed={config.tuning.seed} is one of the table's seeds")
     if not config.tuning.strengths:
         raise ValueError("config.tuning.strengths needs at least one entry")
+    if config.evaluate.features == "none":
+        raise ValueError("config.evaluate.features='none': the methods are compared by a distance")
 
 
 def build(config: ConfigDict) -> Comparison:
@@ -343,7 +345,7 @@ def draw_distances(run: Run, results: Mapping[str, Sequence[Result]]) -> Sequenc
         }
     pictures.save_bars(run.workdir / "distances.png", panels, marks)
     about = "Means over seeds; lower is better."
-    return [Gallery("Distances", about, [Picture("distances", "distances.png")])]
+    return [Gallery("Distances", about, [Picture("", "distances.png")])]
 
 
 EXPERIMENT = harness.Experiment(get_config, ("full", "tiny"), build, plan, main, RUNTIME_FIELDS)

@@ -50,7 +50,7 @@ Predict: TypeAlias = Callable[[Variables, Sequence[Any]], Predictions]
 
 
 class Training(NamedTuple):
-    """One training of a comparison.
+    """A training of a comparison.
 
     Attributes:
       name: `teacher`, or `[REGIME/]STUDENT`; also its folder within that of the seed.
@@ -550,7 +550,8 @@ def _examples(run: Run, trainings: Sequence[Training]) -> list[Gallery]:
     rows = {name: x[evaluation.shown] for name, x in evaluation.baselines.items()}
     rows |= {training.name: run.shown(training, seed) for training in trainings}
     evaluation.draw(run.workdir / "examples.png", rows)
-    return [Gallery("Examples", f"Of seed {seed}.", [Picture("examples", "examples.png")])]
+    about = f"Of seed {seed}; all networks have the same inputs in a column."
+    return [Gallery("Examples", about, [Picture("", "examples.png")])]
 
 
 def _curves(run: Run, trainings: Sequence[Training]) -> list[Gallery]:
@@ -569,7 +570,7 @@ def _curves(run: Run, trainings: Sequence[Training]) -> list[Gallery]:
         return []
     pictures.save_curves(run.workdir / "curves.png", panels)
     about = "Means over seeds of the averaged generator's metrics, and of the losses."
-    return [Gallery("During training", about, [Picture("curves", "curves.png")])]
+    return [Gallery("During training", about, [Picture("", "curves.png")])]
 
 
 def mean_curves(

@@ -21,7 +21,7 @@ ALLOWED = {
     "models": {"core", "ops"},
     "pretrained": {"core", "models"},
     "data": {"core"},
-    "train": {"core"},
+    "train": {"core", "data"},
     "metrics": {"core", "ops", "losses", "models", "pretrained"},
     "report": set(),
     "model": {"core", "pretrained", "train"},

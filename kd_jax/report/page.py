@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -39,7 +38,7 @@ class Report(NamedTuple):
 
     Attributes:
       title: the title of the page.
-      summary: the sentences below the title, Markdown with `**emphasis**` only.
+      summary: the sentences below the title; of Markdown, only emphasis (`**`) and code.
       tables: the tables; the first that has quality and cost is plotted in the HTML page.
       galleries: the pictures.
       protocol: the settings of the evaluation, by name.
@@ -90,7 +89,6 @@ def page(report: Report, directory: Path) -> str:
     del data["configuration"]
     for table, contents in zip(report.tables, data["tables"], strict=True):
         contents["cells"] = table.rows()[1:]
-    data["summary"] = [re.split(r"\*\*", sentence) for sentence in report.summary]
     data["galleries"] = [
         {
             "title": gallery.title,
@@ -155,6 +153,7 @@ def plain_text(report: Report) -> str:
 def _content(report: Report) -> dict[str, Any]:
     """The report without pictures, as JSON values."""
     content: dict[str, Any] = plain(report)
+    content["configuration"] = dict(report.configuration)  # in which NaN is an error
     del content["galleries"]
     return content
 

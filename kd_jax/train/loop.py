@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core.types import Array, Batch
+from kd_jax.core.wrappers import skip_count
 
 Scalars: TypeAlias = Mapping[str, float]
 Metrics: TypeAlias = dict[str, float]
@@ -145,7 +146,7 @@ def fit(
     full: list[Mapping[str, Array]] = []
     full_end = 0
     unchecked: tuple[int, Batch, Mapping[str, Array]] | None = None  # the latest guarded step
-    count = int(getattr(state, "skipped", ()) or 0)
+    count = skip_count(state) if hasattr(state, "wrappers") else 0
     started = window_started = time.perf_counter()
     compiled, uncounted = done, 0  # the first call, mostly compilation, counts for no rate
 

@@ -1,4 +1,4 @@
-"""One resumable training: checkpoints, metrics, sample grids, diagnostics, graceful shutdown."""
+"""A resumable training: checkpoints, metrics, sample grids, diagnostics, graceful shutdown."""
 
 import contextlib
 import json

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import CACHE
 from PIL import Image
+from reports import read_figures, read_report
 
 from kd_jax import data as kd_data
 from kd_jax.cli import evaluate as command
@@ -57,21 +58,23 @@ def test_comparison_of_two_networks(networks, tmp_path, capsys):
     arguments += ["--data", "digits", "--out", str(out), "--samples", "120", "--batch", "32"]
     command.main(arguments)
     printed = capsys.readouterr().out
-    assert (out / "report.md").read_text() in printed
+    assert f"wrote {out / 'report.html'}" in printed
 
-    stored = json.loads((out / "report.json").read_text())
-    assert [entry["name"] for entry in stored["networks"]] == ["wide", "narrow"]
-    wide, narrow = (entry["figures"] for entry in stored["networks"])
-    assert set(wide) == {column["name"] for column in stored["columns"]}
+    stored = read_report(out)
+    table, classes = stored["tables"]
+    assert [entry["name"] for entry in table["entries"]] == ["wide", "narrow"]
+    wide, narrow = read_figures(out).values()
+    assert set(wide) == {column["name"] for column in table["columns"]}
+    assert wide["frechet"]["deviation"] > 0  # over three draws of the latents
     assert narrow["parameters"]["value"] < wide["parameters"]["value"]
     assert narrow["macs"]["value"] < wide["macs"]["value"]
     facts = stored["protocol"]
     assert (facts["samples"], facts["images"], facts["seed"]) == (120, 1797, 0)
     assert "digits-classifier-" in facts["extractor"]
     assert "kid_size=120" in facts["convention"]  # instead of the tool's 1000
-    assert len(stored["classes"]["rows"]) == 10
+    assert len(classes["entries"]) == 10
     # The distance of a classifier is not called FID.
-    assert "FID" not in [column["title"] for column in stored["columns"]]
+    assert "FID" not in [column["title"] for column in table["columns"]]
 
     def read_lines(path):
         return [json.loads(line) for line in path.read_text().splitlines()]

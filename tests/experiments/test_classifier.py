@@ -1,6 +1,5 @@
 """The classifier experiment, from digits to a report, and its error messages."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from reports import read_figures, read_report
 
-from experiments import classifier, harness, runner
+from experiments import classifier, harness
 from kd_jax import data as kd_data
 from kd_jax.train.logs import read_jsonl
 
@@ -31,20 +31,15 @@ def tiny(**changes):
 @pytest.mark.slow
 def test_digits_to_report(tmp_path):
     harness.execute(classifier.EXPERIMENT, tiny(), tmp_path / "run")
-    report = json.loads((tmp_path / "run/report.json").read_text())
-    assert list(report["figures"]) == [
-        "logistic regression",
-        "teacher",
-        "from_scratch",
-        "distilled",
-    ]
-    assert report["evaluation"] == "719 held-out images"
-    for figures in report["figures"].values():
-        assert 0 <= figures[0]["accuracy"] <= 100
-        assert figures[0]["cross_entropy"] > 0
-    assert report["figures"]["logistic regression"][0]["accuracy"] > 85
+    figures = read_figures(tmp_path / "run")
+    assert list(figures) == ["logistic regression", "teacher", "from_scratch", "distilled"]
+    assert "719 held-out images" in read_report(tmp_path / "run")["tables"][0]["about"]
+    for own in figures.values():
+        assert 0 <= own["accuracy"]["value"] <= 100
+        assert own["cross_entropy"]["value"] > 0
+    assert figures["logistic regression"]["accuracy"]["value"] > 85
     assert "g/hinton" in read_jsonl(tmp_path / "run/seed0/distilled/metrics.jsonl")[0]
-    for file in ("examples.png", "quality.png"):
+    for file in ("examples.png", "curves.png"):
         assert (tmp_path / "run" / file).stat().st_size > 1000
 
 
@@ -97,7 +92,7 @@ def folders(tmp_path, **classes):
 
 def test_two_folders_with_the_default_splits(tmp_path):
     task = classifier.build(folders(tmp_path, source="ab", test="ab"))
-    assert runner.first_batch(task)["image"].shape == (4, 16, 16, 1)
+    assert next(task.teacher.batches(0))["image"].shape == (4, 16, 16, 1)
     assert len(task.evaluation().inputs.generator[0]) == 4
 
 
@@ -117,8 +112,8 @@ def test_class_tiles_are_green_where_correct():
 
 def test_from_scratch_trains_on_the_labels_only():
     task = classifier.build(tiny())
-    plan = task.training_plan("from_scratch", None)
-    batch = runner.first_batch(task)
+    plan = task.students[0].plan(None, 0)
+    batch = next(task.teacher.batches(0))
     _, metrics = jax.eval_shape(plan.step, plan.init(jax.random.key(0), batch), None, batch)
     assert {"g/hinton", "g/total"} <= set(metrics)
 

@@ -7,8 +7,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import digits, harness
+from experiments import digits, harness, runner
 from kd_jax import methods
+from kd_jax.core.checks import user_errors
+from kd_jax.core.setup import Networks, Teacher
+from kd_jax.train import training
 
 
 @pytest.mark.parametrize(
@@ -45,7 +48,7 @@ def test_help_lists_the_flags():
 
 
 def test_user_errors_become_usage_errors():
-    with pytest.raises(harness.UsageError, match="no such folder"), harness.user_errors():
+    with pytest.raises(harness.UsageError, match="no such folder"), user_errors():
         raise FileNotFoundError("no such folder")
 
 
@@ -71,32 +74,30 @@ def test_unknown_settings(flag, message):
 
 def test_a_bad_term_is_named_before_anything_is_written(tmp_path):
     config = digits.get_config("tiny")
-    task = digits.build(config)
-    batch = digits.example_batch(config, task)
+    task = digits.make_task(config)
+    batch = runner.example_batch(config, task.source)
     terms = methods.cat(["4x4", "9x9"])
     example = task.inputs(jax.random.key(0), batch).generator
     teacher = task.teacher.generator.init(jax.random.key(0), *example)
     bad = digits.training_plan(
         config,
         task,
-        digits.Networks(*task.student, teacher=task.teacher.generator),
+        Networks(*task.student, teacher=task.teacher.generator),
         terms.generator,
         terms.discriminator,
         config.teacher,
         4,
-        digits.Teacher(teacher),
+        Teacher(teacher),
     )
     message = r"term 'alignment': the student: no tap '9x9'; this network has '4x4', '8x8'"
     with pytest.raises(harness.UsageError, match=message):
-        harness.train(
+        training.train(
             tmp_path / "run",
             bad,
-            digits.kd_data.batches(task.source, config.batch_size, 0),
+            runner.training_batches(config, task.source, 0),
             seed=0,
             configuration={},
             quality=lambda variables: {},
-            log_every=2,
-            evaluate_every=2,
-            checkpoint_every=2,
+            schedule=training.Schedule(2, 2, 2),
         )
     assert not (tmp_path / "run").exists()

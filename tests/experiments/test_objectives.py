@@ -9,8 +9,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from reports import read_figures, read_report, values
 
-from experiments import harness, methods, objectives
+import experiments.runner
+from experiments import digits, harness, methods, objectives
+from kd_jax.core.files import file_lock
 from kd_jax.train.logs import read_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -39,51 +42,48 @@ def finished(tmp_path_factory):
     return workdir
 
 
-def _outcomes(workdir):
+def _distances(workdir):
+    """The distance in each training's own file of results, by its folder."""
     return {
-        str(path.parent.relative_to(workdir)): json.loads(path.read_text())
-        for path in workdir.rglob("outcome.json")
+        str(path.parent.relative_to(workdir)): json.loads(path.read_text())["metrics"]["frechet"][
+            "value"
+        ]
+        for path in workdir.rglob("result.json")
     }
 
 
 @pytest.mark.slow
 def test_the_report_has_the_outcomes_of_the_trainings(finished):
-    outcomes = _outcomes(finished)
+    distances = _distances(finished)
     tried = {
-        row: {s: outcomes[f"seed100/scarce/{row}@{s}"]["frechet"] for s in ("1", "10")}
+        row: {s: distances[f"seed100/scarce/{row}@{s}"] for s in ("1", "10")}
         for row in ("data_free", "pixel")
     }
-    report = json.loads((finished / "report.json").read_text())
-    assert set(report["results"]["scarce"]) == {"from_scratch", "data_free", "pixel"}
-    page = (finished / "report.md").read_text()
-    teacher = outcomes["seed0/teacher"]["frechet"]
-    from_scratch = outcomes["seed0/scarce/from_scratch"]["frechet"]
-    assert f"the teacher's is {teacher:.2f}" in page
-    for row, distances in tried.items():
-        strength = min(distances, key=distances.get)
-        distance = outcomes[f"seed0/scarce/{row}@{strength}"]["frechet"]
-        result = report["results"]["scarce"][row]
-        assert result["tried"] == distances
-        assert f"{result['strength']:g}" == strength
-        assert result["outcomes"][0]["frechet"] == distance
-        closed = (
-            round(100 * (from_scratch - distance) / (from_scratch - teacher))
-            if from_scratch > teacher
-            else None
-        )
-        cell = f"{distance:.2f} ({strength}) | " + ("no gap" if closed is None else f"{closed}%")
-        assert cell in page
-        cost = report["costs"][row]
-        assert cost["milliseconds"] > 0
-        assert cost["mebibytes"] > 0.1
-    assert outcomes.keys() == {
+    best = {row: f"scarce/{row}@{min(own, key=own.get)}" for row, own in tried.items()}
+    report, figures = read_report(finished), read_figures(finished)
+    assert set(figures) == {"teacher", "scarce/from_scratch", *best.values()}
+    stored = report["configuration"]["tried"]
+    assert stored == {"scarce/from_scratch": {}, **{f"scarce/{k}": v for k, v in tried.items()}}
+    teacher, from_scratch = distances["seed0/teacher"], distances["seed0/scarce/from_scratch"]
+    for name in best.values():
+        distance = distances[f"seed0/{name}"]
+        assert figures[name]["frechet"]["value"] == distance
+        if from_scratch > teacher:
+            closed = (from_scratch - distance) / (from_scratch - teacher)
+            assert figures[name]["gap"]["value"] == pytest.approx(closed)
+        else:
+            assert figures[name]["gap"] == "no gap"
+        assert figures[name]["step"]["value"] > 0
+        assert figures[name]["step_memory"]["value"] > 0.1
+    assert figures[best["data_free"]]["images"]["value"] == 0
+    assert distances.keys() == {
         "seed0/teacher",
-        "seed100/teacher",
         "seed0/scarce/from_scratch",
         *(f"seed100/scarce/{row}@{s}" for row in tried for s in ("1", "10")),
-        *(f"seed0/scarce/{row}@{report['results']['scarce'][row]['strength']:g}" for row in tried),
+        *(f"seed0/{name}" for name in best.values()),
     }
-    for picture in ("distances.png", "samples.png"):
+    page = (finished / "report.md").read_text()
+    for picture in ("distances.png", "examples.png"):
         assert f"({picture})" in page
         with Image.open(finished / picture) as opened:
             assert opened.width > 100
@@ -97,13 +97,13 @@ def test_a_finished_training_is_not_repeated(finished, monkeypatch):
         trained.append(folder)
         raise KeyboardInterrupt
 
-    before = (finished / "report.json").read_text()
-    outcome = finished / "seed0/scarce/from_scratch/outcome.json"
+    before = values(finished, "frechet"), values(finished, "step")
+    outcome = finished / "seed0/scarce/from_scratch/result.json"
     contents = outcome.read_text()
-    monkeypatch.setattr(harness, "train", train)
+    monkeypatch.setattr(experiments.runner, "train", train)
     config = tiny("data_free,pixel")
     harness.execute(objectives.EXPERIMENT, config, finished)
-    assert json.loads((finished / "report.json").read_text()) == json.loads(before)
+    assert (values(finished, "frechet"), values(finished, "step")) == before
     assert not trained
 
     # As if stopped before this training was finished: only it must run, after its teacher is read.
@@ -116,44 +116,51 @@ def test_a_finished_training_is_not_repeated(finished, monkeypatch):
 
 @pytest.mark.slow
 def test_data_free_training_never_reads_the_data(tmp_path, finished):
-    config = tiny("data_free")
-    task = objectives.build(config)
-    runner = objectives.Runner(config, task, tmp_path)
-    runner._teachers = {0: objectives.Runner(config, task, finished).teacher(0)}
+    config = tiny("data_free,pixel")
+    comparison, task = objectives.build(config), digits.make_task(config)
+    run = objectives.Run(config, comparison, tmp_path, objectives.RUNTIME_FIELDS)
+    done = objectives.Run(config, comparison, finished, objectives.RUNTIME_FIELDS)
+    # The reference features are computed already: only the training and its evaluation follow.
+    run.evaluation, run._teachers = done.evaluation, {0: done.teacher(0)}
 
     def unreadable(*args):
         raise AssertionError("the data were read")
 
-    # The reference moments are computed already: only the training and its evaluation follow.
+    no_picture = run.evaluation._replace(draw=lambda file, rows: Image.new("L", (1, 1)).save(file))
+    run.evaluation = no_picture  # which has real images
     sealed = dataclasses.replace(task.source, read=unreadable, read_labels=unreadable)
-    runner.task = task._replace(source=sealed)
-    outcome = runner.outcome("scarce", "data_free", 0, 1.0)
-    assert np.isfinite(outcome.frechet)
+
+    def result_of(name):
+        training = objectives.make_training(config, task._replace(source=sealed), "scarce", name)
+        return run.result(objectives.with_strength(training, 1.0), 0)
+
+    result = result_of("data_free")
+    assert np.isfinite(result.metrics["frechet"].value)
     rows = read_jsonl(tmp_path / "seed0/scarce/data_free@1/metrics.jsonl")
     assert {"g/pixel", "d/real_score"} <= set(rows[0])
     with pytest.raises(AssertionError, match="the data were read"):
-        runner.outcome("scarce", "pixel", 0, 1.0)  # this method reads them
+        result_of("pixel")  # this method reads them
 
 
 @pytest.mark.slow
 def test_processes_share_the_trainings(finished):
     config = tiny("pixel")
-    runner = objectives.Runner(config, objectives.build(config), finished)
-    folder = finished / "seed0/scarce/from_scratch"
-    with harness.file_lock(folder, wait=True):
-        runner.outcome("scarce", "from_scratch", 0, 1.0)  # finished: no lock is needed
+    comparison = objectives.build(config)
+    run = objectives.Run(config, comparison, finished, objectives.RUNTIME_FIELDS, shared=True)
+    from_scratch, pixel = comparison.students
+    with file_lock(finished / "seed0/scarce/from_scratch", wait=True):
+        run.result(from_scratch, 0)  # finished: no lock is needed
     with (
-        harness.file_lock(finished / "seed0/scarce/pixel@7", wait=True),
+        file_lock(finished / "seed0/scarce/pixel@7", wait=True),
         pytest.raises(BlockingIOError),
     ):
-        runner.outcome("scarce", "pixel", 0, 7.0)
+        run.result(objectives.with_strength(pixel, 7.0), 0)
 
 
 def test_every_method_traces():
     """In both regimes, with shapes in place of a teacher; nothing is compiled."""
     config = objectives.get_config("tiny")
-    task = objectives.build(config.lock())
-    plans, batch = objectives.plan(config, task)
+    plans, batch = objectives.plan(config, objectives.build(config.lock()))
     assert len(plans) == 2 * len(methods.METHODS)
     for name, plan in plans.items():
         inputs = {} if methods.METHODS[name.partition("/")[2]].data_free else batch
@@ -164,15 +171,13 @@ def test_every_method_traces():
 
 
 def test_strength_multiplies_all_but_the_adversarial_terms():
-    config = objectives.get_config("tiny")
-    task = objectives.build(config.lock())
+    config = objectives.get_config("tiny").lock()
     pair = methods.methods.response(3.0, methods.PerNetwork(*methods.digits.adversarial(config)))
     adversarial = methods.digits.adversarial(config)[0]
     terms = methods.scale_weights(pair.generator, adversarial, 10.0)
     assert terms["adversarial"] is pair.generator["adversarial"]
     state = terms["pixel"].weight.init()
     assert float(terms["pixel"].weight.fn(None, None, None, state)[0]) == 30.0
-    assert task.inputs is not None
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,16 @@
 """The waveform, text-to-image and unpaired-translation experiments, and their shared runner."""
 
-import json
 import math
 import os
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
+from reports import COST, read_figures, read_report, values
 
 from experiments import (
     harness,
@@ -22,10 +22,13 @@ from experiments import (
     unpaired,
     waveform,
 )
-from experiments.runner import Evaluation, Metric
+from experiments.runner import Comparison, Evaluation, Run, Training
 from kd_jax import data as kd_data
+from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs
+from kd_jax.core.setup import Teacher
 from kd_jax.data import captions, tones
+from kd_jax.report.columns import Column
 from kd_jax.train import checkpoint
 from kd_jax.train.logs import read_jsonl
 
@@ -64,56 +67,27 @@ def test_data_to_report(name, tmp_path):
     baselines, names, terms = EXPECTED[name]
     workdir = tmp_path / "run"
     harness.execute(MODULES[name].EXPERIMENT, tiny(name), workdir)
-    report = json.loads((workdir / "report.json").read_text())
-    assert list(report["figures"]) == [*baselines, "teacher", "from_scratch", "distilled"]
-    for figures in report["figures"].values():
-        assert set(figures[0]) == names
-        assert all(math.isfinite(value) for value in figures[0].values())
-    for picture in ("examples.png", "quality.png"):
+    figures = read_figures(workdir)
+    assert list(figures) == [*baselines, "teacher", "from_scratch", "distilled"]
+    for own in figures.values():
+        assert set(own) - COST - {"gap", "images"} == names
+        assert all(math.isfinite(own[name]["value"]) for name in names)
+    for picture in ("examples.png", "curves.png"):
         with Image.open(workdir / picture) as opened:
             assert opened.width > 100
     assert terms <= set(read_jsonl(workdir / "seed0/distilled/metrics.jsonl")[0])
-    tracked = f"quality/{MODULES[name].build(tiny(name)).tracked[0]}"
+    tracked = next(iter(MODULES[name].build(tiny(name)).curves))
     assert any(tracked in row for row in read_jsonl(workdir / "seed0/from_scratch/metrics.jsonl"))
     from_scratch = set(read_jsonl(workdir / "seed0/from_scratch/metrics.jsonl")[0])
     assert not {"g/pixel", "g/response"} & from_scratch
     loaded, _ = checkpoint.load_network(workdir / "seed0/from_scratch/best")
     assert loaded.network.module is not None
-    assert report["costs"]["student"]["parameters"] < report["costs"]["teacher"]["parameters"]
+    parameters = values(workdir, "parameters")
+    assert parameters["distilled"] < parameters["teacher"]
     harness.execute(MODULES[name].EXPERIMENT, tiny(name), workdir)  # all trainings are finished
-    assert json.loads((workdir / "report.json").read_text())["figures"] == report["figures"]
-
-
-def test_verdicts_compare_the_first_metric():
-    evaluation = Evaluation(
-        Inputs((np.zeros((1, 2)),)),
-        {"error": Metric("error", higher_is_better=False, digits=1, unit=" m")},
-        lambda x: {},
-        lambda x: {},
-        {"rule": np.zeros(1)},
-        "one example",
-        [],
-        lambda file, predictions: None,
-    )
-    figures = {
-        "rule": [{"error": 5.0}],
-        "teacher": [{"error": 2.0}, {"error": 4.0}],
-        "from_scratch": [{"error": 4.0}, {"error": 4.5}],
-        "distilled": [{"error": 5.0}, {"error": 4.0}],
-    }
-    lines = list(runner._verdicts(evaluation, figures))
-    # By hand: the interval of (-3, -1) is -2 -+ 12.7062 sqrt(2) / sqrt(2).
-    assert lines[0] == (
-        "* teacher **beats** rule: error -2.0 m (95% confidence interval -14.7 to +10.7), better "
-        "in 2 of 2 seeds."
-    )
-    assert lines[1].startswith("* distilled **does not beat** from_scratch: error +0.2 m")
-    assert lines[1].endswith("better in 1 of 2 seeds.")
-    assert lines[2].startswith("* distilled **beats** rule: error -0.5 m")
-    one = {name: values[:1] for name, values in figures.items()}
-    lines = list(runner._verdicts(evaluation, one))
-    assert lines[0] == "* teacher against rule: error -3.0 m; a single seed decides nothing."
-    assert not any("**" in line for line in lines)
+    for metric in names:
+        again = values(workdir, metric)
+        assert again == {network: own[metric]["value"] for network, own in figures.items()}
 
 
 def test_signal_to_noise_and_log_spectral_distance():
@@ -128,7 +102,7 @@ def test_signal_to_noise_and_log_spectral_distance():
 
 def test_held_out_tones_are_not_in_the_training_data():
     task = waveform.build(tiny("waveform", **{"evaluate.waves": 64}))
-    trained_on = np.concatenate([next(task.batches(seed))["wave"] for seed in range(4)])
+    trained_on = np.concatenate([next(task.teacher.batches(seed))["wave"] for seed in range(4)])
     held_out = np.asarray(task.evaluation().inputs.real)
     distances = np.abs(trained_on[:, None] - held_out[None]).max(axis=(2, 3))
     assert distances.min() > 1e-3
@@ -184,10 +158,11 @@ def tiny_folders(tmp_path, **changes):
 def test_two_folders_of_different_sizes(tmp_path):
     config = tiny_folders(tmp_path)
     harness.execute(unpaired.EXPERIMENT, config, tmp_path / "run")
-    report = json.loads((tmp_path / "run/report.json").read_text())
-    assert report["evaluation"] == "3 held-out images of each set"
-    assert set(report["figures"]["teacher"][0]) == {"frechet_second", "frechet_first"}
-    tracked = f"quality/{unpaired.build(config).tracked[0]}"
+    about = read_report(tmp_path / "run")["tables"][0]["about"]
+    assert "3 held-out images of each set" in about
+    own = read_figures(tmp_path / "run")["teacher"]
+    assert set(own) - COST == {"frechet_second", "frechet_first"}
+    tracked = next(iter(unpaired.build(config).curves))
     assert any(
         tracked in row for row in read_jsonl(tmp_path / "run/seed0/from_scratch/metrics.jsonl")
     )
@@ -222,65 +197,181 @@ def test_evaluating_on_the_training_folder_is_refused(tmp_path):
         unpaired.build(config)
 
 
-def test_a_failing_picture_does_not_lose_the_report(tmp_path, monkeypatch, capsys):
-    task = waveform.build(tiny("waveform"))
-    evaluation = task.evaluation()
-    networks = {
-        "teacher": task.teacher,
-        "from_scratch": task.student,
-        "distilled": task.student,
-    }
+# A comparison without networks: a "training" returns its name's number, which is its prediction.
 
-    def untrained(config, workdir, *_):
-        variables = networks[workdir.name].init(jax.random.key(0), *evaluation.inputs.generator)
-        return SimpleNamespace(generator=variables)
+NUMBERS = {"teacher": 2.0, "from_scratch": 4.0, "distilled": 3.0}
+CONFIG = {
+    "seeds": (0, 1),
+    "batch_size": 2,
+    "mesh": {"data": 1, "model": 1},
+    "run": harness.run_settings() | {"tensorboard": False},
+    "evaluate": {"draws": 2},
+    "log_every": 2,
+    "evaluate_every": 2,
+    "checkpoint_every": 2,
+}
 
-    def fails(file, predictions):
+
+def fake_evaluation(predict=None):
+    def draw(file, rows):
+        Image.new("L", (120, 8 * len(rows))).save(file)
+
+    def predict_number(network):
+        return lambda variables, inputs: variables["params"]["x"] + inputs[0]
+
+    return Evaluation(
+        inputs=Inputs((np.zeros(3, np.float32),)),
+        metrics=[Column("error", "error", digits=1)],
+        compute=lambda predictions: {"error": float(predictions[0])},
+        compute_validation=lambda predictions: {},
+        baselines={"rule": np.full(3, 5.0, np.float32)},
+        description="three examples",
+        notes=["Lower is better."],
+        shown=np.array([0, 2]),
+        draw=draw,
+        predict=predict or predict_number,
+        draws=[(np.full(3, 1.0, np.float32),)],
+    )
+
+
+def fake_comparison(**evaluation):
+    network = Network(
+        lambda key, x: {"params": {"x": np.float32(0)}},
+        lambda variables, x, **_: (x + variables["params"]["x"], {}, variables),
+    )
+    teacher, *students = (
+        Training(name, network, lambda teacher, seed: None, lambda seed: None, 4, 10)
+        for name in NUMBERS
+    )
+    return Comparison(
+        title="Numbers",
+        task=None,
+        teacher=teacher,
+        students=students,
+        evaluation=lambda: fake_evaluation(**evaluation),
+        curves={},
+        mesh=None,
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The folders of trainings that ran, in order; none runs for real."""
+    folders = []
+
+    def train(directory, *args, name, seed, **kwargs):
+        folders.append(name)
+        number = NUMBERS[directory.name] + (seed if directory.name == "distilled" else 0)
+        return Teacher({"params": {"x": np.float32(number)}})
+
+    monkeypatch.setattr(runner, "train", train)
+    return folders
+
+
+def test_each_training_runs_once_and_the_report_has_its_figures(tmp_path, trained, capsys):
+    config = ConfigDict(CONFIG).lock()
+    runner.main(config, fake_comparison(), tmp_path)
+    order = [f"seed{seed}/{name}" for seed in (0, 1) for name in NUMBERS]
+    assert trained == order
+    # Means over two draws, whose inputs are 0 and 1; over seeds, the deviation of 3.5 and 4.5.
+    expected = {"rule": 5.0, "teacher": 2.5, "from_scratch": 4.5, "distilled": 4.0}
+    assert values(tmp_path, "error") == expected
+    figures = read_figures(tmp_path)
+    assert figures["distilled"]["error"]["values"] == [3.5, 4.5]
+    assert figures["distilled"]["error"]["deviation"] == pytest.approx(math.sqrt(0.5))
+    assert figures["distilled"]["gap"]["values"] == [0.5, 0.0]  # (4.5 - 3.5) / (4.5 - 2.5)
+    assert "gap" not in figures["from_scratch"]
+    assert figures["teacher"]["images"]["value"] == 10
+    report = read_report(tmp_path)
+    assert [line.partition(":")[0] for line in report["summary"][1:]] == [
+        "teacher **beats** rule",
+        "distilled with 10 images **beats** from_scratch",
+        "distilled with 10 images **beats** rule",
+    ]
+    assert "It closes **25%** of the gap" in report["summary"][2]
+    assert "mean ± standard deviation over 2 seeds" in report["tables"][0]["about"]
+    assert f"written: {tmp_path / 'report.md'}" in capsys.readouterr().out
+    assert np.load(tmp_path / "seed1/distilled/shown.npy").tolist() == [4.0, 4.0]
+
+    runner.main(config, fake_comparison(predict=None), tmp_path)
+    assert trained == order  # nothing ran again
+    assert values(tmp_path, "error") == expected
+
+
+def test_results_of_other_settings_are_not_reused(tmp_path, trained):
+    runner.main(ConfigDict(CONFIG), fake_comparison(), tmp_path)
+    changed = CONFIG | {"evaluate": {"draws": 3}, "seeds": (0,)}
+    runner.main(ConfigDict(changed), fake_comparison(), tmp_path)
+    assert trained[6:] == [f"seed0/{name}" for name in NUMBERS]
+    runner.main(ConfigDict(changed | {"seeds": (0, 1)}), fake_comparison(), tmp_path)
+    assert trained[9:] == [f"seed1/{name}" for name in NUMBERS]  # a seed that is added
+
+
+def test_one_seed_has_the_spread_over_draws_and_no_verdict(tmp_path, trained):
+    runner.main(ConfigDict(CONFIG | {"seeds": (3,)}), fake_comparison(), tmp_path)
+    assert read_figures(tmp_path)["teacher"]["error"]["deviation"] == pytest.approx(math.sqrt(0.5))
+    report = read_report(tmp_path)
+    assert "a single seed, ± standard deviation over 2 draws" in report["tables"][0]["about"]
+    assert all("decides nothing" in line for line in report["summary"][1:])
+    assert not any("**beats**" in line for line in report["summary"])
+
+
+def test_changed_settings_are_in_the_report(tmp_path, trained):
+    folder = tmp_path / "seed0" / "distilled"
+    folder.mkdir(parents=True)
+    (folder / "changes.json").write_text('["until step 2: rate is 1 there, 2 here"]')
+    runner.main(ConfigDict(CONFIG | {"seeds": (0,)}), fake_comparison(), tmp_path)
+    assert (
+        "**Settings changed on the way:** seed0/distilled: until step 2: rate is 1 there, 2 here."
+        in read_report(tmp_path)["summary"]
+    )
+
+
+def test_a_teacher_from_a_file_is_evaluated_and_not_trained(tmp_path, trained):
+    comparison = fake_comparison()._replace(
+        teacher_variables=Teacher({"params": {"x": np.float32(1.0)}})
+    )
+    runner.main(ConfigDict(CONFIG | {"seeds": (0,)}), comparison, tmp_path)
+    assert trained == ["seed0/from_scratch", "seed0/distilled"]
+    assert values(tmp_path, "error")["teacher"] == 1.5
+
+
+def test_the_steps_ahead_are_those_of_unfinished_trainings(tmp_path, trained):
+    comparison = fake_comparison()
+    run = Run(ConfigDict(CONFIG), comparison, tmp_path)
+    trainings = [comparison.teacher, *comparison.students]
+    run.pending = [(training, 0) for training in trainings]
+    assert [run.steps_ahead(training, 0) for training in trainings] == [8, 4, 0]
+    run.result(trainings[2], 0)
+    assert [run.steps_ahead(training, 0) for training in trainings] == [4, 0, 0]
+
+
+def test_a_failing_picture_does_not_lose_the_results(tmp_path, trained):
+    def fails(file, rows):
         raise OSError("no picture")
 
-    monkeypatch.setattr(runner.comparison, "train", untrained)
-    task = task._replace(evaluation=lambda: evaluation._replace(draw=fails))
+    comparison = fake_comparison()
+    broken = comparison._replace(evaluation=lambda: fake_evaluation()._replace(draw=fails))
     with pytest.raises(OSError, match="no picture"):
-        runner.main(tiny("waveform"), task, tmp_path)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["figures"]) == {"interpolation", *runner.TRAININGS}
-    assert "(examples.png)" in (tmp_path / "report.md").read_text()
-    written = [line for line in capsys.readouterr().out.splitlines() if "written:" in line]
-    assert written == [f"written:  {tmp_path / name}" for name in ("report.md", "report.json")]
+        runner.main(ConfigDict(CONFIG), broken, tmp_path)
+    runner.main(ConfigDict(CONFIG), comparison, tmp_path)
+    assert len(trained) == 6
 
 
-def test_only_the_first_seeds_predictions_stay_in_memory():
+def test_one_set_of_predictions_is_in_memory_at_a_time(tmp_path, trained):
     references = []
 
-    def predict(seed):
-        # Each network so far has one array alive: the first seed's.
-        alive = sum(reference() is not None for reference in references)
-        assert alive == (len(references) > 0) + (len(references) > 3)
-        predictions = np.full(4, seed, np.float32)
-        references.append(weakref.ref(predictions))
+    def predict(network):
+        def predictions(variables, inputs):
+            assert not any(reference() is not None for reference in references)
+            result = np.full(3, 1.0, np.float32)
+            references.append(weakref.ref(result))
+            return result
+
         return predictions
 
-    evaluation = Evaluation(
-        Inputs((np.zeros((1, 2)),)),
-        {"error": Metric("error", higher_is_better=False)},
-        lambda x: {"error": float(x[0])},
-        lambda x: {},
-        {"rule": np.full(4, 7.0, np.float32)},
-        "one example",
-        [],
-        lambda file, predictions: None,
-    )
-    names = ("teacher", "from_scratch")
-    figures, first = runner.evaluate_all(
-        evaluation, dict.fromkeys(names, predict), {name: [0, 1, 2] for name in names}
-    )
-    by_seed = [{"error": 0.0}, {"error": 1.0}, {"error": 2.0}]
-    assert figures == {"rule": [{"error": 7.0}], "teacher": by_seed, "from_scratch": by_seed}
-    assert {name: float(x[0]) for name, x in first.items()} == {
-        "rule": 7.0,
-        "teacher": 0.0,
-        "from_scratch": 0.0,
-    }
+    runner.main(ConfigDict(CONFIG), fake_comparison(predict=predict), tmp_path)
+    assert len(references) == 2 * 6  # draws, and trainings
 
 
 @pytest.mark.parametrize("module", [unpaired, superres, inpainting, translation])
@@ -290,9 +381,9 @@ def test_the_full_evaluation_is_limited(module):
 
 def test_unpaired_inputs_are_in_both_directions():
     task = unpaired.build(tiny("unpaired"))
-    batch = runner.first_batch(task)
+    batch = next(task.teacher.batches(0))
     assert set(batch) == {"first", "second"}
-    inputs = task.inputs(jax.random.key(0), batch)
+    inputs = task.task(jax.random.key(0), batch)
     photographs, others = np.asarray(inputs.generator[0]).swapaxes(0, 1)
     np.testing.assert_array_equal(photographs, batch["first"])
     red, green, blue = np.moveaxis((others + 1) / 2, -1, 0)  # of sepia, in fixed proportions

@@ -1,6 +1,5 @@
 """The StyleGAN2 and BigGAN experiments: all variants are traced, each experiment runs once."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,9 +7,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from reports import read_figures, values
 from selection import quick
 
-from experiments import biggan, harness, stylegan2
+from experiments import biggan, harness, runner, stylegan2
+from kd_jax.core.setup import Teacher
 from kd_jax.models import stylegan2 as models
 from kd_jax.train.checkpoint import load_generator
 
@@ -62,9 +63,9 @@ VARIANTS = [
 )
 def test_every_variant_has_its_terms(name, settings, terms):
     names = trace(name, tiny(name, settings))
-    assert set(names) == {"teacher", "all/from_scratch", "all/distilled"}
-    assert set(terms) <= names["all/distilled"]
-    assert not {"g/pixel", "g/relation", "g/features", "g/teacher"} & names["all/from_scratch"]
+    assert set(names) == {"teacher", "from_scratch", "distilled"}
+    assert set(terms) <= names["distilled"]
+    assert not {"g/pixel", "g/relation", "g/features", "g/teacher"} & names["from_scratch"]
     assert "g/adversarial" in names["teacher"]
 
 
@@ -116,13 +117,13 @@ def test_bad_settings_give_one_line_and_write_nothing(name, settings, message, t
 
 def test_a_style_student_inherits_the_teachers_mapping():
     config = tiny("stylegan2")
-    task = stylegan2.build(config)
+    task = stylegan2.make_task(config)
     z = np.zeros((1, config.latent), np.float32)
     teacher = jax.jit(task.teacher.generator.init)(jax.random.key(1), z)
     initial = stylegan2.initial_variables(config, task, teacher)
     assert set(initial) == {"params", "averages"}
-    plan = stylegan2.student_plan(config, task, "distilled", teacher)
-    batch = stylegan2.comparison.example_batch(config, task.source)
+    plan = stylegan2.student_plan(config, task, "distilled", Teacher(teacher))
+    batch = runner.example_batch(config, task.source)
     state = jax.jit(plan.init)(jax.random.key(0), batch)
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -133,7 +134,7 @@ def test_a_style_student_inherits_the_teachers_mapping():
 
 def test_directions_are_those_of_all_layers_that_read_styles():
     config = tiny("stylegan2")
-    task = stylegan2.build(config)
+    task = stylegan2.make_task(config)
     teacher = jax.jit(task.teacher.generator.init)(jax.random.key(1), np.zeros((1, 8), np.float32))
     directions = stylegan2.style_directions(teacher)
     np.testing.assert_allclose(directions @ directions.T, np.eye(8), atol=1e-5)
@@ -152,19 +153,16 @@ def test_a_published_teacher_to_report(golden, tmp_path, capsys):
         pytest.skip(f"no {file}")
     config = tiny("stylegan2", {"teacher": str(file), "latent": 16})
     harness.execute(stylegan2.EXPERIMENT, config, tmp_path)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["regimes"]) == {"all"}
-    assert report["teacher"]["parameters"] == 11_542
-    assert report["student"]["parameters"] < 5_000
-    for part in ("teacher", "student"):
-        assert report[part]["multiply_accumulates"] > 0 < report[part]["single"]["median"]
-    for arm in ("teacher", "from_scratch", "distilled"):
-        assert np.isfinite(report["regimes"]["all"][arm]).all()
-    assert not (tmp_path / "seed0" / "teacher").exists()
-    variables, _ = load_generator(tmp_path / "seed0" / "all" / "distilled" / "checkpoints")
+    figures = read_figures(tmp_path)
+    assert figures["teacher"]["parameters"]["value"] == 11_542
+    assert figures["distilled"]["parameters"]["value"] < 5_000
+    for name in ("teacher", "from_scratch", "distilled"):
+        assert figures[name]["macs"]["value"] > 0 < figures[name]["latency"]["value"]
+        assert np.isfinite(figures[name]["frechet"]["value"])
+        assert "accuracy" not in figures[name]  # the generators are unconditional
+    assert not (tmp_path / "seed0" / "teacher" / "checkpoints").exists()
+    variables, _ = load_generator(tmp_path / "seed0" / "distilled" / "checkpoints")
     assert "mapping" in variables["params"]
-    text = (tmp_path / "report.md").read_text()
-    assert "Class accuracy" not in text  # the generators are unconditional
     assert str(tmp_path / "report.md") in capsys.readouterr().out
     wrong = tiny("stylegan2", {"teacher": str(file), "latent": 16, "data.size": 32})
     with pytest.raises(harness.UsageError, match=r"makes images \(16, 16, 3\)"):
@@ -174,7 +172,7 @@ def test_a_published_teacher_to_report(golden, tmp_path, capsys):
 @pytest.mark.slow
 def test_class_conditional_data_to_report(tmp_path):
     harness.execute(biggan.EXPERIMENT, tiny("biggan"), tmp_path)
-    report = json.loads((tmp_path / "report.json").read_text())
-    assert report["teacher"]["parameters"] > report["student"]["parameters"]
-    assert set(report["classes_right"]) == {"teacher", "all/from_scratch", "all/distilled"}
-    assert (tmp_path / "samples.png").exists()
+    parameters = values(tmp_path, "parameters")
+    assert parameters["teacher"] > parameters["distilled"]
+    assert set(values(tmp_path, "accuracy")) == {"teacher", "from_scratch", "distilled"}
+    assert (tmp_path / "examples.png").exists()

@@ -1,6 +1,5 @@
 """Generators of images without labels: one folder of photographs, features that need no classes."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from reports import read_figures, read_report, values
 from selection import quick
 
-from experiments import biggan, comparison, digits, harness, objectives, stylegan2
+from experiments import biggan, digits, generation, harness, objectives, stylegan2
+from kd_jax.report.pictures import to_uint8
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = {"digits": digits, "stylegan2": stylegan2}
@@ -44,18 +45,32 @@ def tiny(name, folder, **changes):
 @pytest.mark.parametrize("name", quick(EXPERIMENTS))
 def test_unlabelled_images_make_unconditional_generators(name, folder):
     config = tiny(name, folder)
-    task = EXPERIMENTS[name].build(config)
-    plans, batch = EXPERIMENTS[name].EXPERIMENT.plan(config, task)
+    task = EXPERIMENTS[name].make_task(config)
+    comparison = EXPERIMENTS[name].build(config)
+    plans, batch = EXPERIMENTS[name].EXPERIMENT.plan(config, comparison)
     for plan in plans.values():
         inputs = plan.setup.task(jax.random.key(0), batch)
         assert len(inputs.generator) == 1
         assert inputs.condition == ()
-    evaluator = comparison.make_evaluator(config, task.source, conditional=False)
-    assert evaluator.extractor.startswith("random-vgg16-80-")
-    assert evaluator.class_accuracy is None
-    real = np.stack([task.source[index]["image"] for index in range(40)])
-    noise = np.random.default_rng(1).uniform(-1, 1, real.shape).astype(np.float32)
-    assert evaluator.distance(real) < 1e-3 * evaluator.distance(noise)
+    evaluation = generation.make_evaluation(config, task)
+    assert evaluation.settings["extractor"].startswith("random-vgg16-80-")
+    assert [metric.name for metric in evaluation.metrics] == ["frechet"]
+    real = to_uint8(np.stack([task.source[index]["image"] for index in range(40)]))
+    noise = np.random.default_rng(1).integers(0, 256, real.shape, np.uint8)
+    distances = [evaluation.compute(images)["frechet"] for images in (real, noise)]
+    assert distances[0] < 1e-3 * distances[1]
+
+
+@pytest.mark.slow
+def test_without_features_there_are_samples_and_costs_only(folder, tmp_path):
+    config = tiny("stylegan2", folder, features="none")
+    harness.execute(stylegan2.EXPERIMENT, config.lock(), tmp_path / "run")
+    report = read_report(tmp_path / "run")
+    assert "No metric" in report["summary"][1]
+    for figures in read_figures(tmp_path / "run").values():
+        assert set(figures) == {"images", "parameters", "macs", "memory", "latency", "per_image"}
+    assert (tmp_path / "run" / "examples.png").exists()
+    assert not (tmp_path / "run/seed0/distilled/best").exists()
 
 
 @pytest.mark.parametrize("name", quick(EXPERIMENTS, 0))
@@ -64,10 +79,8 @@ def test_from_unlabelled_images_to_the_report(name, folder, tmp_path):
     page = (tmp_path / "run" / "report.md").read_text()
     assert "VGG16 with random weights" in page
     assert "not an FID" in page
-    assert "Class accuracy" not in page
-    stored = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert stored["extractor"].startswith("random-vgg16-80-")
-    assert stored["classes_right"] == {}
+    assert read_report(tmp_path / "run")["protocol"]["extractor"].startswith("random-vgg16-80-")
+    assert not values(tmp_path / "run", "accuracy")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +90,7 @@ def test_from_unlabelled_images_to_the_report(name, folder, tmp_path):
         ("stylegan2", {"features": "nowhere.pth"}, r"'nowhere\.pth' is neither .* Inception"),
         ("biggan", {}, "one class, and BigGAN is class-conditional"),
         ("objectives", {}, "one class; the methods are compared class-conditionally"),
-        ("objectives", {"features": "random"}, "accuracy of the classes"),
+        ("objectives", {"features": "none"}, "'none': the methods are compared by a distance"),
     ],
 )
 def test_features_that_do_not_fit_are_refused(name, changes, message, folder):

@@ -12,8 +12,8 @@ import training
 from selection import FUSED, quick
 
 import kd_jax as kd
-from experiments import harness
 from kd_jax.train.loop import NonFiniteError
+from kd_jax.train.training import TrainingPlan
 
 STEP = 7  # between two checkpoints, two logging windows and two evaluations
 
@@ -139,7 +139,7 @@ def teacher_case(batches, value, steps):
         "task": inputs,
     }
     setup = kd.Setup(**parts, ema=0.9)
-    plan = harness.TrainingPlan(
+    plan = TrainingPlan(
         init=functools.partial(kd.init_state, setup),
         step=kd.make_train_step(setup),
         teacher=kd.Teacher(training.teacher_variables()),

@@ -21,7 +21,7 @@ import optax
 import kd_jax as kd
 from experiments import harness
 from kd_jax import data
-from kd_jax.train import diagnostics, distributed
+from kd_jax.train import diagnostics, distributed, training
 from kd_jax.train.checkpoint import CheckpointError
 from kd_jax.train.loop import NonFiniteError
 
@@ -57,7 +57,7 @@ def training_plan(steps, teacher=None, wrap=lambda step: step, **changes):
     networks = changes.pop("networks", None)
     arguments = parts(**changes) | ({"networks": networks} if networks else {})
     setup = kd.Setup(**arguments, ema=0.9)
-    return harness.TrainingPlan(
+    return training.TrainingPlan(
         init=partial(kd.init_state, setup),
         step=wrap(kd.make_train_step(setup)),
         teacher=kd.Teacher(teacher_variables() if teacher is None else teacher),
@@ -86,20 +86,19 @@ def quality(variables):
 
 
 def train(folder, plan, batches, mesh=None, rule=kd.replicated, **options):
-    """`harness.train` with this training's periods."""
-    return harness.train(
+    """`training.train` with this training's periods."""
+    return training.train(
         Path(folder),
         plan,
         batches,
         seed=3,
         configuration={"what": "a fault"},
         quality=quality,
-        log_every=LOG,
-        evaluate_every=EVALUATE,
-        checkpoint_every=CHECKPOINT,
+        schedule=training.Schedule(LOG, EVALUATE, CHECKPOINT),
         mesh=mesh,
         rule=rule,
-        options=harness.Options(**options),
+        options=training.Options(**options),
+        stop=harness.STOP,
     )
 
 

@@ -129,9 +129,10 @@ def test_progress(monkeypatch):
     reports = []
     run(6, progress=reports.append)
     assert [p.step for p in reports] == [3, 6]
-    # The clock advances 10 s at the start and per window: 3 steps of 8 examples in 10 s.
-    assert reports[0].examples_per_second == pytest.approx(2.4)
-    assert reports[0].seconds_left == pytest.approx(10.0)
+    # The clock advances 10 s at the start, after the first step, which is left out, and per window:
+    # 2 steps of 8 examples in 10 s, and 3 more steps to go.
+    assert reports[0].examples_per_second == pytest.approx(1.6)
+    assert reports[0].seconds_left == pytest.approx(15.0)
     assert reports[1].seconds_left == 0.0
 
 
@@ -230,9 +231,31 @@ def test_the_rate_excludes_the_time_of_hooks(monkeypatch):
     run(12, start=3, step=slow, hooks=[Hook(3, wait)], progress=reports.append)
     assert [p.step for p in reports] == [6, 9, 12]
     assert all(p.steps == 12 for p in reports)
-    # 8 examples every 2 s; after 3 steps in 6 s, 6 remain; after 6 steps and a hook, 3.
+    # 8 examples every 2 s. Without the first step: after 2 steps in 4 s, 6 remain; after 5 steps
+    # and a hook, 3.
     assert [p.examples_per_second for p in reports] == [4.0, 4.0, 4.0]
-    assert [p.seconds_left for p in reports] == [12.0, 112.0 / 6 * 3, 0.0]
+    assert [p.seconds_left for p in reports] == [12.0, 110.0 / 5 * 3, 0.0]
+
+
+def test_compilation_is_left_out_of_the_rate(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    step = counting_step()
+
+    def compiles_first(state, batch):
+        clock[0] += 500.0 if int(state.step) == 0 else 2.0
+        return step(state, batch)
+
+    reports = []
+    run(6, step=compiles_first, hooks=[Hook(3, lambda *_: None)], progress=reports.append)
+    assert [p.examples_per_second for p in reports] == [4.0, 4.0]
+    assert reports[0].seconds_left == 6.0
+
+
+def test_a_hook_is_also_called_at_one_more_step():
+    calls = []
+    run(9, hooks=[Hook(6, lambda step, state: calls.append(step), also=3)])
+    assert calls == [3, 6, 9]
 
 
 def multi_step(count, step=None):
@@ -369,7 +392,15 @@ def test_a_restored_window_is_complete(resume_step):
 
 class SkippingState(NamedTuple):
     step: object
-    skipped: object
+    wrappers: dict
+
+    @property
+    def skipped(self):
+        return self.wrappers["skipped"]
+
+
+def skipping_state(step, skipped=0):
+    return SkippingState(jnp.int32(step), {"skipped": jnp.int32(skipped)})
 
 
 def skipping_step(bad, patience):
@@ -381,9 +412,7 @@ def skipping_step(bad, patience):
         count = int(state.skipped) + fault
         metrics = {"g/x": jnp.asarray(math.nan if fault else float(number)), "skipped": count}
         proceeds = count <= patience
-        return SkippingState(
-            jnp.int32(number if proceeds else number - 1), jnp.int32(count)
-        ), metrics
+        return skipping_state(number if proceeds else number - 1, count), metrics
 
     return step
 
@@ -392,7 +421,7 @@ def test_skipped_steps_are_reported_and_excluded_from_the_means():
     reports, rows = [], []
     state = fit(
         skipping_step((2, 4), 2),
-        SkippingState(jnp.int32(0), jnp.int32(0)),
+        skipping_state(0),
         repeat_batch(),
         steps=8,
         log=lambda number, means: rows.append((number, dict(means))),
@@ -408,6 +437,19 @@ def test_skipped_steps_are_reported_and_excluded_from_the_means():
     ]
 
 
+def test_steps_skipped_before_a_resume_are_not_reported_again():
+    reports = []
+    fit(
+        skipping_step((6,), 2),
+        skipping_state(4, 1),
+        repeat_batch(),
+        steps=8,
+        log=lambda number, means: None,
+        nonfinite=NonFinitePolicy(2, lambda *report: reports.append(report)),
+    )
+    assert reports == [(6, 2, "g/x is nan")]
+
+
 @pytest.mark.parametrize("steps", [4, 5, 9])
 def test_exceeding_the_patience_raises_before_any_hook(steps):
     calls, diagnosed = [], []
@@ -419,7 +461,7 @@ def test_exceeding_the_patience_raises_before_any_hook(steps):
     with pytest.raises(NonFiniteError, match=r"^step 4: g/x is nan \(a cause\)$"):
         fit(
             skipping_step((2, 4), 1),
-            SkippingState(jnp.int32(0), jnp.int32(0)),
+            skipping_state(0),
             repeat_batch(),
             steps=steps,
             log=lambda *_: None,
