@@ -18,7 +18,10 @@ def on_config(config: Any) -> Any:
     """Adds the API reference to the navigation."""
     for section in config.nav:
         if isinstance(section, dict) and "API" in section:
-            section["API"] = ["api/index.md", *(f"api/{name}.md" for name in packages())]
+            section["API"] = [
+                "api/index.md",
+                *(f"api/{name}.md" for name in packages()),
+            ]
     return config
 
 
@@ -38,7 +41,10 @@ def packages() -> list[str]:
     names = {path.stem for path in PACKAGE.glob("*.py")} | {
         path.parent.name for path in PACKAGE.glob("*/__init__.py")
     }
-    return sorted((name for name in names if public(name)), key=lambda name: (name != "core", name))
+    return sorted(
+        (name for name in names if public(name)),
+        key=lambda name: (name != "core", name),
+    )
 
 
 def public(name: str) -> bool:
@@ -83,35 +89,53 @@ def page(name: str) -> str:
 
 def index() -> str:
     """The page of the names that `import kd_jax` provides."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
     lines = ["# API reference", "", "`import kd_jax as kd` provides these names."]
-    lines += ["", "| name | |", "|---|---|"]
-    for node in tree.body:
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("kd_jax."):
-            continue
-        for alias in node.names:
-            target = f"{node.module}.{alias.name}"
-            lines.append(f"| [`kd.{alias.name}`][{target}] | {summary(node.module, alias.name)} |")
-    lines += ["", "Loaded at their first use, or modules:", "", "| name | |", "|---|---|"]
+    lines += ["", "| name | summary |", "|---|---|"]
+    for name, target in sorted(exports().items(), key=lambda item: item[0].lower()):
+        lines.append(f"| [`kd.{name}`][{target}] | {summary(target)} |")
+    lines += ["", "## Packages", "", "| name | summary |", "|---|---|"]
     for name in packages():
-        path = PACKAGE / name
-        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        lines.append(f"| [`kd_jax.{name}`]({name}.md) | {first_sentence(docstring(path))} |")
+        lines.append(f"| [`kd_jax.{name}`]({name}.md) | {summary(f'kd_jax.{name}')} |")
     return "\n".join(lines)
 
 
-def summary(module: str, name: str) -> str:
-    """The first sentence of the docstring of a name that a module or a package defines."""
-    path = ROOT / Path(*module.split("."))
-    files = [path.with_suffix(".py")] if not path.is_dir() else sorted(path.glob("*.py"))
-    for file in files:
+def exports() -> dict[str, str]:
+    """The names that `kd_jax/__init__.py` provides, packages apart, and where they are defined."""
+    targets = {}
+    for node in ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "kd_jax."
+        ):
+            targets |= {
+                alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
+        elif (
+            isinstance(node, ast.Assign)
+            and getattr(node.targets[0], "id", "") == "_LAZY"
+        ):
+            for name, (module, attribute) in ast.literal_eval(node.value).items():
+                targets[name] = f"{module}.{attribute}" if attribute else module
+    return {name: target for name, target in targets.items() if target.count(".") > 1}
+
+
+def summary(target: str) -> str:
+    """The first paragraph of the docstring of a module, function or class, for a table."""
+    path = ROOT / Path(*target.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if file.exists():
+        return first_paragraph(docstring(file))
+    name, parent = path.name, path.parent
+    for file in (
+        sorted(parent.glob("*.py")) if parent.is_dir() else [parent.with_suffix(".py")]
+    ):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
-                return first_sentence(ast.get_docstring(node) or "")
-    return ""
+                return first_paragraph(ast.get_docstring(node) or "")
+    raise ValueError(
+        f"kd_jax/__init__.py provides {target}, which is not defined there"
+    )
 
 
-def first_sentence(text: str) -> str:
-    """The first paragraph's first line or sentence, for a cell of a table."""
-    paragraph = " ".join(text.partition("\n\n")[0].split())
-    return paragraph.replace("|", "\\|")
+def first_paragraph(text: str) -> str:
+    """The first paragraph in one line, for a cell of a table."""
+    return " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|")
