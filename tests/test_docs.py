@@ -117,6 +117,18 @@ def trace_step(setup: kd.Setup, batch: dict) -> None:
     assert all(value.shape == () for value in metrics.values())
 
 
+@pytest.mark.parametrize("page", CODE)
+def test_the_code_of_a_page_uses_its_imports(page):
+    source = "\n".join(block.text for block in blocks(page) if block.language == "python")
+    imported, used = set(), set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            imported |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name):
+            used.add(node.id)
+    assert imported <= used
+
+
 def commands(page: str) -> list[list[str]]:
     """The commands of the shell blocks, as words, without comments and shell constructs."""
     result = []
@@ -263,7 +275,9 @@ def test_links_lead_to_pages_and_pictures():
 
 
 def test_each_page_is_in_the_navigation():
-    listed = re.findall(r"^ *- ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    listed = re.findall(
+        r"^ *- (?:\w+: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE
+    )
     assert sorted(listed) == sorted(PAGES)
 
 
