@@ -11,7 +11,7 @@ NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 \
 	  $$(ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[2-9]*/bin/python 2>/dev/null | sort -rV); \
 	do $$python -c '' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-all test-newest faults lint types format clean
+.PHONY: demo test test-all test-newest faults lint types format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m experiments.digits --preset=demo --workdir=$(DEMO)
@@ -50,6 +50,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# The documentation site, in build/docs; warnings are errors.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
 	rm -rf $(VENV) $(VENV)-newest .cache build *.egg-info
 
@@ -58,4 +62,8 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@

@@ -1,4 +1,4 @@
-"""DCD (Li et al. 2022): the teacher's discriminator compares the student with the teacher."""
+"""DCD (Hu et al. 2023): the teacher's discriminator compares the student with the teacher."""
 
 from collections.abc import Sequence
 
@@ -27,7 +27,7 @@ def dcd(
 
     A connected feature of the student and the teacher's feature are resized to the image size and
     projected to the image channels by the same fixed random projection. The L1 between the features
-    of the teacher's discriminator for the two is summed over taps. Li et al. 2022 (DCD), section
+    of the teacher's discriminator for the two is summed over taps. Hu et al. 2023 (DCD), section
     3.2, where the projection is learned; weights are ours.
 
     Args:
