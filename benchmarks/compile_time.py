@@ -2,7 +2,7 @@
 
     python -m benchmarks.compile_time
 
-(a) the README's step: a DCGAN of 32x32, teacher width 64, student width 8, R1, batch 4;
+(a) adversarial distillation: a DCGAN of 32x32, teacher width 64, student width 8, R1, batch 4;
 (b) data-free distillation of a DCGAN of 64x64 with R1, the same widths, batch 32;
 (c) a StyleGAN2 of 64x64 without a teacher, channel_base 1024, channel_max 64, R1, batch 8.
 
@@ -30,7 +30,7 @@ _STEPS = flags.DEFINE_integer("steps", 10, "How often each step is timed, in a r
 
 
 def make_setup(networks: kd.Networks, distill: bool) -> kd.Setup:
-    """The README's losses."""
+    """Non-saturating losses with R1 and, for distillation, the teacher's images."""
     g_terms = {
         "adversarial": kd.Term(lambda f: adversarial.nonsaturating_g(f.discriminator.fake_scores))
     }

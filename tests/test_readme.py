@@ -1,48 +1,126 @@
-"""The README's examples run as written, and its commands and links exist."""
+"""The README's examples run as written; its commands, links, extras and figures exist."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
-import jax
-import numpy as np
-
-import kd_jax as kd
+import pytest
+from conftest import CACHE
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+QUICKSTART, PUBLISHED = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_examples_run_as_written():
-    first, second = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    images = np.random.default_rng(0).uniform(-1, 1, (4, 32, 32, 3)).astype(np.float32)
-    teacher = kd.models.dcgan.generator(32, width=64)
-    scope = {
-        "images": images,
-        "teacher_variables": teacher.init(jax.random.key(1), np.zeros((4, 64), np.float32)),
+def check_quickstart(folder: Path, output: str, prints: int) -> None:
+    *losses, last = output.splitlines()
+    assert len(losses) == 2 * prints
+    assert all(re.fullmatch(r"\d+: g -?[\d.]+, d -?[\d.]+", line) for line in losses)
+    teacher, student = (int(count.replace(",", "")) for count in re.findall(r"[\d,]{4,}", last))
+    assert student < teacher / 20
+    with Image.open(folder / "digits.png") as picture:
+        assert picture.size[0] > 10 * 16 * 5
+
+
+def test_the_quickstart_runs_with_few_steps(tmp_path, monkeypatch, capsys):
+    replacements = {
+        "steps=1000": "steps=2",
+        "% 100 ": "% 1 ",
+        "channels=1)": f"channels=1, cache={str(CACHE / 'tfds')!r})",
     }
-    exec(compile(first, "README.md", "exec"), scope)
-    assert int(scope["state"].step) == 1
-    assert np.isfinite(scope["metrics"]["g/pixel"])
-    assert len(first.splitlines()) <= 30
+    code = QUICKSTART
+    for old, new in replacements.items():
+        assert old in code
+        code = code.replace(old, new, 1)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    check_quickstart(tmp_path, capsys.readouterr().out, prints=2)
 
-    exec(compile(second, "README.md", "exec"), scope)
-    connectors = scope["state"].generator.variables["params"]["connectors"]
-    assert connectors["8x8"]["kernel"].shape == (16, 128)
-    kernel = scope["state"].generator.variables["params"]["Dense_0"]["kernel"]
-    assert np.isin(kernel, scope["teacher_variables"]["params"]["Dense_0"]["kernel"]).all()
-    step = jax.eval_shape(
-        kd.make_train_step(scope["setup"]),
-        scope["state"],
-        kd.Teacher(scope["teacher_variables"]),
-        {"image": images},
+
+@pytest.mark.slow
+def test_the_quickstart_runs_as_written(tmp_path):
+    (tmp_path / "quickstart.py").write_text(QUICKSTART)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "quickstart.py"],
+        cwd=tmp_path,
+        env=os.environ | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
     )
-    assert {"g/features", "g/reconstruction/weight"} <= set(step[1])
+    assert result.returncode == 0, result.stderr
+    check_quickstart(tmp_path, result.stdout, prints=10)
 
 
-def test_targets_modules_and_links_of_the_readme_exist():
-    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^|`)make (\w+)", readme, re.MULTILINE)):
+def test_a_published_teacher_is_loaded_as_written(golden, tmp_path, monkeypatch):
+    file = golden / "pkl" / "sg2_tiny.pkl"
+    if not file.exists():
+        pytest.skip(f"no {file}")
+    shutil.copy(file, tmp_path / "ffhq.pkl")
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    exec(compile(PUBLISHED, "README.md", "exec"), scope)
+    assert scope["images"].shape == (4, 16, 16, 3)
+    assert {"4x4", "8x8", "16x16"} <= set(scope["taps"])
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_targets_modules_and_links_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE))
+    assert {"demo", "test"} <= targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    for module in set(re.findall(r"python -m (experiments[\w.]+)", readme)):
+    modules = set(re.findall(r"python -m (experiments[\w.]+)", README))
+    assert modules
+    for module in modules:
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", readme):
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    if not (ROOT / "docs").exists():
+        links = [link for link in links if not link.startswith("docs/")]
+    assert links
+    for link in links:
         assert (ROOT / link).exists(), link
+
+
+def test_the_extras_exist():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    installed = re.findall(r"pip install (?:-e )?'\.\[([\w,]+)\]'", README)
+    assert installed
+    assert {name for names in installed for name in names.split(",")} <= set(extras)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_the_figures_are_those_of_the_report():
+    report = (ROOT / "experiments" / "results" / "digits" / "report.md").read_text()
+    rows = [cells(line) for line in report.splitlines() if line.startswith("|")]
+    (scarce,) = (row for row in rows if row[0] == "scarce")
+    (every,) = (row for row in rows if row[0] == "all")
+    costs = {row[0]: row for row in rows if row[0] in ("teacher", "student") and len(row) == 5}
+    expected = {}
+    for name, network, distance in (
+        ("teacher", "teacher", scarce[2]),
+        (f"student from scratch, {scarce[1]} images", "student", scarce[3]),
+        (f"student distilled, {scarce[1]} images", "student", scarce[4]),
+    ):
+        # The last cost is that of a batch of 64, with its quartiles in brackets.
+        _, parameters, _, _, batch = costs[network]
+        expected[name] = [parameters, batch.partition(" (")[0], distance]
+    table = [cells(line) for line in README.splitlines() if line.startswith("| ")]
+    assert {name: values for name, *values in table[1:]} == expected
+    assert f"{every[3]} from scratch" in README
+    assert f"{every[4]} distilled" in README
+    (fewer,) = re.findall(r"\*\*(\d+ times fewer parameters)\*\*", report)
+    assert fewer in README

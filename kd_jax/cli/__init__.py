@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> None:
         except ModuleNotFoundError as error:
             print(
                 f"error: kd-jax {command} needs {error.name}, which is not installed: "
-                "pip install 'kd_jax[experiments]'",
+                "pip install 'kd_jax[evaluate]'",
                 file=sys.stderr,
             )
             sys.exit(2)

@@ -50,4 +50,4 @@ def test_a_missing_package_is_named_in_one_line(tmp_path):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
-    assert "kd_jax[experiments]" in line
+    assert "kd_jax[evaluate]" in line
