@@ -73,7 +73,11 @@ def parser() -> argparse.ArgumentParser:
         "--data", required=True, help="the real images: digits, photos, folder:PATH or tfds:NAME"
     )
     result.add_argument("--split", default="train", help="the split of the real images")
-    result.add_argument("--resize", action="store_true", help="resize real images of other sizes")
+    result.add_argument(
+        "--resize",
+        action="store_true",
+        help="convert real images of other sizes, colours and bits; transparency becomes white",
+    )
     result.add_argument("--out", default="evaluation", help="the output folder")
     result.add_argument(
         "--samples", type=int, help="samples per network; by default as many as real images"
@@ -126,6 +130,8 @@ def run(args: argparse.Namespace, command: str) -> page.Report:
     source = kd_data.open_source(
         args.data, args.split, *_size(subjects), _cache() / "tfds", resize=args.resize
     )
+    for note in source.notes:
+        print(f"{source.name}: {note}", file=sys.stderr)
     count = args.samples or len(source)
     conventions = measure.fit_conventions(TOOLS[args.convention], count, len(source))
     bar = Progress()

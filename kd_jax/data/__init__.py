@@ -65,7 +65,10 @@ def open_source(
           to `size`; `train` has six photographs and `test` the other three; a label is the number
           of a photograph.
         `folder:PATH`: the png, jpg, webp and bmp files of a folder, one class; or of its
-          sub-folders, one class each, in the order of their names. All headers are read.
+          sub-folders, one class each, in the order of their names. Other and hidden files are left
+          out. Numbered folders of StyleGAN's `dataset_tool.py` (`00000/img00000000.png`) and of
+          FFHQ are one set, with the labels of `dataset.json` if it has any. All files are read
+          once, for their headers and the fingerprint.
         `tfds:NAME`: a TFDS dataset, already prepared as array_record, with a feature `image` and
           optionally a `label`.
       split: `train`, or any TFDS split (`train[:90%]`). A folder has only `train`.
@@ -73,20 +76,25 @@ def open_source(
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
       cache: the directory of TFDS datasets; None is TFDS's default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
-      resize: whether to resize images of another size (the centre square, antialiased bicubic) and
-        to convert between grey and colour. Otherwise, an image of another size or colour is an
-        error. Transparency is always an error unless `channels=4`, since the background is unknown.
+      resize: whether to convert images that do not fit: the centre square is resized (antialiased
+        bicubic), grey, palette, CMYK and colour are converted to each other, 16 bits are scaled to
+        8, and transparency is composed on white unless `channels=4`. Otherwise, images that do not
+        fit are an error.
       in_patches: for folders, whether to cut each image into adjacent patches of `size`; the last
-        patch of a row or a column is aligned with the image's border. Reading a patch decodes its
-        whole image, unless all patches fit into memory.
+        patch of a row or a column is aligned with the image's border. Colours are converted as by
+        `resize`. Reading a patch decodes its whole image, unless all patches fit into memory.
       skip_corrupt: whether to replace an image whose data are damaged by the next one, wherever the
-        source is read.
+        source is read, and to leave out the files of a folder that cannot be opened as images.
+
+    Returns:
+      A source; its `notes` have one line for each kind of file of a folder that was left out, and
+      for each kind of conversion.
 
     Raises:
       FileNotFoundError: the folder does not exist or is empty, or the dataset is not prepared.
-      ValueError: the arguments or the images are invalid; the message is one line that names the
-        file. Images with a valid header and damaged data raise an UnreadableError when they are
-        read.
+      ValueError: the arguments or the images are invalid; the message is one line, which for a
+        folder counts all images that do not fit, by kind, with an example of each. Images with a
+        valid header and damaged data raise an UnreadableError when they are read.
     """
     if in_patches and not spec.startswith("folder:"):
         raise ValueError(
@@ -109,7 +117,8 @@ def open_source(
     elif kind == "folder" and argument:
         from kd_jax.data.folder import open_folder
 
-        source = open_folder(Path(argument).expanduser(), split, size, channels, resize, in_patches)
+        folder = Path(argument).expanduser()
+        source = open_folder(folder, split, size, channels, resize, in_patches, skip_corrupt)
     elif kind == "tfds" and argument:
         from kd_jax.data.prepared import open_prepared
 

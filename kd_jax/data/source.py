@@ -38,6 +38,8 @@ class Source:
       in_memory: whether `read` caches images.
       skip_corrupt: whether to replace an unreadable image by the next readable one, which is always
         the same. Otherwise, `source[i]`, `load_all` and batches raise an UnreadableError.
+      notes: one line, for people, for each kind of file that was left out when the set was opened,
+        and for each kind of conversion.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Source:
     read_labels: Callable[[], npt.NDArray[np.int32]]
     in_memory: bool = False
     skip_corrupt: bool = False
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.length

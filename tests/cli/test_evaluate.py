@@ -119,6 +119,20 @@ def test_invalid_arguments_are_rejected_before_writing(networks, tmp_path, capsy
     assert not out.exists()
 
 
+def test_files_that_are_left_out_and_conversions_are_reported(networks, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (20, 16)).save(images / "one.png")
+    (images / "notes.txt").write_text("not an image")
+    arguments = [networks["wide"], "--data", f"folder:{images}", "--out", str(tmp_path / "report")]
+    with pytest.raises(SystemExit):  # one image is too few
+        command.main([*arguments, "--resize"])
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert [note.rpartition(": ")[2] for note in notes] == ["notes.txt", "one.png"]
+    assert "--resize" in error_of(capsys, *arguments)
+
+
 def source():
     return kd_data.open_source("digits", "train", 8, 1, CACHE / "tfds")
 
