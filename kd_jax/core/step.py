@@ -28,8 +28,8 @@ from kd_jax.core.objective import (
     TermState,
     weighted_total,
 )
-from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher, ema_decay
-from kd_jax.core.state import Metrics, NetworkState, Step, TrainState
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher, check_teacher, ema_decay
+from kd_jax.core.state import Metrics, NetworkState, Step, TrainState, check_state
 from kd_jax.core.types import Array, Batch, Taps, Variables
 
 _DISCRIMINATOR, _GENERATOR = 0, 1  # folded into the step's key, per use
@@ -117,12 +117,7 @@ def step_key(state: TrainState, use: int) -> Array:
     Raises:
       ValueError: the state is not a `TrainState`.
     """
-    if not isinstance(state, TrainState):
-        kind = type(state)
-        raise ValueError(
-            f"the state is a {kind.__module__}.{kind.__qualname__}; it must be a "
-            "kd_jax.TrainState, from kd_jax.init_state(setup, key, batch)"
-        )
+    check_state(state)
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
 
@@ -225,12 +220,8 @@ def forward_pass(
       ValueError: the variables, the batch or the shapes of the images do not fit the networks.
     """
     check_batch(batch)
+    check_teacher(teacher)
     frozen = Teacher() if teacher is None else teacher
-    if not isinstance(frozen, Teacher):
-        raise ValueError(
-            f"teacher_variables is a {type(teacher).__name__}; it must be a "
-            "kd_jax.Teacher(generator, discriminator, extractor)"
-        )
     input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
     inputs = split_over_mesh(task(input_key, batch))
     if not isinstance(inputs, Inputs):
