@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.core.types import Array, Batch
@@ -96,9 +97,30 @@ def batch_entry(batch: Batch, name: str) -> Any:
 
 
 def check_batch(batch: Any) -> None:
-    """Raises a ValueError unless a batch is a dict of arrays by name."""
+    """Raises a ValueError unless a batch is a dict of numeric arrays by name."""
     if not isinstance(batch, Mapping):
+        kind = type(batch).__name__
+        if hasattr(batch, "shape"):
+            kind = f"{kind} of shape {tuple(batch.shape)}"
         raise ValueError(
-            f"the batch is a {type(batch).__name__}; it must be a dict of arrays by name: "
-            '{"image": images}'
+            f'the batch is a {kind}; it must be a dict of arrays by name: {{"image": images}}'
         )
+    for name, entry in batch.items():
+        if not isinstance(entry, jax.Array) and (content := non_numeric(entry)):
+            raise ValueError(
+                f"batch[{name!r}] holds {content}; a batch holds arrays of numbers: leave it out"
+            )
+
+
+def non_numeric(tree: Any) -> str | None:
+    """The type or dtype of the first leaf that cannot be an argument of a compiled function."""
+    for leaf in jax.tree.leaves(tree):
+        dtype = getattr(leaf, "dtype", None)
+        if dtype is None and not isinstance(leaf, bool | int | float | complex):
+            return f"a {type(leaf).__name__}"
+        if getattr(dtype, "kind", "") in _NOT_NUMBERS:
+            return f"values of dtype {dtype}"
+    return None
+
+
+_NOT_NUMBERS = tuple("OSUMm")  # numpy's kinds: objects, bytes, strings, dates and durations

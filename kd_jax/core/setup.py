@@ -36,6 +36,32 @@ class Teacher(NamedTuple):
     extractor: Any = None
 
 
+def check_teacher(teacher: Any) -> None:
+    """Raises a ValueError unless `teacher_variables` is a `Teacher` of variables, or None."""
+    if isinstance(teacher, Teacher):
+        for name, value in teacher._asdict().items():
+            if isinstance(value, Network) or hasattr(value, "network"):
+                raise ValueError(
+                    f"teacher_variables.{name} is a {_type_name(value)}, not variables: pass "
+                    f"kd_jax.Teacher({name}={_variables_of(value)})"
+                )
+    elif teacher is not None:
+        raise ValueError(
+            f"teacher_variables is a {_type_name(teacher)}; it must be a kd_jax.Teacher(generator, "
+            f"discriminator, extractor): wrap it, kd_jax.Teacher({_variables_of(teacher)})"
+        )
+
+
+def _type_name(value: Any) -> str:
+    kind = type(value)
+    return f"kd_jax.{kind.__name__}" if kind.__module__.startswith("kd_jax.") else kind.__name__
+
+
+def _variables_of(value: Any) -> str:
+    # A `kd_jax.Model`, which the core does not import, holds its variables; a `Network` has none.
+    return "teacher.variables" if hasattr(value, "variables") else "variables"
+
+
 class Networks(NamedTuple):
     """The networks of one step.
 

@@ -43,6 +43,16 @@ class TrainState(NamedTuple):
     wrappers: Mapping[str, Any] = {}
 
 
+def check_state(state: Any) -> None:
+    """Raises a ValueError unless a state is a `TrainState`."""
+    if not isinstance(state, TrainState):
+        kind = type(state)
+        raise ValueError(
+            f"the state is a {kind.__module__}.{kind.__qualname__}; it must be a "
+            "kd_jax.TrainState, from kd_jax.init_state(setup, key, batch)"
+        )
+
+
 Metrics: TypeAlias = dict[str, Array]
 State = TypeVar("State")
 Step: TypeAlias = Callable[[State, Teacher | None, Batch], tuple[State, Metrics]]

@@ -17,6 +17,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from kd_jax.core.checks import check_batch
+from kd_jax.core.micro_batches import Update, Updates, check_count, mean_updates
 from kd_jax.core.network import Network, check_variables
 from kd_jax.core.objective import (
     BoundNetwork,
@@ -28,25 +29,52 @@ from kd_jax.core.objective import (
     TermState,
     weighted_total,
 )
-from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher, ema_decay
-from kd_jax.core.state import Metrics, NetworkState, Step, TrainState
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher, check_teacher, ema_decay
+from kd_jax.core.state import Metrics, NetworkState, Step, TrainState, check_state
 from kd_jax.core.types import Array, Batch, Taps, Variables
 
 _DISCRIMINATOR, _GENERATOR = 0, 1  # folded into the step's key, per use
 
 
-def make_train_step(setup: Setup) -> Step[TrainState]:
+def make_train_step(setup: Setup, *, micro_batches: int = 1) -> Step[TrainState]:
     """The alternating step: updates the discriminator, then the generator against the new one.
 
     Each update draws its own latents (Goodfellow et al. 2014, algorithm 1, with k = 1). Without a
     discriminator in `setup.networks`, only the generator is updated.
 
+    With `micro_batches=n`, each update computes the gradients of n equal parts of the batch one
+    after another and applies their mean (gradient accumulation), so that the activations of only
+    one part are in memory. Inputs are drawn for the whole batch, and example i belongs to part
+    `i % n`. The step equals the plain one, up to rounding, if every term is a mean over independent
+    examples with weights that do not depend on the batch, and neither networks nor terms draw
+    random numbers. Otherwise:
+
+    * Terms that relate the examples of a batch (contrastive, relational, moments), and networks
+      that do (batch normalisation, minibatch standard deviation), see one part at a time.
+    * Collections other than parameters start from the same values in each part, and floats are
+      averaged after it: exact for the running mean of batch normalisation, while its running
+      variance is that within the parts. Spectral normalisation takes one power iteration per pass,
+      as without parts.
+    * Networks and terms that draw random numbers (noise, augmentation, gradient penalties) have a
+      key for each part.
+    * The states of terms and of adaptive weights (image pools, moving averages) are updated once
+      per part. Lazy terms are evaluated in all parts of a step or in none.
+    * Metrics are means over the parts; `grad_norm` is the norm of the mean gradient.
+
+    Args:
+      setup: the setup.
+      micro_batches: the number of parts; 1 is the plain step.
+
     Raises:
-      ValueError: (by the step, when first traced) a term fails, and the message names it; or the
-        state, the teacher's variables or the batch do not fit the setup.
+      ValueError: `micro_batches` is not a positive integer; or (by the step, when first traced) a
+        term fails, and the message names it; the state, the teacher's variables or the batch do
+        not fit the setup; or with parts: the batch is not divisible, an input of the task has
+        another first axis, or the shape of a term's state depends on the number of examples.
     """
-    update_generator = g_step(setup)
-    update_discriminator = d_step(setup) if setup.networks.discriminator else _no_update
+    update_generator = g_step(setup, micro_batches=micro_batches)
+    update_discriminator: Step[TrainState] = _no_update
+    if setup.networks.discriminator:
+        update_discriminator = d_step(setup, micro_batches=micro_batches)
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
@@ -58,7 +86,7 @@ def make_train_step(setup: Setup) -> Step[TrainState]:
     return step
 
 
-def make_simultaneous_step(setup: Setup) -> Step[TrainState]:
+def make_simultaneous_step(setup: Setup, *, micro_batches: int = 1) -> Step[TrainState]:
     """The simultaneous step: both gradients are taken at the same point, from one forward pass.
 
     Unlike in `make_train_step`, the two updates share their latents and images, and the generator's
@@ -66,47 +94,63 @@ def make_simultaneous_step(setup: Setup) -> Step[TrainState]:
     network (the compiler merges the identical ones). The fixed points of the training are the
     same, its dynamics are not (Mescheder et al. 2018, section 2).
 
+    Args:
+      setup: the setup.
+      micro_batches: as for `make_train_step`.
+
     Raises:
       ValueError: as for `make_train_step`; or (immediately) the setup has no discriminator.
     """
-    compute_d, compute_g = _discriminator_update(setup), _generator_update(setup)
+    compute_updates = _compute_updates(
+        setup, micro_batches, _discriminator_update(setup), _generator_update(setup)
+    )
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         key = step_key(state, _DISCRIMINATOR)
-        d_update = compute_d(state, teacher_variables, batch, key)
-        g_update = compute_g(state, teacher_variables, batch, key)
-        state, d_metrics = _update_discriminator(setup, state, d_update)
-        state, g_metrics = _update_generator(setup, state, g_update)
+        updates = compute_updates(state, teacher_variables, batch, key)
+        state, d_metrics = _update_discriminator(setup, state, updates["discriminator"])
+        state, g_metrics = _update_generator(setup, state, updates["generator"])
         return state._replace(step=state.step + 1), {**d_metrics, **g_metrics}
 
     return step
 
 
-def d_step(setup: Setup) -> Step[TrainState]:
-    """The update of the discriminator. It does not advance `state.step`."""
-    compute_update = _discriminator_update(setup)
+def d_step(setup: Setup, *, micro_batches: int = 1) -> Step[TrainState]:
+    """The update of the discriminator. It does not advance `state.step`.
+
+    Args:
+      setup: the setup.
+      micro_batches: as for `make_train_step`.
+    """
+    compute_updates = _compute_updates(setup, micro_batches, _discriminator_update(setup))
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         key = step_key(state, _DISCRIMINATOR)
-        update = compute_update(state, teacher_variables, batch, key)
-        return _update_discriminator(setup, state, update)
+        updates = compute_updates(state, teacher_variables, batch, key)
+        return _update_discriminator(setup, state, updates["discriminator"])
 
     return step
 
 
-def g_step(setup: Setup) -> Step[TrainState]:
-    """The update of the generator and of its moving average. It does not advance `state.step`."""
-    compute_update = _generator_update(setup)
+def g_step(setup: Setup, *, micro_batches: int = 1) -> Step[TrainState]:
+    """The update of the generator and of its moving average. It does not advance `state.step`.
+
+    Args:
+      setup: the setup.
+      micro_batches: as for `make_train_step`.
+    """
+    compute_updates = _compute_updates(setup, micro_batches, _generator_update(setup))
 
     def step(
         state: TrainState, teacher_variables: Teacher | None, batch: Batch
     ) -> tuple[TrainState, Metrics]:
-        update = compute_update(state, teacher_variables, batch, step_key(state, _GENERATOR))
-        return _update_generator(setup, state, update)
+        key = step_key(state, _GENERATOR)
+        updates = compute_updates(state, teacher_variables, batch, key)
+        return _update_generator(setup, state, updates["generator"])
 
     return step
 
@@ -117,12 +161,7 @@ def step_key(state: TrainState, use: int) -> Array:
     Raises:
       ValueError: the state is not a `TrainState`.
     """
-    if not isinstance(state, TrainState):
-        kind = type(state)
-        raise ValueError(
-            f"the state is a {kind.__module__}.{kind.__qualname__}; it must be a "
-            "kd_jax.TrainState, from kd_jax.init_state(setup, key, batch)"
-        )
+    check_state(state)
     return jax.random.fold_in(jax.random.fold_in(state.key, state.step), use)
 
 
@@ -146,59 +185,83 @@ def _no_update(
     return state, {}
 
 
-# Of one network: gradients, its variables after the pass, metrics, the terms' states.
-_Update: TypeAlias = tuple[Any, Variables, Metrics, dict[str, TermState]]
-_ComputeUpdate: TypeAlias = Callable[[TrainState, Teacher | None, Batch, Array], _Update]
+# The updates from a state, the teacher's variables, the inputs and a key.
+_Compute: TypeAlias = Callable[[TrainState, Teacher | None, Inputs, Array], Updates]
 
 
-def _discriminator_update(setup: Setup) -> _ComputeUpdate:
+def _compute_updates(
+    setup: Setup, micro_batches: int, *computes: _Compute
+) -> Callable[[TrainState, Teacher | None, Batch, Array], Updates]:
+    """The updates for a batch, each the mean over `micro_batches` parts."""
+    check_count(micro_batches)
+
+    def compute(state: TrainState, teacher: Teacher | None, inputs: Inputs, key: Array) -> Updates:
+        updates: Updates = {}
+        for compute in computes:
+            updates.update(compute(state, teacher, inputs, key))
+        return updates
+
+    def compute_updates(
+        state: TrainState, teacher: Teacher | None, batch: Batch, key: Array
+    ) -> Updates:
+        inputs = _draw_inputs(setup.task, batch, key)
+        if micro_batches == 1:
+            return compute(state, teacher, inputs, key)
+
+        def compute_part(terms: PerNetwork, part: Inputs, index: Array) -> Updates:
+            part_key = jax.random.fold_in(key, index)
+            return compute(state._replace(terms=terms), teacher, split_over_mesh(part), part_key)
+
+        return mean_updates(compute_part, state.terms, inputs, micro_batches)
+
+    return compute_updates
+
+
+def _discriminator_update(setup: Setup) -> _Compute:
     networks, terms = setup.networks, setup.losses.discriminator
     if networks.discriminator is None:
         raise ValueError("networks.discriminator is None: there is no discriminator to train")
 
-    def compute_update(
-        state: TrainState, teacher: Teacher | None, batch: Batch, key: Array
-    ) -> _Update:
+    def compute(state: TrainState, teacher: Teacher | None, inputs: Inputs, key: Array) -> Updates:
         variables = state.discriminator.variables
 
         def loss(params: Any) -> tuple[Array, Any]:
             students = PerNetwork(state.generator.variables, {**variables, "params": params})
-            forward, after = forward_pass(
-                networks, setup.task, students, teacher, batch, key, state.step
-            )
+            forward, after = _run_networks(networks, students, teacher, inputs, key, state.step)
             total, values, states = weighted_total(terms, forward, state.terms.discriminator)
             scores = {"fake_score": forward.discriminator.fake_scores.mean()}
             if forward.inputs.real is not None:
                 scores["real_score"] = forward.discriminator.real_scores.mean()
-            return total, (after.discriminator, {"total": total, **values, **scores}, states)
+            metrics = {"total": total, **values, **scores}
+            return total, (_collections(after.discriminator), metrics, states)
 
-        grads, (after, metrics, states) = jax.grad(loss, has_aux=True)(variables["params"])
-        return grads, after, metrics, states
+        grads, results = jax.grad(loss, has_aux=True)(variables["params"])
+        return {"discriminator": Update(grads, *results)}
 
-    return compute_update
+    return compute
 
 
-def _generator_update(setup: Setup) -> _ComputeUpdate:
+def _generator_update(setup: Setup) -> _Compute:
     networks, terms = setup.networks, setup.losses.generator
 
-    def compute_update(
-        state: TrainState, teacher: Teacher | None, batch: Batch, key: Array
-    ) -> _Update:
+    def compute(state: TrainState, teacher: Teacher | None, inputs: Inputs, key: Array) -> Updates:
         variables = state.generator.variables
 
         def loss(params: Any) -> tuple[Array, Any]:
             discriminator = state.discriminator.variables if networks.discriminator else None
             students = PerNetwork({**variables, "params": params}, discriminator)
-            forward, after = forward_pass(
-                networks, setup.task, students, teacher, batch, key, state.step
-            )
+            forward, after = _run_networks(networks, students, teacher, inputs, key, state.step)
             total, values, states = weighted_total(terms, forward, state.terms.generator)
-            return total, (after.generator, {"total": total, **values}, states)
+            return total, (_collections(after.generator), {"total": total, **values}, states)
 
-        grads, (after, metrics, states) = jax.grad(loss, has_aux=True)(variables["params"])
-        return grads, after, metrics, states
+        grads, results = jax.grad(loss, has_aux=True)(variables["params"])
+        return {"generator": Update(grads, *results)}
 
-    return compute_update
+    return compute
+
+
+def _collections(variables: Variables) -> Variables:
+    return {name: value for name, value in variables.items() if name != "params"}
 
 
 def forward_pass(
@@ -224,18 +287,29 @@ def forward_pass(
     Raises:
       ValueError: the variables, the batch or the shapes of the images do not fit the networks.
     """
+    inputs = _draw_inputs(task, batch, key)
+    return _run_networks(networks, variables, teacher, inputs, key, step)
+
+
+def _draw_inputs(task: MakeInputs, batch: Batch, key: Array) -> Inputs:
     check_batch(batch)
-    frozen = Teacher() if teacher is None else teacher
-    if not isinstance(frozen, Teacher):
-        raise ValueError(
-            f"teacher_variables is a {type(teacher).__name__}; it must be a "
-            "kd_jax.Teacher(generator, discriminator, extractor)"
-        )
-    input_key, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)
-    inputs = split_over_mesh(task(input_key, batch))
+    inputs = split_over_mesh(task(jax.random.split(key, 5)[0], batch))
     if not isinstance(inputs, Inputs):
         raise ValueError(f"the task returned a {type(inputs).__name__}, not kd_jax.Inputs")
+    return inputs
 
+
+def _run_networks(
+    networks: Networks,
+    variables: PerNetwork,
+    teacher: Teacher | None,
+    inputs: Inputs,
+    key: Array,
+    step: Array,
+) -> tuple[Forward, PerNetwork]:
+    check_teacher(teacher)
+    frozen = Teacher() if teacher is None else teacher
+    _, g_key, real_key, fake_key, term_key = jax.random.split(key, 5)  # the first: for the inputs
     output, taps, generator = networks.generator.apply(
         variables.generator, *inputs.generator, train=True, rngs=g_key
     )
@@ -346,7 +420,7 @@ def _check_images(real: Array, output: Array) -> None:
 
 
 def _update_discriminator(
-    setup: Setup, state: TrainState, update: _Update
+    setup: Setup, state: TrainState, update: Update
 ) -> tuple[TrainState, Metrics]:
     network_state, metrics, states = _apply_update(
         state.discriminator, setup.optimizers.discriminator, update
@@ -356,7 +430,7 @@ def _update_discriminator(
 
 
 def _update_generator(
-    setup: Setup, state: TrainState, update: _Update
+    setup: Setup, state: TrainState, update: Update
 ) -> tuple[TrainState, Metrics]:
     network_state, metrics, states = _apply_update(
         state.generator, setup.optimizers.generator, update
@@ -372,12 +446,16 @@ def _update_generator(
 
 
 def _apply_update(
-    network_state: NetworkState, optimizer: optax.GradientTransformation, update: _Update
+    network_state: NetworkState, optimizer: optax.GradientTransformation, update: Update
 ) -> tuple[NetworkState, Metrics, dict[str, TermState]]:
-    grads, after, metrics, states = update
+    grads, collections, metrics, states = update
     params = network_state.variables["params"]
     updates, opt_state = optimizer.update(grads, network_state.opt_state, params)
-    variables = {**after, "params": optax.apply_updates(params, updates)}
+    variables = {
+        **network_state.variables,
+        **collections,
+        "params": optax.apply_updates(params, updates),
+    }
     return (
         NetworkState(variables, opt_state),
         {**metrics, "grad_norm": optax.tree.norm(grads)},

@@ -1,4 +1,9 @@
-"""Architectures, one per file; each builds `Network`s with taps."""
+"""Architectures, one per file; each builds `Network`s with taps.
+
+Every factory takes `dtype`, the computation dtype. With bfloat16, the features (taps) of hidden
+layers are bfloat16; parameters, the statistics of norms, images, scores and logits are always
+float32.
+"""
 
 from kd_jax.models import (
     biggan,

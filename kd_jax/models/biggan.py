@@ -23,6 +23,7 @@ from kd_jax.models import resnet
 from kd_jax.models.layers.attention import SelfAttention
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm
+from kd_jax.models.layers.remat import remat as remat_block
 from kd_jax.models.layers.spectral import ONE_STEP, Conv, Dense, Embed, SpectralNorm
 
 # Channels of the generator at 4x4, 8x8, ..., and of the discriminator's blocks, as multiples of
@@ -58,6 +59,7 @@ def gan(
     wide: bool = True,
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> PerNetwork:
     """A generator and its discriminator, as a `PerNetwork` of networks.
 
@@ -76,6 +78,7 @@ def gan(
         otherwise it is that of their input.
       spectral: spectral normalisation of both networks' weights, or None.
       dtype: the computation dtype; parameters, images and scores are always float32.
+      remat: whether the gradient recomputes the activations within each block and attention.
 
     Raises:
       ValueError: the size is not supported, a number is not positive, or the latents are
@@ -92,6 +95,7 @@ def gan(
             attention=attention,
             spectral=spectral,
             dtype=dtype,
+            remat=remat,
         ),
         discriminator(
             size,
@@ -101,6 +105,7 @@ def gan(
             wide=wide,
             spectral=spectral,
             dtype=dtype,
+            remat=remat,
         ),
     )
 
@@ -118,6 +123,7 @@ def generator(
     epsilon: float = 1e-5,
     unbiased: bool = True,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(latents[, labels]) -> images`.
 
@@ -143,6 +149,7 @@ def generator(
             epsilon,
             unbiased,
             dtype,
+            remat,
         )
     )
 
@@ -156,6 +163,7 @@ def discriminator(
     wide: bool = True,
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits).
 
@@ -167,7 +175,7 @@ def discriminator(
     widths = resnet.block_widths("a BigGAN discriminator", DISCRIMINATOR, size, width)
     return from_linen(
         Discriminator(
-            widths, resnet.halvings(size), classes, tuple(attention), wide, spectral, dtype
+            widths, resnet.halvings(size), classes, tuple(attention), wide, spectral, dtype, remat
         )
     )
 
@@ -212,6 +220,7 @@ class Generator(nn.Module):
     epsilon: float
     unbiased: bool
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -235,6 +244,8 @@ class Generator(nn.Module):
             linear = partial(Embed, classes=self.classes, dtype=self.dtype)
         norm = partial(ConditionalNorm, normalise, linear)
 
+        block = remat_block(resnet.GeneratorBlock, self.remat)
+        attention = remat_block(SelfAttention, self.remat)
         blocks = self.widths[1:]
         latents, conditions = split_conditions(latents, condition, len(blocks), self.hierarchical)
         x = Dense(resnet.BOTTOM**2 * self.widths[0], name="dense", **layer)(latents)
@@ -242,11 +253,11 @@ class Generator(nn.Module):
         taps = {resnet.side(x): x}
         for index, features in enumerate(blocks):
             name = f"block_{index}"
-            x = resnet.GeneratorBlock(features, norm, conv, name=name)(x, conditions[index])
+            x = block(features, norm, conv, name=name)(x, conditions[index])
             taps[name] = x
             if x.shape[1] in self.attention:
                 name = f"attention_{index}"
-                x = taps[name] = SelfAttention(conv, name=name)(x)
+                x = taps[name] = attention(conv, name=name)(x)
             taps[resnet.side(x)] = x
         x = jax.nn.relu(normalise(name="norm")(x))
         image = conv(self.channels, name="image")(x)
@@ -263,6 +274,7 @@ class Discriminator(nn.Module):
     wide: bool
     spectral: SpectralNorm | None
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -271,10 +283,12 @@ class Discriminator(nn.Module):
         check_labels(self.classes, labels)
         layer: dict[str, Any] = {"norm": self.spectral, "train": train}
         conv = partial(Conv, dtype=self.dtype, **layer)
+        block = remat_block(resnet.DiscriminatorBlock, self.remat)
+        attention = remat_block(SelfAttention, self.remat)
         x, taps = images, {}
         for index, features in enumerate(self.widths):
             name = f"block_{index}"
-            x = resnet.DiscriminatorBlock(
+            x = block(
                 features,
                 hidden=features if self.wide else x.shape[-1],
                 downsample=index < self.halvings,
@@ -285,7 +299,7 @@ class Discriminator(nn.Module):
             taps[name] = x
             if x.shape[1] in self.attention:
                 name = f"attention_{index}"
-                x = taps[name] = SelfAttention(conv, name=name)(x)
+                x = taps[name] = attention(conv, name=name)(x)
             taps[resnet.side(x)] = x
         summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)

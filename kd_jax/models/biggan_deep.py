@@ -26,6 +26,7 @@ from kd_jax.models import biggan, resnet
 from kd_jax.models.layers.attention import SelfAttention, attention_axes
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, TruncationNorm, norm_axes
+from kd_jax.models.layers.remat import remat as remat_block
 from kd_jax.models.layers.spectral import (
     ONE_STEP,
     Conv,
@@ -62,6 +63,7 @@ def gan(
     attention: Sequence[int] = (64,),
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> PerNetwork:
     """A generator and its discriminator, as a `PerNetwork` of networks.
 
@@ -76,6 +78,7 @@ def gan(
       attention: sides at which self-attention follows the last block.
       spectral: spectral normalisation of both networks' weights, or None.
       dtype: the computation dtype; parameters, images and scores are always float32.
+      remat: whether the gradient recomputes the activations within each block and attention.
 
     Raises:
       ValueError: the size is not supported, or a number is not positive.
@@ -91,6 +94,7 @@ def gan(
             attention=attention,
             spectral=spectral,
             dtype=dtype,
+            remat=remat,
         ),
         discriminator(
             size,
@@ -100,6 +104,7 @@ def gan(
             attention=attention,
             spectral=spectral,
             dtype=dtype,
+            remat=remat,
         ),
     )
 
@@ -117,6 +122,7 @@ def generator(
     epsilon: float = 1e-5,
     unbiased: bool = True,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(latents[, labels]) -> images`: `generator_of_blocks` with the paper's arrangement.
 
@@ -147,6 +153,7 @@ def generator(
         epsilon=epsilon,
         unbiased=unbiased,
         dtype=dtype,
+        remat=remat,
     )
 
 
@@ -163,6 +170,7 @@ def generator_of_blocks(
     unbiased: bool = True,
     statistics: int | None = None,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(latents[, labels]) -> images`, from a list of blocks.
 
@@ -184,6 +192,7 @@ def generator_of_blocks(
         `truncation` in (0, 1], by default 1, to be set to the latents' truncation. None for
         ordinary batch normalisation.
       dtype: the computation dtype; parameters and images are always float32.
+      remat: whether the gradient recomputes the activations within each block and attention.
 
     Raises:
       ValueError: the number of widths is not that of `doublings` plus one, a width is not positive,
@@ -215,6 +224,7 @@ def generator_of_blocks(
             unbiased,
             statistics,
             dtype,
+            remat,
         )
     )
 
@@ -228,6 +238,7 @@ def discriminator(
     attention: Sequence[int] = (64,),
     spectral: SpectralNorm | None = ONE_STEP,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits).
 
@@ -243,7 +254,7 @@ def discriminator(
         raise ValueError(f"widths={widths} must be non-decreasing")
     return from_linen(
         Discriminator(
-            widths, resnet.halvings(size), depth, classes, tuple(attention), spectral, dtype
+            widths, resnet.halvings(size), depth, classes, tuple(attention), spectral, dtype, remat
         )
     )
 
@@ -414,6 +425,7 @@ class Generator(nn.Module):
     unbiased: bool
     statistics: int | None
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -436,15 +448,17 @@ class Generator(nn.Module):
             condition = jnp.concatenate([shared, condition], axis=-1)
         x = Dense(resnet.BOTTOM**2 * self.widths[0], name="dense", **layer)(condition)
         x = x.reshape(-1, resnet.BOTTOM, resnet.BOTTOM, self.widths[0])
+        block = remat_block(GeneratorBlock, self.remat)
+        attention = remat_block(SelfAttention, self.remat)
         taps = {resnet.side(x): x}
         for index, (features, double) in enumerate(
             zip(self.widths[1:], self.doublings, strict=True)
         ):
             name = f"block_{index}"
-            x = taps[name] = GeneratorBlock(features, double, norm, conv, name=name)(x, condition)
+            x = taps[name] = block(features, double, norm, conv, name=name)(x, condition)
             if index in self.attention:
                 name = f"attention_{index}"
-                x = taps[name] = SelfAttention(conv, name=name)(x)
+                x = taps[name] = attention(conv, name=name)(x)
             taps[resnet.side(x)] = x
         x = jax.nn.relu(normalise(name="norm")(x))
         image = conv(self.channels, name="image")(x)
@@ -472,6 +486,7 @@ class Discriminator(nn.Module):
     attention: tuple[int, ...]
     spectral: SpectralNorm | None
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -481,16 +496,18 @@ class Discriminator(nn.Module):
         layer: dict[str, Any] = {"norm": self.spectral, "train": train}
         conv = partial(Conv, dtype=self.dtype, **layer)
         x = conv(self.widths[0], name="stem")(images)
+        block = remat_block(DiscriminatorBlock, self.remat)
+        attention = remat_block(SelfAttention, self.remat)
         taps = {"stem": x}
         for stage, features in enumerate(self.widths[1:]):
             for number in range(self.depth):
                 index = stage * self.depth + number
                 name = f"block_{index}"
                 halve = number == 0 and stage < self.halvings
-                x = taps[name] = DiscriminatorBlock(features, halve, conv, name=name)(x)
+                x = taps[name] = block(features, halve, conv, name=name)(x)
             if x.shape[1] in self.attention:
                 name = f"attention_{index}"
-                x = taps[name] = SelfAttention(conv, name=name)(x)
+                x = taps[name] = attention(conv, name=name)(x)
             taps[resnet.side(x)] = x
         summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)

@@ -24,6 +24,7 @@ from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, norm_axes
+from kd_jax.models.layers.remat import remat as remat_block
 
 SIZES = (16, 32, 64, 128, 256)
 SMALLEST = 4  # the side at which the generator starts and the discriminator ends
@@ -43,6 +44,7 @@ def gan(
     max_width: int | None = None,
     minibatch_stddev: bool = False,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> PerNetwork:
     """A generator and its discriminator, as a `PerNetwork` of networks.
 
@@ -58,6 +60,8 @@ def gan(
       minibatch_stddev: whether the discriminator has the minibatch standard deviation as a feature
         (Karras et al. 2018).
       dtype: the computation dtype; parameters, images and scores are always float32.
+      remat: whether the gradient recomputes the activations within each block, a convolution with
+        its normalisation and activation.
 
     Raises:
       ValueError: `size` is not one of `SIZES`, a number is out of range, or the number of widths
@@ -72,6 +76,7 @@ def gan(
             depth=depth,
             max_width=max_width,
             dtype=dtype,
+            remat=remat,
         ),
         discriminator(
             size,
@@ -81,6 +86,7 @@ def gan(
             max_width=max_width,
             minibatch_stddev=minibatch_stddev,
             dtype=dtype,
+            remat=remat,
         ),
     )
 
@@ -94,13 +100,14 @@ def generator(
     depth: int = 0,
     max_width: int | None = None,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... are features, after activation.
 
     Args and errors are those of `gan`.
     """
     widths = _widths(size, width, depth, max_width)
-    return from_linen(Generator(widths, channels, classes, depth, dtype))
+    return from_linen(Generator(widths, channels, classes, depth, dtype, remat))
 
 
 def discriminator(
@@ -112,13 +119,14 @@ def discriminator(
     max_width: int | None = None,
     minibatch_stddev: bool = False,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits); taps ..., `8x8`, `4x4`, after activation.
 
     Args and errors are those of `gan`.
     """
     widths = _widths(size, width, depth, max_width)
-    return from_linen(Discriminator(widths, classes, depth, minibatch_stddev, dtype))
+    return from_linen(Discriminator(widths, classes, depth, minibatch_stddev, dtype, remat))
 
 
 def original_discriminator(
@@ -308,14 +316,13 @@ class Generator(nn.Module):
     classes: int
     depth: int
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, latents: Array, labels: Array | None = None, *, train: bool
     ) -> tuple[Array, dict[str, Array]]:
         check_labels(self.classes, labels)
-        conv = partial(Conv, use_bias=False, dtype=self.dtype)  # batch norm has the bias
-        norm = partial(BatchNorm, train=train, dtype=self.dtype)
         x = latents
         if labels is not None:
             embedding = nn.Embed(self.classes, latents.shape[-1], name="label")(labels)
@@ -324,18 +331,36 @@ class Generator(nn.Module):
             SMALLEST**2 * self.widths[0], use_bias=False, kernel_init=_normal, dtype=self.dtype
         )(x).reshape(-1, SMALLEST, SMALLEST, self.widths[0])
 
-        taps = {}
-        for index, features in enumerate(self.widths):
-            if index:
-                x = conv(features, RESAMPLING, ops.conv_transpose, stride=2)(x)
-            x = nn.relu(norm()(x))
-            for _ in range(self.depth):
-                # Residuals initialized to zero keep hundreds of layers trainable.
-                y = norm(scale_init=nn.initializers.zeros)(conv(features, 3, ops.conv)(x))
-                x = nn.relu(x + y)
+        taps, number = {}, 0
+        block = remat_block(Generator._block, self.remat, static=(2, 3, 4, 5))
+        for features in self.widths:
+            for residual in (False, *(True,) * self.depth):
+                x = block(self, x, number, features, residual, train)
+                number += 1
             taps[_side(x)] = x
-        image = Conv(self.channels, RESAMPLING, ops.conv_transpose, stride=2, dtype=self.dtype)(x)
+        image = Conv(
+            self.channels,
+            RESAMPLING,
+            ops.conv_transpose,
+            stride=2,
+            dtype=self.dtype,
+            name=f"Conv_{number - 1}",
+        )(x)
         return jnp.tanh(at_least_float32(image)), taps
+
+    def _block(self, x: Array, number: int, features: int, residual: bool, train: bool) -> Array:
+        """A convolution, except in block 0, with its norm and activation."""
+        conv = partial(
+            Conv, features, use_bias=False, dtype=self.dtype, name=f"Conv_{number - 1}"
+        )  # batch norm has the bias
+        norm = partial(BatchNorm, train=train, dtype=self.dtype, name=f"BatchNorm_{number}")
+        if residual:
+            # Residuals initialized to zero keep hundreds of layers trainable.
+            y = norm(scale_init=nn.initializers.zeros)(conv(kernel=3, op=ops.conv)(x))
+            return nn.relu(x + y)
+        if number:
+            x = conv(kernel=RESAMPLING, op=ops.conv_transpose, stride=2)(x)
+        return nn.relu(norm()(x))
 
 
 class Discriminator(nn.Module):
@@ -346,6 +371,7 @@ class Discriminator(nn.Module):
     depth: int
     minibatch_stddev: bool
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -353,12 +379,12 @@ class Discriminator(nn.Module):
     ) -> tuple[Array, dict[str, Array]]:
         del train
         check_labels(self.classes, labels)
-        conv = partial(Conv, kernel_init=_he, dtype=self.dtype)
-        x, taps = images, {}
+        x, taps, number = images, {}, 0
+        block = remat_block(Discriminator._block, self.remat, static=(2, 3, 4))
         for features in reversed(self.widths):
-            x = _leaky_relu(conv(features, RESAMPLING, ops.conv, stride=2)(x))
-            for _ in range(self.depth):
-                x = x + _leaky_relu(conv(features, 3, ops.conv)(x))
+            for residual in (False, *(True,) * self.depth):
+                x = block(self, x, number, features, residual)
+                number += 1
             taps[_side(x)] = x
         if self.minibatch_stddev:
             x = jnp.concatenate([x, ops.minibatch_stddev(x)], axis=-1)
@@ -369,6 +395,12 @@ class Discriminator(nn.Module):
             embedding = nn.Embed(self.classes, x.shape[-1], name="label")(labels)
             scores = scores + (embedding * x).sum(axis=-1)
         return scores, taps
+
+    def _block(self, x: Array, number: int, features: int, residual: bool) -> Array:
+        conv = partial(Conv, features, kernel_init=_he, dtype=self.dtype, name=f"Conv_{number}")
+        if residual:
+            return x + _leaky_relu(conv(kernel=3, op=ops.conv)(x))
+        return _leaky_relu(conv(kernel=RESAMPLING, op=ops.conv, stride=2)(x))
 
 
 class OriginalDiscriminator(nn.Module):

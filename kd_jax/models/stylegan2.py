@@ -25,6 +25,7 @@ from kd_jax.core.network import Network, from_linen
 from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers import style
+from kd_jax.models.layers.remat import remat as remat_block
 from kd_jax.models.layers.style import side_widths
 from kd_jax.ops.resample import Filter
 
@@ -48,6 +49,7 @@ def gan(
     style_mixing: float = 0.0,
     conv_clamp: float | None = None,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> PerNetwork:
     """A skip generator and a residual discriminator, the paper's configuration F.
 
@@ -60,6 +62,7 @@ def gan(
         "channel_max": channel_max,
         "conv_clamp": conv_clamp,
         "dtype": dtype,
+        "remat": remat,
     }
     return PerNetwork(
         generator(size, latent=latent, style=latent, style_mixing=style_mixing, **shared),
@@ -86,6 +89,7 @@ def generator(
     fused: bool = False,
     style_mixing: float = 0.0,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(latents[, labels]) -> images`, a style network.
 
@@ -114,6 +118,7 @@ def generator(
       style_mixing: in training with a key, the probability that an image's later layers get the
         style of another latent. Leave it at 0 if a teacher must see the same latents.
       dtype: the computation dtype of the synthesis; parameters and images are always float32.
+      remat: whether the gradient recomputes the activations within the block of each side.
 
     Raises:
       ValueError: the size, the architecture or the activation is unknown, or a side has no width.
@@ -135,6 +140,7 @@ def generator(
         fused=fused,
         style_mixing=style_mixing,
         dtype=dtype,
+        remat=remat,
     )
     return from_linen(module, style=True)
 
@@ -156,6 +162,7 @@ def discriminator(
     stddev_group: int | None = 4,
     stddev_channels: int = 1,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits). Taps ..., `8x8`, `4x4`, and `features` `[B, C]`.
 
@@ -178,6 +185,7 @@ def discriminator(
       stddev_group: group size of the minibatch standard deviation; None for the whole batch.
       stddev_channels: channels it adds; 0 for none.
       dtype: the computation dtype, except of the last layers; parameters and scores are float32.
+      remat: whether the gradient recomputes the activations within the block of each side.
 
     Raises:
       ValueError: the size, the architecture or the activation is unknown, or a side has no width.
@@ -199,6 +207,7 @@ def discriminator(
         stddev_group=stddev_group,
         stddev_channels=stddev_channels,
         dtype=dtype,
+        remat=remat,
     )
     return from_linen(module)
 
@@ -435,7 +444,7 @@ class SynthesisBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array | None, image: Array | None, styles: list[Array], noises: list[Any]
+        self, x: Array | None, image: Array | None, styles: list[Array], noises: tuple[Any, ...]
     ) -> tuple[Array, Array | None]:
         def layer(name: str, up: int = 1) -> SynthesisLayer:
             return SynthesisLayer(
@@ -495,6 +504,7 @@ class Synthesis(nn.Module):
     conv_clamp: float | None
     fused: bool
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -526,7 +536,8 @@ class Synthesis(nn.Module):
         for number, features in enumerate(self.widths):
             side = SMALLEST << number
             count = 1 if number == 0 else 2
-            block = SynthesisBlock(
+            static = (4,) if isinstance(noise, str) else ()
+            block = remat_block(SynthesisBlock, self.remat, static)(
                 side,
                 features,
                 self.channels,
@@ -542,7 +553,7 @@ class Synthesis(nn.Module):
             )
             # A style for each convolution, and the next one for the image.
             block_styles = [styles[:, i] for i in range(index, index + count + 1)]
-            x, image = block(x, image, block_styles, noises[index : index + count])
+            x, image = block(x, image, block_styles, tuple(noises[index : index + count]))
             taps[f"{side}x{side}"] = x
             if image is not None:
                 taps[f"image/{side}x{side}"] = image
@@ -569,6 +580,7 @@ class Generator(nn.Module):
     fused: bool
     style_mixing: float
     dtype: Any
+    remat: bool = False
 
     def setup(self) -> None:
         self.mapping = style.Mapping(
@@ -590,6 +602,7 @@ class Generator(nn.Module):
             self.conv_clamp,
             self.fused,
             self.dtype,
+            self.remat,
         )
 
     def __call__(
@@ -700,6 +713,7 @@ class Discriminator(nn.Module):
     stddev_group: int | None
     stddev_channels: int
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -713,7 +727,7 @@ class Discriminator(nn.Module):
         x, image = None, images
         for number in reversed(range(1, len(self.widths))):
             side = SMALLEST << number
-            block = DiscriminatorBlock(
+            block = remat_block(DiscriminatorBlock, self.remat)(
                 self.widths[number - 1],
                 self.widths[number],
                 side == self.size,

@@ -25,6 +25,7 @@ from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.remat import remat as remat_block
 from kd_jax.models.layers.style import AVERAGES, Dense, Mapping
 from kd_jax.ops import filtered_lrelu, modulated_conv
 
@@ -65,6 +66,7 @@ def generator(
     magnitude_ema_beta: float = 0.999,
     mapping: ReadOnly[str, Any] | None = None,
     dtype: Any = jnp.float32,
+    remat: bool = False,
 ) -> Network:
     """`(latents[, labels]) -> images`, a style network.
 
@@ -106,6 +108,7 @@ def generator(
         0.5^(batch size / 20000) in published models.
       mapping: further fields of `kd_jax.models.layers.style.Mapping`; its depth is 2 by default.
       dtype: the computation dtype of the layers; parameters, waves and images are always float32.
+      remat: whether the gradient recomputes the activations within each layer.
 
     Raises:
       ValueError: a number is out of range, or the number of widths differs from that of the layers.
@@ -148,6 +151,7 @@ def generator(
             output_scale,
             magnitude_ema_beta,
             dtype,
+            remat,
         ),
         style=True,
     )
@@ -381,6 +385,7 @@ class Generator(nn.Module):
     output_scale: float
     magnitude_ema_beta: float
     dtype: Any
+    remat: bool = False
 
     def setup(self) -> None:
         self.mapping = Mapping(
@@ -398,6 +403,7 @@ class Generator(nn.Module):
             self.output_scale,
             self.magnitude_ema_beta,
             self.dtype,
+            self.remat,
         )
 
     def __call__(
@@ -430,6 +436,7 @@ class Synthesis(nn.Module):
     output_scale: float
     magnitude_ema_beta: float
     dtype: Any
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -447,7 +454,8 @@ class Synthesis(nn.Module):
         taps = {"fourier": fourier, "input": x}
         x = x.astype(self.dtype)
         for index, width in enumerate(self.widths):
-            x = SynthesisLayer(
+            layer = remat_block(SynthesisLayer, self.remat, static=(3,))
+            x = layer(
                 width,
                 self.design,
                 index,
