@@ -86,7 +86,7 @@ def build(config: ConfigDict) -> Comparison:
             "--config.data.test or --config.data.test_split"
         )
     train, test = (
-        prediction.open_split(config, spec, prediction.split_name(spec, split))
+        runner.open_images(config, spec, prediction.split_name(spec, split))
         for spec, split in (
             (data.source, data.split),
             (data.test or data.source, data.test_split),

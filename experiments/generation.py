@@ -83,15 +83,7 @@ def open_source(config: ConfigDict) -> kd_data.Source:
     Raises:
       ValueError, FileNotFoundError: a one-line message.
     """
-    source = kd_data.open_source(
-        config.data.source,
-        "train",
-        config.data.size,
-        config.data.channels,
-        harness.cache_dir() / "tfds",
-        resize=config.data.resize,
-        skip_corrupt=config.run.skip_corrupt,
-    )
+    source = runner.open_images(config, config.data.source, "train")
     runner.check_schedule(config)
     settings = config.evaluate
     if settings.features != "none":

@@ -120,25 +120,6 @@ def dtype(config: ConfigDict) -> Any:
     return jnp.dtype(config.dtype)
 
 
-def open_split(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
-    """Opens a split of a data set, with the image size, channels and resizing of `config.data`.
-
-    Raises:
-      ValueError, FileNotFoundError: a one-line message.
-    """
-    data = config.data
-    return kd_data.open_source(
-        spec,
-        split,
-        data.size,
-        data.channels,
-        harness.cache_dir() / "tfds",
-        resize=data.resize,
-        in_patches=data.get("patches", False),
-        skip_corrupt=config.run.skip_corrupt,
-    )
-
-
 def split_name(spec: str, split: str) -> str:
     """The split to open: a folder has only `train`; other data sets have `split`."""
     return "train" if spec.startswith("folder:") else split

@@ -97,7 +97,7 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
         raise ValueError(f"config.evaluate.images={config.evaluate.images} is negative")
     other = config.data.test or config.data.source
     train, test = (
-        prediction.open_split(config, spec, prediction.split_name(spec, part))
+        runner.open_images(config, spec, prediction.split_name(spec, part))
         for spec, part in ((config.data.source, "train"), (other, "test"))
     )
     prediction.check_held_out(train, test, "--config.data.test")

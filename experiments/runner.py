@@ -677,6 +677,30 @@ def predict_in_chunks(network: Network, chunk_size: int = 32) -> Predict:
     return lambda variables, inputs: apply_in_chunks(partial(apply, variables), inputs, chunk_size)
 
 
+def open_images(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
+    """Opens images with the size, channels and resizing of `config.data`.
+
+    Prints which files of a folder were left out or converted.
+
+    Raises:
+      ValueError, FileNotFoundError: a one-line message.
+    """
+    data = config.data
+    source = kd_data.open_source(
+        spec,
+        split,
+        data.size,
+        data.channels,
+        harness.cache_dir() / "tfds",
+        resize=data.resize,
+        in_patches=data.get("patches", False),
+        skip_corrupt=config.run.skip_corrupt,
+    )
+    for note in source.notes:
+        print(f"{source.name}: {note}", flush=True)
+    return source
+
+
 def check_schedule(config: ConfigDict) -> None:
     """Checks the seeds and the logging, evaluation and checkpoint intervals.
 

@@ -129,7 +129,7 @@ def open_sets(config: ConfigDict) -> Sets:
     data = config.data
 
     def open_split(spec: str, split: str) -> kd_data.Source:
-        return prediction.open_split(config, spec, prediction.split_name(spec, split))
+        return runner.open_images(config, spec, prediction.split_name(spec, split))
 
     first, held_out = (
         open_split(data.first, data.first_split),
