@@ -2,7 +2,7 @@
 
     source = open_source("digits", "train", size=16, channels=1, cache=Path("data"))
     few = subset(source, fraction=0.05, seed=0)
-    for batch in batches(few, batch_size=64, seed=0): ...
+    for batch in prefetch_to_device(batches(few, batch_size=64, seed=0)): ...
 
 Importing this module is cheap: TFDS, Grain, scikit-learn and Pillow are imported by the functions
 that need them.
@@ -22,6 +22,7 @@ from kd_jax.data.pipeline import (
     generated_batches,
     zipped_batches,
 )
+from kd_jax.data.prefetch import PrefetchedBatches, prefetch_to_device
 from kd_jax.data.source import Source, UnreadableError, cache_in_memory, load_all, strided, subset
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Batches",
     "EmptyBatches",
     "GeneratedBatches",
+    "PrefetchedBatches",
     "Source",
     "UnreadableError",
     "ZippedBatches",
@@ -38,6 +40,7 @@ __all__ = [
     "load_all",
     "open_source",
     "overlap",
+    "prefetch_to_device",
     "strided",
     "subset",
     "zipped_batches",

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -172,7 +172,28 @@ def load_all(source: Source) -> dict[str, np.ndarray]:
     Raises:
       UnreadableError: as `Source.example`.
     """
-    return to_batch([source.example(i)[0] for i in range(len(source))])
+    images, labels, _ = read_examples(source, range(len(source)))
+    return to_batch(images, labels)
+
+
+def read_examples(
+    source: Source, indices: Sequence[int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32], list[list[str]]]:
+    """The images and labels at these indices, and the errors of each (`Source.example`).
+
+    Returns:
+      `[B, H, W, C]` uint8, `[B]` int32, and B lists of messages.
+
+    Raises:
+      UnreadableError: as `Source.example`.
+    """
+    images = np.empty((len(indices), *source.image_shape), np.uint8)
+    labels = np.empty(len(indices), np.int32)
+    problems = []
+    for row, i in enumerate(indices):
+        (images[row], labels[row]), errors = source.example(i)
+        problems.append(errors)
+    return images, labels, problems
 
 
 def cache_in_memory(source: Source) -> Source:
@@ -192,18 +213,20 @@ def cache_in_memory(source: Source) -> Source:
     return replace(source, read=read, in_memory=True)
 
 
-def to_float(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Maps 0..255 to float32 in [-1, 1]; both ends are exact."""
-    out = images.astype(np.float32)
-    out /= 127.5
-    out -= 1
-    return out
+def to_float(
+    images: npt.NDArray[np.uint8], out: npt.NDArray[np.float32] | None = None
+) -> npt.NDArray[np.float32]:
+    """Maps 0..255 to float32 in [-1, 1], in `out` if it is an array; both ends are exact."""
+    scaled = np.divide(images, np.float32(127.5), out=out, dtype=np.float32)
+    return np.subtract(scaled, np.float32(1), out=scaled)
 
 
-def to_batch(examples: list[tuple[npt.NDArray[np.uint8], int]]) -> dict[str, np.ndarray]:
-    """Stacks examples: `image` `[B, H, W, C]` float32 in [-1, 1] and `label` `[B]` int32."""
-    images, labels = zip(*examples, strict=True)
-    return {"image": to_float(np.stack(images)), "label": np.array(labels, np.int32)}
+def to_batch(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]) -> dict[str, np.ndarray]:
+    """A batch: `image` `[B, H, W, C]` float32 in [-1, 1], a new array, and `label` `[B]` int32."""
+    out = np.empty(images.shape, np.float32)
+    for row, image in enumerate(images):
+        to_float(image, out[row])  # image by image: both steps stay in the processor's cache
+    return {"image": out, "label": labels}
 
 
 def digest(*parts: Any) -> str:

@@ -5,11 +5,12 @@ import json
 import time
 from collections import Counter
 from dataclasses import replace
+from threading import Barrier, current_thread
 
 import numpy as np
 import pytest
 
-from kd_jax.data import EmptyBatches, Source, batches, zipped_batches
+from kd_jax.data import EmptyBatches, Source, batches, pipeline, zipped_batches
 
 pytest.importorskip("grain")
 
@@ -81,11 +82,11 @@ def test_neighbouring_seeds_share_no_epoch():
     assert len(set(orders)) == 40
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("position", [0, 1, 13])
-def test_a_restored_position_yields_the_same_batches(position, in_memory):
-    source = make_source(90, in_memory)
-    iterator = batches(source, 32, 0)
+def test_a_restored_position_yields_the_same_batches(position, workers):
+    source = make_source(90)
+    iterator = batches(source, 32, 0, workers=workers)
     take(iterator, position)
     state = json.loads(json.dumps(iterator.get_state()))
     expected = take(iterator, 5)
@@ -99,9 +100,49 @@ def test_a_restored_position_yields_the_same_batches(position, in_memory):
 
 
 def test_reading_ahead_in_threads_changes_nothing():
-    assert take(batches(make_source(90, True), 8, 1), 40) == take(
-        batches(make_source(90, False), 8, 1), 40
-    )
+    expected = take(batches(make_source(90), 8, 1, workers=0), 40)
+    for workers in (1, 2, 5, None):
+        assert take(batches(make_source(90, False), 8, 1, workers=workers), 40) == expected
+
+
+def recording(source, threads):
+    """The function `read` of a source that records the threads that call it."""
+    return lambda i: (threads.append(current_thread()), source.read(i))[1]
+
+
+def test_without_workers_nothing_is_read_ahead():
+    threads = []
+    source = make_source(50, in_memory=False)
+    next(batches(replace(source, read=recording(source, threads)), 10, 0, workers=0))
+    assert threads == [current_thread()] * 10
+
+
+def test_the_default_workers_read_large_batches_in_threads(monkeypatch):
+    """Cached images of large batches, too: the first epoch decodes them."""
+    monkeypatch.setattr(pipeline, "SMALL_BATCH", 10 * 6)
+    for size, in_memory, threaded in ((9, True, False), (10, True, True), (1, False, True)):
+        source = make_source(50, in_memory)
+        next(batches(replace(source, read=recording(source, threads := [])), size, 0))
+        assert (current_thread() not in threads) == threaded
+
+
+def test_workers_read_at_the_same_time():
+    both, passed = Barrier(2), []
+
+    def read(i):
+        if not passed:
+            both.wait(10)  # raises unless a second thread arrives
+            passed.append(i)
+        return np.zeros((2, 3, 1), np.uint8), 0
+
+    iterator = batches(replace(make_source(50, False), read=read), 1, 0, workers=2)
+    assert next(iterator)["image"].shape == (1, 2, 3, 1)
+
+
+def test_batches_do_not_share_memory():
+    iterator = batches(make_source(50), 10, 0)
+    first, second = next(iterator), next(iterator)
+    assert not np.shares_memory(first["image"], second["image"])
 
 
 def test_only_a_few_batches_are_read_ahead():
@@ -206,6 +247,7 @@ def test_a_position_is_valid_for_any_number_of_processes():
         ({"batch_size": 0}, "batch_size is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"start": -1}, "start is -1"),
+        ({"workers": -1}, "workers is -1"),
         ({"process_index": 2, "process_count": 2}, "process_index is 2 of 2"),
         ({"process_index": 0, "process_count": 3}, "batch_size 32 does not divide over 3"),
     ],
@@ -215,8 +257,8 @@ def test_arguments_out_of_range_are_errors(arguments, message):
         batches(**({"source": make_source(9), "batch_size": 32, "seed": 0} | arguments))
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_a_damaged_image_is_an_error_that_preserves_the_position(in_memory):
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_a_damaged_image_is_an_error_that_preserves_the_position(workers):
     damaged = [True]
 
     def read(i):
@@ -224,7 +266,7 @@ def test_a_damaged_image_is_an_error_that_preserves_the_position(in_memory):
             raise ValueError("b.png cannot be decoded: image file is truncated")
         return make_source(40).read(i)
 
-    iterator = batches(replace(make_source(40, in_memory), read=read), 10, 0)
+    iterator = batches(replace(make_source(40), read=read), 10, 0, workers=workers)
     expected = take(batches(make_source(40), 10, 0), 4)
     before = next(k for k, batch in enumerate(expected) if 17 in batch)
     assert take(iterator, before) == expected[:before]

@@ -764,3 +764,13 @@ def test_load_all_returns_all_images_in_order():
 
 def test_the_ends_of_the_range_are_exact():
     assert source.to_float(np.array([0, 255], np.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_values_are_rounded_as_in_two_steps():
+    """Division and subtraction in float32, each rounded: the bits that trainings depend on."""
+    values = np.arange(256, dtype=np.uint8)
+    exact = (values.astype(np.float64) / 127.5).astype(np.float32).astype(np.float64) - 1
+    np.testing.assert_array_equal(source.to_float(values), exact.astype(np.float32))
+    out = np.zeros(256, np.float32)
+    assert source.to_float(values, out) is out
+    np.testing.assert_array_equal(out, exact.astype(np.float32))
