@@ -21,7 +21,7 @@ from kd_jax.metrics.prdc import neighbourhoods
 from kd_jax.report.columns import Column, Entry, Figure, Table
 
 COST = (
-    Column("parameters", "parameters", "Trainable parameters.", "cost", "lower"),
+    Column("parameters", "parameters", "Trainable parameters.", "cost", "lower", 0),
     Column("macs", "MACs", "Multiply-accumulates per image, from XLA.", "cost", "lower"),
     Column("memory", "memory (B)", "For one batch, from the compiler.", "cost", "lower"),
     Column("latency", "latency (ms)", "Median latency of one image.", "cost", "lower", 2, 1e3),
