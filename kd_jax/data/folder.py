@@ -106,7 +106,9 @@ def open_folder(
                     width, height = upright_size(image, data, path.name)
                 differences = misfits(image, None if in_patches else size, channels)
                 if in_patches and min(width, height) < size:
-                    differences.append(Misfit("smaller than a patch", f"{width}x{height}", ""))
+                    differences.append(
+                        Misfit(f"smaller than a patch of {size}x{size}", f"{width}x{height}", "")
+                    )
                 return _File(sha256, width, height, differences, loses_bits(image))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).split(": ", 1)[1]

@@ -231,7 +231,7 @@ def test_pictures_of_images_with_alpha(channels, tmp_path):
         ("superres", {"noise": -1.0}, "config.noise=-1.0"),
         ("superres", {"data.test": ""}, "--config.data.test=folder:PATH is needed too"),
         ("superres", {"batch_size": 9}, "has 8 images, fewer than one batch"),
-        ("superres", {"data.size": 20}, r"\d.png is 16x16 RGB; expected 20x20 RGB"),
+        ("superres", {"data.size": 20}, r"not fit 20x20 RGB: .* \(\S+\.png is 16x16\)"),
         ("superres", {"student.width": 0}, "width=0"),
         ("inpainting", {"masks.strokes": 0, "masks.largest_box": 0.0}, "nothing would be missing"),
         ("inpainting", {"masks.smallest_box": 0.9}, "0 < smallest <= largest <= 1"),
