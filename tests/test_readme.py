@@ -105,22 +105,20 @@ def cells(line: str) -> list[str]:
 
 def test_the_figures_are_those_of_the_report():
     report = (ROOT / "experiments" / "results" / "digits" / "report.md").read_text()
-    rows = [cells(line) for line in report.splitlines() if line.startswith("|")]
-    (scarce,) = (row for row in rows if row[0] == "scarce")
-    (every,) = (row for row in rows if row[0] == "all")
-    costs = {row[0]: row for row in rows if row[0] in ("teacher", "student") and len(row) == 5}
+    rows = {row[0]: row for row in map(cells, report.splitlines()) if len(row) == 10}
+    heads = rows["network"]
+    columns = [heads.index(name) for name in ("parameters", "per image (ms)", "Frechet distance")]
     expected = {}
-    for name, network, distance in (
-        ("teacher", "teacher", scarce[2]),
-        (f"student from scratch, {scarce[1]} images", "student", scarce[3]),
-        (f"student distilled, {scarce[1]} images", "student", scarce[4]),
+    for name, network in (
+        ("teacher", "teacher"),
+        ("student from scratch, 90 images", "scarce/from_scratch"),
+        ("student distilled, 90 images", "scarce/distilled"),
     ):
-        # The last cost is that of a batch of 64, with its quartiles in brackets.
-        _, parameters, _, _, batch = costs[network]
-        expected[name] = [parameters, batch.partition(" (")[0], distance]
+        parameters, time, distance = (rows[network][column] for column in columns)
+        expected[name] = [parameters, f"{time.partition(' ')[0]} ms", distance]
     table = [cells(line) for line in README.splitlines() if line.startswith("| ")]
     assert {name: values for name, *values in table[1:]} == expected
-    assert f"{every[3]} from scratch" in README
-    assert f"{every[4]} distilled" in README
-    (fewer,) = re.findall(r"\*\*(\d+ times fewer parameters)\*\*", report)
-    assert fewer in README
+    assert f"{rows['all/from_scratch'][columns[2]]} from scratch" in README
+    assert f"{rows['all/distilled'][columns[2]]} distilled" in README
+    (fewer,) = re.findall(r"\*\*(\d+)\.\d times fewer parameters\*\*", report)
+    assert f"{fewer} times fewer parameters" in README

@@ -28,7 +28,7 @@ from kd_jax.core.setup import PerNetwork, Setup, Teacher
 from kd_jax.core.state import Step, TrainState
 from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.core.wrappers import skip_nonfinite, with_skip_count
-from kd_jax.data import BatchIterator
+from kd_jax.data import BatchIterator, prefetch_to_device
 from kd_jax.train import diagnostics, distributed
 from kd_jax.train.checkpoint import BestCheckpoint, CheckpointError, Checkpoints
 from kd_jax.train.logs import JsonlWriter, TensorBoardWriter, duration
@@ -150,6 +150,7 @@ def train(
     stop: ShutdownSignal | None = None,
     name: str | None = None,
     steps_ahead: int = 0,
+    prefetch: int | None = None,
 ) -> Teacher:
     """Trains from the start or from the latest checkpoint, and returns the trained variables.
 
@@ -177,6 +178,8 @@ def train(
       stop: the shutdown signal of the process; by default there is none.
       name: the training's name in logged lines; by default the last parts of `directory`.
       steps_ahead: steps of other trainings that follow this one, for the estimate of the time.
+      prefetch: the number of batches that are copied to the devices ahead of the step; None: 2, or
+        0 on CPU, where the step needs the same cores.
 
     Raises:
       UsageError: the plan does not fit the data, or another process trains in this folder.
@@ -218,6 +221,13 @@ def train(
             training.draw_samples(0, state)
         if int(state.step) < plan.steps:
             training.log_line(f"compiling the step; {plan.steps - int(state.step)} steps")
+        if prefetch is None:
+            platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
+            prefetch = 0 if platform == "cpu" else 2
+        if prefetch:
+            placed = prefetch_to_device(batches, prefetch, lambda x: place_batch(x, mesh))
+            batches = training.batches = placed
+            training.prefetched = True
         teacher, started = training.teacher, False
         # A shutdown before the first step loses nothing, so compilation need not be waited for;
         # with several processes, it must be agreed on.
@@ -226,7 +236,7 @@ def train(
 
         def step(state: Any, batch: Batch) -> Any:
             nonlocal started
-            result = compiled(state, teacher, place_batch(batch, mesh))
+            result = compiled(state, teacher, batch if prefetch else place_batch(batch, mesh))
             if not started:
                 started = True
                 closing.enter_context(stop.deferred())
@@ -290,6 +300,7 @@ class _Training:
     draw: Callable[[Variables, Path], None] | None
     schedule: Schedule
     steps_ahead: int
+    prefetched = False
 
     def __init__(
         self,
@@ -523,7 +534,7 @@ class _Training:
             return f"the batch: that of process {faulty.index(1)} is not finite"
         if self.diagnosis is None:
             return None
-        placed = place_batch(batch, self.mesh)
+        placed = batch if self.prefetched else place_batch(batch, self.mesh)
         return diagnostics.locate_nonfinite(self.diagnosis(state, self.teacher, placed)[1])
 
     def on_skip(self, step: int, count: int, why: str) -> None:

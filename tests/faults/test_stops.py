@@ -1,5 +1,6 @@
 """A training that receives a signal saves within one step and resumes bit-exactly."""
 
+import contextlib
 import os
 import signal
 import time
@@ -55,6 +56,21 @@ def test_a_signal_saves_the_current_step(tmp_path, monkeypatch, unbroken, which,
     after = faults.everything(tmp_path)
     assert after.pop("steps") == sorted({*unbroken["steps"], number})
     assert after == {k: v for k, v in unbroken.items() if k != "steps"}
+
+
+def test_batches_read_ahead_give_the_same_bits_and_resume(tmp_path, monkeypatch, unbroken):
+    for number in (7, None):
+        monkeypatch.setattr(harness, "STOP", ShutdownSignal())
+        batches = training.batches()
+        with harness.STOP, contextlib.suppress(ShutdownRequested):
+            if number:
+                batches = Interrupted(batches, number, signal.SIGTERM)
+            training.train(tmp_path, training.training_plan(23), batches, keep_every=1, prefetch=3)
+        if number:
+            assert 1 < faults.steps(tmp_path)[-1] <= number  # three batches are read ahead
+    after, expected = faults.everything(tmp_path), dict(unbroken)
+    assert set(after.pop("steps")) > set(expected.pop("steps"))
+    assert after == expected
 
 
 def test_a_second_signal_exits_at_once(tmp_path, monkeypatch):

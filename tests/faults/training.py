@@ -85,7 +85,7 @@ def quality(variables):
     return {"mean": float(sum(np.abs(np.asarray(x)).sum() for x in jax.tree.leaves(variables)))}
 
 
-def train(folder, plan, batches, mesh=None, rule=kd.replicated, **options):
+def train(folder, plan, batches, mesh=None, rule=kd.replicated, prefetch=None, **options):
     """`training.train` with this training's periods."""
     return training.train(
         Path(folder),
@@ -99,6 +99,7 @@ def train(folder, plan, batches, mesh=None, rule=kd.replicated, **options):
         rule=rule,
         options=training.Options(**options),
         stop=harness.STOP,
+        prefetch=prefetch,
     )
 
 
