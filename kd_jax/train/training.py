@@ -225,8 +225,8 @@ def train(
             platform = mesh.devices.flat[0].platform if mesh else jax.default_backend()
             prefetch = 0 if platform == "cpu" else 2
         if prefetch:
-            placed = prefetch_to_device(batches, prefetch, lambda x: place_batch(x, mesh))
-            batches = training.batches = placed
+            ahead: Any = prefetch_to_device(batches, prefetch, lambda x: place_batch(x, mesh))
+            batches = training.batches = ahead
             training.prefetched = True
         teacher, started = training.teacher, False
         # A shutdown before the first step loses nothing, so compilation need not be waited for;
