@@ -153,7 +153,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 def compile_step(
     step: Step, mesh: Mesh | None = None, rule: Rule = replicated, *, donate: bool | None = None
-) -> Step:
+) -> "CompiledStep":
     """Jits a step; the state keeps the sharding of `rule`.
 
     Args:
