@@ -15,7 +15,7 @@ on the images from scratch, and distilled by one of two methods:
   discriminator. It needs the latter: a teacher trained here, or a file with both networks.
 
 Expected:
-* `small`: two CPU cores; the table in README.md, measured with the first command above.
+* `small`: two CPU cores; the table in docs/results.md, measured with the first command above.
 * `imagenet128`, **not run here**: TinyGAN reports at ImageNet-128 1/16 of BigGAN-deep's parameters
   (on animals: Inception distance 24.2, the teacher's 15.6 at the same truncation); DGL-GAN, for a
   quarter of BigGAN's channels, a Frechet (Inception) distance of 9.92 and an Inception Score of

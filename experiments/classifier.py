@@ -10,7 +10,7 @@ and distilled with `alpha` times the labels' cross-entropy and `1 - alpha` times
 the teacher's logits at a temperature (Hinton et al. 2015). The baseline is logistic regression of
 the pixels. The training step is that of the generators, without a discriminator.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from collections.abc import Mapping

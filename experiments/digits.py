@@ -14,7 +14,7 @@ Every setting is a flag: `--config.data.source=folder:photos --config.data.size=
 `--config.mesh.model=2`, `--config.regimes.scarce.fraction=0.1`. Re-running the command resumes a
 stopped run bit-exactly. The results are in `report.md`.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from collections.abc import Callable, Mapping

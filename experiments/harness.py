@@ -114,7 +114,7 @@ def execute(
       CheckpointError: a checkpoint cannot be read or written.
       NonFiniteError: a metric is not finite.
     """
-    if not dry_run:
+    if not dry_run and distributed.is_primary():
         print("preparing data and networks", flush=True)
     with user_errors():
         options(config)

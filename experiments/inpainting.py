@@ -10,7 +10,7 @@ scratches hide (or brush strokes and boxes); it returns known pixels unchanged. 
 trained from scratch with the L1 distance to the original, and distilled with the L1 distance to the
 teacher's image.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ on its distillation weights, and the same tuning budget: in each regime, one tra
 Finished trainings are not repeated: re-running the command resumes a stopped run. Several processes
 started with one workdir share the trainings.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 import json

@@ -7,7 +7,6 @@ not finished, keeps each one's result in its folder, and writes the report of al
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,7 +36,7 @@ from kd_jax.report import page, pictures
 from kd_jax.report.columns import Column, Entry, Figure, Table
 from kd_jax.report.environment import environment
 from kd_jax.report.page import Gallery, Picture, Report
-from kd_jax.report.summary import GAP, gap, over_seeds, verdict
+from kd_jax.report.summary import GAP, gap, over_draws, over_seeds, summarize, verdict
 from kd_jax.train import diagnostics, distributed
 from kd_jax.train.logs import read_jsonl
 from kd_jax.train.training import Schedule, TrainingPlan, read_changes, train
@@ -144,12 +143,10 @@ class Result(NamedTuple):
 
     Attributes:
       metrics: the evaluation's metrics.
-      seconds: its duration since the last start, compilation and evaluation included.
       changes: the settings that changed on the way, one line each.
     """
 
     metrics: Mapping[str, Figure]
-    seconds: float
     changes: Sequence[str]
 
 
@@ -213,11 +210,10 @@ class Run:
         with self._lock(training, seed, wait=is_teacher):
             if finished := self._read(training, seed):
                 return finished
-            start = time.perf_counter()
             trained = teacher if is_teacher else self._train(training, teacher, seed)
             metrics, shown = self._evaluate(training.network, trained.generator)
             folder = self.folder(training, seed)
-            result = Result(metrics, time.perf_counter() - start, read_changes(folder))
+            result = Result(metrics, read_changes(folder))
             if distributed.is_primary():
                 folder.mkdir(parents=True, exist_ok=True)
                 np.save(folder / "shown.npy", shown)
@@ -294,7 +290,7 @@ class Run:
             if not shown:
                 shown.append(predictions[evaluation.shown])
             del predictions  # which may be gigabytes, before the next ones are allocated
-        return {name: _over_draws([v[name] for v in values]) for name in values[0]}, shown[0]
+        return {name: over_draws([v[name] for v in values]) for name in values[0]}, shown[0]
 
     def _lock(self, training: Training, seed: int, wait: bool) -> Any:
         if not self._shared:
@@ -315,11 +311,6 @@ class Run:
             return None
         stored["metrics"] = {name: Figure(**figure) for name, figure in stored["metrics"].items()}
         return Result(**stored)
-
-
-def _over_draws(values: Sequence[float]) -> Figure:
-    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return Figure(float(np.mean(values)), deviation)
 
 
 def main(config: ConfigDict, comparison: Comparison, workdir: Path) -> None:
@@ -513,7 +504,7 @@ def _gaps(
                 for name in (reference, training.name, TEACHER)
             )
         )
-        gaps[training.name] = closed or ("no gap" if len(values[TEACHER]) else "")
+        gaps[training.name] = closed or "no gap"
     return gaps
 
 
@@ -538,8 +529,13 @@ def _verdicts(
         label = name + images.get(name, "") if name != TEACHER else name
         sentence = verdict(label, other, ours, theirs, metric)
         closed = gaps.get(name)
-        beats = "**beats**" in sentence
-        if isinstance(closed, Figure) and other.endswith(FROM_SCRATCH) and beats:
+        if (
+            other.endswith(FROM_SCRATCH)
+            and isinstance(closed, Figure)
+            and closed.value > 0
+            and len(ours) > 1
+            and metric.difference(summarize(ours).mean, summarize(theirs).mean) > 0
+        ):
             sentence += f" It closes **{100 * closed.value:.0f}%** of the gap to the teacher."
         sentences.append(sentence)
     return sentences
@@ -696,7 +692,7 @@ def open_images(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
         in_patches=data.get("patches", False),
         skip_corrupt=config.run.skip_corrupt,
     )
-    for note in source.notes:
+    for note in source.notes if distributed.is_primary() else ():
         print(f"{source.name}: {note}", flush=True)
     return source
 

@@ -15,7 +15,7 @@ meaning, is trained with the L1 between images and the features of the teacher's
 Compression, Li et al. 2020).
 
 Expected:
-* `small`: two CPU cores; the table in README.md, measured with the command above.
+* `small`: two CPU cores; the table in docs/results.md, measured with the command above.
 * `ffhq256`, **not run here**: the paper reports for FFHQ-256 a Frechet (Inception) distance of 4.5
   for the teacher (30.0M parameters, 45.1G MACs) and 7.25 for a student of 5.6M and 4.1G, after
   450,000 steps of 16 images. The distances of this module use a classifier of the data at hand and

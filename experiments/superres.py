@@ -10,7 +10,7 @@ photographs that were downsampled as in Pillow. A narrower one is trained from s
 distance to the original, and distilled with the L1 distance to the teacher's image as well. In
 `full` the teacher is ESRGAN's generator (Wang et al. 2018).
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from collections.abc import Callable

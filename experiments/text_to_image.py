@@ -10,7 +10,7 @@ against a discriminator that reads them too, with a contrastive loss between the
 of the batch in both networks (XMC-GAN, Zhang et al. 2021). A narrower generator is trained from
 scratch, and distilled with the teacher's images for the same latents and words.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from collections.abc import Mapping

@@ -11,7 +11,7 @@ conditioned on the same inputs (Isola et al. 2017). A narrower one with separabl
 trained from scratch and distilled. The baseline is the bicubic enlargement of the colours; without
 colours (`--config.hints=0`) it is the training patch with the nearest edges.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ step is the usual one. As in the paper, the evaluation is on pairs: of held-out 
 forms are known. The baseline gives an image the other set's mean and deviation of each channel
 (Reinhard et al. 2001).
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from collections.abc import Callable, Mapping

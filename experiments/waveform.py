@@ -10,7 +10,7 @@ et al. 2017). A narrower one is trained from scratch with the L1 distance to the
 distilled; all are trained with an adversarial loss of a waveform discriminator. The training step
 is that of images. Every training tone is used once, and the evaluation uses others.
 
-Hardware and results: two CPU cores; the table in README.md.
+Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
 from collections.abc import Mapping

@@ -19,6 +19,7 @@ from kd_jax.metrics.kid import kid
 from kd_jax.metrics.ppl import cropped_mean, diversity, path_distances, slerp
 from kd_jax.metrics.prdc import neighbourhoods
 from kd_jax.report.columns import Column, Entry, Figure, Table
+from kd_jax.report.summary import over_draws
 
 COST = (
     Column("parameters", "parameters", "Trainable parameters.", "cost", "lower", 0),
@@ -192,9 +193,7 @@ def frechet_over_draws(features: Sequence[np.ndarray], real: np.ndarray, ddof: i
     Raises:
       ValueError: there are too few images, or a feature is not finite.
     """
-    distances = [frechet_distance_of_features(x, real, ddof) for x in features]
-    deviation = float(np.std(distances, ddof=1)) if len(distances) > 1 else None
-    return Figure(float(np.mean(distances)), deviation)
+    return over_draws([frechet_distance_of_features(x, real, ddof) for x in features])
 
 
 def perceptual_figures(

@@ -53,6 +53,12 @@ def over_seeds(figures: Sequence[Figure]) -> Figure:
     return Figure(summary.mean, summary.deviation, values=summary.values)
 
 
+def over_draws(values: Sequence[float]) -> Figure:
+    """The mean over draws of the latents with its standard deviation; none for a single draw."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Figure(float(np.mean(values)), deviation)
+
+
 def gap_closed(from_scratch: float, distilled: float, teacher: float) -> float:
     """The closed share of the gap, `(from_scratch - distilled) / (from_scratch - teacher)`.
 

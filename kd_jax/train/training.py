@@ -207,9 +207,9 @@ def train(
         distributed.run_on_primary(
             lambda: closing.enter_context(_lock_training(directory)), UsageError
         )
-        training = _Training(directory, name, plan, batches, example, mesh, rule, options)
-        training.quality, training.draw, training.steps_ahead = quality, draw, steps_ahead
-        training.schedule = schedule
+        training = _Training(
+            directory, name, plan, batches, example, mesh, rule, options, quality, draw, steps_ahead
+        )
         training.open_checkpoints(configuration, closing)
         state = training.restore(like, mesh, rule)
         resumed = state is not None
@@ -296,10 +296,6 @@ class _Training:
     """The files of a training and the hooks of its loop."""
 
     checkpoints: Checkpoints
-    quality: Callable[[Variables], Mapping[str, float]]
-    draw: Callable[[Variables, Path], None] | None
-    schedule: Schedule
-    steps_ahead: int
     prefetched = False
 
     def __init__(
@@ -312,9 +308,13 @@ class _Training:
         mesh: Mesh | None,
         rule: Rule,
         options: Options,
+        quality: Callable[[Variables], Mapping[str, float]],
+        draw: Callable[[Variables, Path], None] | None,
+        steps_ahead: int,
     ):
         self.directory, self.name, self.plan, self.options = directory, name, plan, options
         self.batches, self.example, self.mesh = batches, example, mesh
+        self.quality, self.draw, self.steps_ahead = quality, draw, steps_ahead
         self.teacher = place(plan.teacher, mesh)
         self.window: list[Metrics] = []
         self.changes: list[str] = []
