@@ -23,7 +23,7 @@ from kd_jax.core.types import Batch
 from kd_jax.train import distributed
 from kd_jax.train.checkpoint import CheckpointError, differences, shorten
 from kd_jax.train.loop import NonFiniteError
-from kd_jax.train.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal
+from kd_jax.train.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal, exit_at_once
 from kd_jax.train.training import Options, TrainingPlan
 
 EXIT_CODES = {"done": 0, "refused": 2, "not finite": 3, "stopped": EXIT_CODE}
@@ -167,6 +167,10 @@ def launch(experiment: Experiment) -> NoReturn:
             _fail(error, EXIT_CODES["not finite"])
         except ShutdownRequested as error:
             print(f"stopped ({error}): the same command resumes", file=sys.stderr, flush=True)
+            if jax.process_count() == 1:
+                # JAX raises from a compilation that continues in its own thread, for which the
+                # interpreter's end would wait, and which it can crash.
+                exit_at_once(EXIT_CODE)
             if not STOP.agreed:
                 distributed.abort(EXIT_CODE)
             raise

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from kd_jax.train.distributed import AnyProcess
 
@@ -85,6 +85,8 @@ class ShutdownSignal:
             previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
             self._wakeup = writer, previous
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+            self._unraisable = sys.unraisablehook
+            sys.unraisablehook = self._raise_again
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,6 +94,7 @@ class ShutdownSignal:
             writer, previous = self._wakeup
             self._wakeup = None
             signal.set_wakeup_fd(previous)
+            sys.unraisablehook = self._unraisable
             os.close(writer)  # ends the thread, which closes the other end
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -121,6 +124,15 @@ class ShutdownSignal:
         if self.reason is not None:
             raise ShutdownRequested(self.reason)
 
+    def _raise_again(self, lost: Any) -> None:
+        """Repeats a signal whose exception Python ignored, in a finalizer or a gc callback."""
+        if isinstance(lost.exc_value, ShutdownRequested):
+            self._handled.clear()
+            number = signal.Signals[lost.exc_value.reason]
+            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        else:
+            self._unraisable(lost)
+
     def _watch(self, reader: int) -> None:
         """Answers signals that the main thread cannot handle yet; runs in a thread of its own."""
         received = 0
@@ -133,7 +145,7 @@ class ShutdownSignal:
                 _print(f"{name}: finishing the step and saving; once more to stop at once")
             elif not self._handled.wait(_GRACE):
                 _print(f"stopped ({name}): the same command resumes")
-                os._exit(EXIT_CODE)
+                exit_at_once(EXIT_CODE)
         os.close(reader)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -143,6 +155,13 @@ class ShutdownSignal:
             self._handled.set()
             raise ShutdownRequested(self.reason)
         self._received = True
+
+
+def exit_at_once(code: int) -> NoReturn:
+    """Ends the process without the interpreter's shutdown; everything must be saved and closed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _print(line: str) -> None:

@@ -432,3 +432,24 @@ def test_mlp_with_a_mesh_and_bfloat16(tmp_path):
     config.data.size = 28
     execute(config, tmp_path)
     assert (tmp_path / "report.md").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_during_compilation_stops_the_run(tmp_path):
+    """JAX compiles in a thread of its own, which the end of the interpreter must not wait for."""
+    args = [sys.executable, "-m", "experiments.stylegan2", f"--workdir={tmp_path / 'run'}"]
+    args += ["--config.evaluate.features=none", "--config.run.tensorboard=False"]
+    # Neither the program in the cache nor the tests' fast compilation.
+    environment = {**os.environ, "KD_JAX_CACHE": str(tmp_path / "cache"), "XLA_FLAGS": ""}
+    with subprocess.Popen(
+        args, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if "compiling the step" in line:
+                time.sleep(1)
+                process.send_signal(signal.SIGINT)
+                break
+        _, error = process.communicate(timeout=120)
+    assert process.returncode == harness.EXIT_CODES["stopped"], error
+    assert error.strip().splitlines() == ["stopped (SIGINT): the same command resumes"]
+    assert not any((tmp_path / "run/seed0/teacher/checkpoints").iterdir())
