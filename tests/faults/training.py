@@ -127,7 +127,7 @@ class BadBatch:
 
 
 class FullDisk:
-    """Batches; between two of them, no file may exceed 2,000 bytes, as on a full disk."""
+    """Batches; between two of them, no file may exceed 3,000 bytes, as on a full disk."""
 
     def __init__(self, batches, first, last):
         self._batches, self._first, self._last = batches, first, last
@@ -142,7 +142,7 @@ class FullDisk:
             time.sleep(3)  # lets writes in the background finish
         _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         full = self._first <= self._number < self._last
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000 if full else hard, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000 if full else hard, hard))
         return next(self._batches)
 
     def __getattr__(self, name):
