@@ -15,6 +15,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
 
+from experiments import settings
 from kd_jax import data as kd_data
 from kd_jax.core.checks import UsageError, user_errors
 from kd_jax.core.files import write_atomically
@@ -54,10 +55,6 @@ def options(config: ConfigDict) -> Options:
         raise ValueError(
             f"config.run.save_errors={run_options.save_errors!r} is neither 'stop' nor 'continue'"
         )
-    for name, minimum in (("keep", 1), ("keep_every", 0), ("patience", 0)):
-        value = getattr(run_options, name)
-        if value < minimum:
-            raise ValueError(f"config.run.{name}={value} is below {minimum}")
     if run_options.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
             "config.run.tensorboard=True needs tensorboardX: pip install 'kd_jax[experiments]', or "
@@ -117,6 +114,7 @@ def execute(
     if not dry_run and distributed.is_primary():
         print("preparing data and networks", flush=True)
     with user_errors():
+        settings.check_ranges(config)
         options(config)
         task = experiment.build(config)
     if dry_run:

@@ -93,8 +93,6 @@ def open_images(config: ConfigDict) -> tuple[kd_data.Source, kd_data.Source]:
         raise ValueError(
             f"config.data.size={config.data.size} is below {_WINDOW}, the side of SSIM's window"
         )
-    if config.evaluate.images < 0:
-        raise ValueError(f"config.evaluate.images={config.evaluate.images} is negative")
     other = config.data.test or config.data.source
     train, test = (
         runner.open_images(config, spec, prediction.split_name(spec, part))
@@ -185,8 +183,6 @@ def make_discriminator(config: ConfigDict) -> Network | None:
     Raises:
       ValueError: a setting does not fit.
     """
-    if config.adversarial < 0:
-        raise ValueError(f"config.adversarial={config.adversarial} is negative")
     if not config.adversarial:
         return None
     sizes = config.discriminator

@@ -63,14 +63,10 @@ def build(config: ConfigDict) -> runner.Comparison:
         raise ValueError(
             f"config.teacher.model={config.teacher.model!r} is not one of {', '.join(TEACHERS)}"
         )
-    if config.scale < 1:
-        raise ValueError(f"config.scale={config.scale} is below 1, which keeps the size")
     if config.data.size % config.scale:
         raise ValueError(
             f"config.data.size={config.data.size} is not a multiple of config.scale={config.scale}"
         )
-    if config.noise < 0:
-        raise ValueError(f"config.noise={config.noise} is negative; it is a standard deviation")
     common = {"channels": config.data.channels, "dtype": prediction.dtype(config)}
     large, small = config.teacher, config.student
     teacher = TEACHERS[large.model](

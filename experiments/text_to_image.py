@@ -86,17 +86,10 @@ def build(config: ConfigDict) -> Comparison:
       ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
     prediction.check(config)
-    weights = {"r1": config.r1, "matching": config.matching, "pixel": config.distilled.pixel}
-    prediction.check_weights(weights)
     if config.matching and config.batch_size < 2:
         raise ValueError(
             f"config.batch_size={config.batch_size} is too small for the contrastive loss: at "
             "least 2 is needed, or config.matching=0"
-        )
-    if config.evaluate.repeat < 1 or config.latent < 1:
-        raise ValueError(
-            f"config.evaluate.repeat={config.evaluate.repeat} and config.latent={config.latent} "
-            "must be positive"
         )
     if config.data.split == config.data.test_split:
         raise ValueError(f"config.data.split={config.data.split!r} equals config.data.test_split")

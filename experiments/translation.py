@@ -65,11 +65,9 @@ def build(config: ConfigDict) -> runner.Comparison:
     Raises:
       ValueError, FileNotFoundError: a setting does not fit; a one-line message.
     """
-    if config.sigma <= 0:
-        raise ValueError(f"config.sigma={config.sigma} is not positive")
     if config.norm not in NORMS:
         raise ValueError(f"config.norm={config.norm!r} is not one of {', '.join(NORMS)}")
-    if config.hints < 0 or (config.hints and config.data.size % config.hints):
+    if config.hints and config.data.size % config.hints:
         raise ValueError(
             f"config.hints={config.hints} does not divide config.data.size={config.data.size}"
         )

@@ -179,20 +179,6 @@ def build(config: ConfigDict) -> Comparison:
         )
     if config.norm not in NORMS:
         raise ValueError(f"config.norm={config.norm!r} is not one of {', '.join(NORMS)}")
-    if data.sigma <= 0:
-        raise ValueError(f"config.data.sigma={data.sigma} is not positive")
-    weights = {
-        "cycle": config.cycle,
-        "identity": config.identity,
-        "r1": config.r1,
-        "response": config.distilled.response,
-    }
-    prediction.check_weights(weights)
-    if config.evaluate.images < 0 or config.pool < 0:
-        raise ValueError(
-            f"config.evaluate.images={config.evaluate.images} and config.pool={config.pool} must "
-            "not be negative"
-        )
     sets = open_sets(config)
     for source in sets.train.values():
         if len(source) < config.batch_size:

@@ -77,11 +77,6 @@ def build(config: ConfigDict) -> Comparison:
     data = config.data
     if data.length < _FRAME:
         raise ValueError(f"config.data.length={data.length} is below {_FRAME}, a spectrum's frame")
-    if config.evaluate.waves < 1 or config.adversarial < 0:
-        raise ValueError(
-            f"config.evaluate.waves={config.evaluate.waves} must be positive and "
-            f"config.adversarial={config.adversarial} not negative"
-        )
     prediction.check_distilled(config)
     draw = partial(tones.plucked, length=data.length, rate=data.rate)
     inputs = tasks.bandwidth_extension(config.factor)

@@ -1,6 +1,7 @@
 """The setup of a training: networks, losses, optimizers and the task, in one frozen record."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -101,7 +102,8 @@ class Setup:
         is.
 
     Raises:
-      ValueError: a part has another type, or there are losses of a discriminator that is not there.
+      ValueError: a part has another type, a number is out of range, or there are losses of a
+        discriminator that is not there.
     """
 
     networks: Networks
@@ -136,6 +138,8 @@ class Setup:
             raise ValueError(
                 f"losses.discriminator has {names}, but networks.discriminator is None"
             )
+        if not callable(self.ema) and not 0 <= self.ema <= 1:
+            raise ValueError(f"ema={self.ema} is not a decay: it must be from 0 to 1")
         if not callable(self.task):
             raise ValueError(
                 f"task is a {type(self.task).__name__}, not a function (key, batch) -> Inputs such "
@@ -167,6 +171,8 @@ def _as_term(name: str, loss: Any) -> Term:
         loss = Term(fn, weight)
     if not isinstance(loss.every, int) or loss.every < 1:
         raise ValueError(f"{name}: every={loss.every!r} is not a positive integer")
+    if isinstance(loss.weight, int | float) and not math.isfinite(loss.weight):
+        raise ValueError(f"{name}: weight={loss.weight} is not finite")
     return loss
 
 

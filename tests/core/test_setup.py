@@ -131,6 +131,13 @@ MISUSE = {
         r"losses\.discriminator has real.*networks\.discriminator",
     ),
     "a task": ({"task": 64}, r"task is a int.*kd_jax\.latents"),
+    "an average that grows": ({"ema": 1.5}, "ema=1.5"),
+    "a negative average": ({"ema": -0.1}, "ema=-0.1"),
+    "an average of nan": ({"ema": float("nan")}, "ema=nan"),
+    "an infinite weight": (
+        {"losses": kd.PerNetwork({"a": (pixel, float("inf"))})},
+        r"\['a'\]: weight=inf",
+    ),
 }
 
 
