@@ -3,10 +3,13 @@
 import inspect
 import pickle
 import pydoc
+from functools import partial
 
 import pytest
+from families import FAMILIES
 
 import kd_jax as kd
+from kd_jax import models
 from kd_jax.models import dcgan, mlp, resnet, stylegan2
 from kd_jax.models.factories import make_gan
 
@@ -92,3 +95,23 @@ def test_families_whose_networks_differ():
     assert pair.discriminator.module.spectral is not None
     pair = dcgan.gan(16, 2, minibatch_stddev=True, channels=1)
     assert (pair.generator.module.channels, pair.discriminator.module.minibatch_stddev) == (1, True)
+
+
+def test_the_small_families_contain_every_factory():
+    """A new architecture that `families.FAMILIES` lacked would miss the tests that run over them."""
+    factories = {
+        function
+        for module in (getattr(models, name) for name in models.__all__)
+        for name, function in vars(module).items()
+        if inspect.isfunction(function)
+        and not name.startswith("_")
+        and function.__module__ == module.__name__
+        and inspect.signature(function).return_annotation is kd.Network
+        and not any(
+            p.annotation is kd.Network for p in inspect.signature(function).parameters.values()
+        )
+    }
+    called_by_others = {models.biggan_deep.generator_of_blocks}
+    variants = {models.inception.torchvision}
+    partials = (factory for factory, _ in FAMILIES.values() if isinstance(factory, partial))
+    assert factories - called_by_others - variants == {factory.func for factory in partials}
