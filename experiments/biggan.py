@@ -141,7 +141,7 @@ def make_task(config: ConfigDict) -> Task:
     discriminator = biggan.discriminator(size, config.discriminator_width, **shared, **attention)
     teacher_variables = None
     if config.teacher:
-        teacher, teacher_variables = _from_file(config)
+        teacher, teacher_variables = _load_teacher(config, source.num_classes)
     else:
         teacher = PerNetwork(
             biggan.generator(size, config.teacher_network.width, **options, **attention),
@@ -163,12 +163,13 @@ def make_task(config: ConfigDict) -> Task:
     return Task(source, teacher, student_networks, inputs, mesh, teacher_variables)
 
 
-def _from_file(config: ConfigDict) -> tuple[PerNetwork, Teacher]:
-    """Loads the file's networks and checks that they fit the data."""
-    network, variables = pretrained.load(config.teacher, config.teacher_part or None)
+def _load_teacher(config: ConfigDict, classes: int) -> tuple[PerNetwork, Teacher]:
+    """Loads the teacher, and its discriminator if one is named, and checks that they fit."""
     z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    generation.check_teacher(config, network, variables, z, label)
+    network, variables = generation.load_teacher(
+        config, "teacher", config.teacher, config.teacher_part, [z, label], classes
+    )
     if not config.teacher_discriminator:
         return PerNetwork(network), Teacher(variables)
     discriminator, discriminator_variables = pretrained.load(

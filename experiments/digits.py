@@ -59,6 +59,9 @@ def get_config(preset: str = "full") -> ConfigDict:
                 "resize": False,  # resize images of other sizes
             },
             "teacher": {
+                # A weight file, or the folder of a training of another run, whose teacher is
+                # used instead of a new one: runs/digits/seed0/teacher.
+                "path": "",
                 "width": 96,
                 "discriminator_width": 32,  # wider ones overpower the generator and are slow
                 "steps": 1500,
@@ -168,10 +171,21 @@ def make_task(config: ConfigDict) -> Task:
         return PerNetwork(generators.generator, discriminators.discriminator)
 
     mesh = harness.mesh(config.mesh, config.batch_size)
-    teacher, student = make_networks(config.teacher), make_networks(config.student)
-    task = Task(source, teacher, student, latents(config.latent, conditional=labelled), mesh)
-    inputs = task.inputs(jax.random.key(0), runner.example_batch(config, source)).generator
-    shapes = jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
+    make_inputs = latents(config.latent, conditional=labelled)
+    inputs = make_inputs(jax.random.key(0), runner.example_batch(config, source)).generator
+    teacher, variables = make_networks(config.teacher), None
+    if path := config.teacher.path:
+        classes = source.num_classes if labelled else 0
+        generator, loaded = generation.load_teacher(
+            config, "teacher.path", path, "", inputs, classes
+        )
+        teacher, variables = PerNetwork(generator), Teacher(loaded)
+    task = Task(source, teacher, make_networks(config.student), make_inputs, mesh, variables)
+    shapes = (
+        variables.generator
+        if variables
+        else jax.eval_shape(task.teacher.generator.init, jax.random.key(0), *inputs)
+    )
     for name, regime in config.regimes.items():
         initialization = regime.distilled.initialization
         if initialization:  # checked with zeros, because the teacher is not trained yet
@@ -332,6 +346,7 @@ def build(config: ConfigDict) -> runner.Comparison:
         evaluation=partial(generation.make_evaluation, config, task),
         curves=generation.CURVES,
         mesh=task.mesh,
+        teacher_variables=task.teacher_variables,
         galleries=partial(
             generation.nearest_gallery,
             {f"{regime}/{arm}": first_sources[regime] for regime in config.regimes for arm in arms},

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+import kd_jax as kd
 from experiments import harness, runner
 from experiments.runner import Evaluation, Predict, Predictions, Result, Run
 from kd_jax import data as kd_data
@@ -32,6 +34,7 @@ from kd_jax.metrics.conventions import TOOLS
 from kd_jax.report import pictures
 from kd_jax.report.page import Gallery, Picture
 from kd_jax.report.progress import Progress
+from kd_jax.train.checkpoint import CheckpointError
 from kd_jax.train.training import TrainingPlan
 
 CONVENTION = "torch-fidelity"
@@ -50,7 +53,7 @@ class Task(NamedTuple):
       student: the student's networks.
       inputs: the task.
       mesh: the devices to train on.
-      teacher_variables: the teacher's variables, if they are read from a file.
+      teacher_variables: the teacher's variables, if they are loaded.
     """
 
     source: kd_data.Source
@@ -99,27 +102,52 @@ def open_source(config: ConfigDict) -> kd_data.Source:
     return source
 
 
-def check_teacher(
-    config: ConfigDict, network: Network, variables: Variables, *inputs: jax.ShapeDtypeStruct
-) -> None:
-    """Checks that a loaded teacher generates images of the data's shape.
+def load_teacher(
+    config: ConfigDict, setting: str, path: str, part: str, inputs: Sequence[Any], classes: int = 0
+) -> tuple[Network, Variables]:
+    """Loads a teacher from a weight file or from a training, such as that of another run.
 
     Args:
       config: the configuration.
-      network: the loaded network.
-      variables: its variables.
-      *inputs: shapes of the inputs for one image; nothing is computed.
+      setting: the name of the setting that holds `path`, for messages.
+      path: what `kd_jax.load` reads; of a training, its latest averaged generator, the teacher that
+        the training's own run distils.
+      part: the network in a file; empty: the averaged generator.
+      inputs: the generators' inputs in this experiment, arrays or `ShapeDtypeStruct`s `[B, ...]`.
+      classes: the number of classes of their labels; 0 without labels.
 
     Raises:
-      ValueError: a one-line message.
+      ValueError: it cannot be loaded, or its inputs, classes or images differ; a one-line message.
+      OSError: it cannot be read.
     """
-    image = jax.eval_shape(lambda v, *x: network.apply(v, *x)[0], variables, *inputs)
-    expected = (1, config.data.size, config.data.size, config.data.channels)
-    if image.shape != expected:
-        raise ValueError(
-            f"config.teacher={config.teacher} makes images {image.shape[1:]}; config.data expects "
-            f"{expected[1:]}"
-        )
+    name = f"config.{setting}={path}"
+    try:
+        model = kd.load(path, part or None, latest=True, generator=True)
+    except CheckpointError as error:
+        raise ValueError(f"{name}: {error}") from None
+    takes, expected = (
+        _describe_inputs(arrays, count)
+        for arrays, count in ((model.inputs, model.classes), (inputs, classes))
+    )
+    if takes != expected:
+        raise ValueError(f"{name} takes {takes}; generators of this configuration take {expected}")
+    image = jax.eval_shape(
+        lambda v, *x: model.network.apply(v, *x)[0], model.variables, *model.inputs
+    )
+    shape = (config.data.size, config.data.size, config.data.channels)
+    if image.shape[1:] != shape:
+        raise ValueError(f"{name} makes images {image.shape[1:]}; config.data expects {shape}")
+    return model.network, model.variables
+
+
+def _describe_inputs(inputs: Sequence[Any], classes: int) -> str:
+    """The inputs of a generator in words: `latents [64] and labels of 10 classes`."""
+    return " and ".join(
+        f"labels of {classes} classes"
+        if jnp.issubdtype(x.dtype, jnp.integer)
+        else f"{'images' if len(x.shape) == 4 else 'latents'} {list(x.shape[1:])}"
+        for x in inputs
+    )
 
 
 def make_evaluation(config: ConfigDict, task: Task) -> Evaluation:

@@ -121,7 +121,7 @@ class Comparison(NamedTuple):
       evaluation: builds the evaluation, which may take time.
       curves: captions of logged metrics to plot, by their keys: `quality/frechet`.
       mesh: the devices to train on.
-      teacher_variables: the teacher's variables from a file; None to train it.
+      teacher_variables: the teacher's variables, if they are loaded; None to train it.
       galleries: `(run, results) -> galleries` of further pictures.
     """
 
@@ -298,7 +298,11 @@ class Run:
         return file_lock(self.folder(training, seed), wait=wait)
 
     def _result_settings(self, training: Training) -> Any:
-        return json.loads(json.dumps({**self._settings, **training.settings}))
+        settings = {**self._settings, **training.settings}
+        if (teacher := self.comparison.teacher_variables) is not None:
+            # The file may have changed; the training compares its own record.
+            settings["teacher's fingerprint"] = int(diagnostics.fingerprint(teacher))
+        return json.loads(json.dumps(settings))
 
     def _read(self, training: Training, seed: int) -> Result | None:
         """The stored result, unless it was computed with other settings."""

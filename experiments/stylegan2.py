@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from experiments import generation, harness, runner
 from experiments.generation import Task
-from kd_jax import methods, pretrained, pruning
+from kd_jax import methods, pruning
 from kd_jax.core.network import Network, connect_to
 from kd_jax.core.setup import Networks, PerNetwork, Teacher
 from kd_jax.core.types import Array, Variables
@@ -50,7 +50,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     config = ConfigDict(
         {
             "seeds": (0,),
-            "teacher": "",  # a file; empty: the teacher is trained
+            "teacher": "",  # a file, or the folder of a training; empty: it is trained
             "teacher_part": "",  # the network in the file; the averaged generator by default
             "student": "stylegan2",  # or stylegan1
             "latent": 64,
@@ -143,8 +143,12 @@ def make_task(config: ConfigDict) -> Task:
     style = {**shared, "latent": config.latent, "style": config.latent}
     teacher_variables = None
     if config.teacher:
-        teacher, teacher_variables = pretrained.load(config.teacher, config.teacher_part or None)
-        _check_teacher(config, teacher, teacher_variables)
+        z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
+        teacher, teacher_variables = generation.load_teacher(
+            config, "teacher", config.teacher, config.teacher_part, [z]
+        )
+        if teacher.mapping is None:
+            raise ValueError(f"config.teacher={config.teacher} has no mapping network")
     else:
         teacher = stylegan2.generator(
             config.data.size,
@@ -174,14 +178,6 @@ def make_task(config: ConfigDict) -> Task:
 
 def _widths(sizes: ConfigDict) -> dict[str, Any]:
     return {"channel_base": sizes.channel_base, "channel_max": sizes.channel_max}
-
-
-def _check_teacher(config: ConfigDict, network: Network, variables: Variables) -> None:
-    """Checks that the teacher of a file fits the data and has a mapping network."""
-    z = jax.ShapeDtypeStruct((1, config.latent), jnp.float32)
-    if network.mapping is None:
-        raise ValueError(f"config.teacher={config.teacher} has no mapping network")
-    generation.check_teacher(config, network, variables, z)
 
 
 def initial_variables(config: ConfigDict, task: Task, teacher: Variables) -> Mapping[str, Any]:

@@ -25,7 +25,8 @@ class Model(NamedTuple):
       inputs: the shapes and dtypes of its inputs, for a batch of one.
       classes: the number of classes of its labels; 0 if it takes none.
       generates: whether its outputs are images, and not scores or features.
-      info: what the file or the checkpoint says of it, as JSON values.
+      info: what the file or the checkpoint says of it, as JSON values; of a file, also `notes`:
+        what it does not determine and was assumed.
     """
 
     network: Network
@@ -40,6 +41,7 @@ def load(
     path: str | os.PathLike[str],
     part: str | None = None,
     *,
+    options: Mapping[str, Any] = {},
     packages: Sequence[str] = (),
     latest: bool = False,
     generator: bool = False,
@@ -56,6 +58,8 @@ def load(
       path: the file or folder.
       part: of a file, the name of the network (`kd_jax.pretrained.parts` lists them); by default
         the averaged generator, else the only candidate.
+      options: of a file, arguments of the network's factory that the file does not determine, such
+        as `{"conv_clamp": 256}`.
       packages: of a checkpoint, further packages whose modules or factories it may name.
       latest: of a training, whether to load the latest checkpoint instead of the best.
       generator: whether to refuse other networks.
@@ -74,7 +78,7 @@ def load(
         if generator and not chosen.generates:
             which = f", which is for {chosen.purpose}" if chosen.purpose else ""
             raise ValueError(f"{path}: a generator is needed, not {chosen.kind}{which}")
-        converted = registry.convert(location, chosen)
+        converted = registry.convert(location, chosen, **options)
         return Model(
             converted.network,
             converted.variables,
@@ -86,8 +90,11 @@ def load(
                 "part": name,
                 "kind": chosen.kind,
                 **converted.config,
+                **({"notes": converted.notes} if converted.notes else {}),
             },
         )
+    if part is not None or options:
+        raise ValueError(f"{path} is not a weight file: it has neither parts nor options")
     if not location.is_dir():
         raise FileNotFoundError(f"{path} is neither a file nor a folder")
     order = FOLDERS[1:] + FOLDERS[:1] if latest else FOLDERS

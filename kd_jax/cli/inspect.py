@@ -8,7 +8,9 @@ for `kd_jax.train.checkpoint.load_network`. Exits with status 2 if the file is r
 """
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +38,57 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--truncation", type=float, help="truncation psi, for networks that support it"
     )
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an argument of the network's factory that the file does not determine, such as "
+        "conv_clamp=256 or size=28; may be repeated",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
     args = parser.parse_args(arguments)
     try:
-        out = None if args.out is None else _new_folder(Path(args.out))
-        available = parts(args.file)
-        name = choose(args.file, available, args.part)
-        converted = convert(args.file, available[name])
-        images = None
-        takes_images = any(len(like.shape) == 4 for like in converted.inputs)
-        if available[name].generates and out is not None and not takes_images:
-            images = _samples(converted, args.seed, args.truncation)
-    except (OSError, ValueError) as error:
+        run(args)
+    except (OSError, ValueError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Describes the file, and writes the samples and the checkpoint.
+
+    Raises:
+      ValueError, OSError, CheckpointError: the file is refused, an argument does not fit, or the
+        folder cannot be written; a one-line message.
+    """
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed={args.seed} is not from 0 to 2**63 - 1")
+    out = None if args.out is None else Path(args.out)
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out={out} is not a new or empty folder")
+    available = parts(args.file)
+    name = choose(args.file, available, args.part)
+    converted = convert(args.file, available[name], **parse_options(args.option))
+    apply = None
+    if args.truncation is not None or (available[name].generates and out is not None):
+        apply = _make_apply(converted, args.truncation)
     for other, part in available.items():
         purpose = f", for {part.purpose}" if part.purpose else ""
         print(f"{'*' if other == name else ' '} {other}: {part.kind}{purpose}")
     for key, value in converted.config.items():
         print(f"    {key}: {value}")
     print(f"    parameters: {cost.parameter_count(converted.variables):,}")
+    for note in converted.notes:
+        print(f"    note: {note}")
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    if images is not None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out={out} cannot be created: {error.strerror or error}") from None
+    if apply is not None and not any(len(like.shape) == 4 for like in converted.inputs):
+        images = _samples(converted, apply, args.seed)
         pictures.save_grid(out / "samples.png", {name: images}, scale=1)
         print(f"wrote {out / 'samples.png'}")
     settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
@@ -68,18 +97,43 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"wrote {out / 'checkpoint'}")
 
 
-def _new_folder(out: Path) -> Path:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is not a new or empty folder")
-    return out
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """The values of `NAME=VALUE`, read as JSON where they are JSON, and as text otherwise.
+
+    Raises:
+      ValueError: one of them has no `=`.
+    """
+    result: dict[str, Any] = {}
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--option {option!r} is not of the form NAME=VALUE")
+        try:
+            result[name] = json.loads(value)
+        except ValueError:
+            result[name] = value
+    return result
 
 
-def _samples(converted: Converted, seed: int, truncation: float | None) -> np.ndarray:
-    """Images `[SAMPLES, H, W, C]`, generated one at a time, since networks may be large."""
+def _make_apply(converted: Converted, truncation: float | None) -> Callable[..., jax.Array]:
+    """`(variables, *inputs) -> images`, compiled at its first call.
+
+    Raises:
+      ValueError: the network does not take a truncation.
+    """
     options: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
     apply = jax.jit(
         lambda variables, *inputs: converted.network.apply(variables, *inputs, **options)[0]
     )
+    try:
+        jax.eval_shape(apply, converted.variables, *converted.inputs)
+    except TypeError as error:
+        raise ValueError(f"--truncation={truncation} does not fit: {error}") from None
+    return apply
+
+
+def _samples(converted: Converted, apply: Callable[..., jax.Array], seed: int) -> np.ndarray:
+    """Images `[SAMPLES, H, W, C]`, generated one at a time, since networks may be large."""
     images = []
     for index in range(SAMPLES):
         key = jax.random.fold_in(jax.random.key(seed), index)

@@ -97,6 +97,7 @@ def original_discriminator(
     width: int | Sequence[int] = 64,
     *,
     max_width: int | None = None,
+    final_stride: int = 1,
     dtype: Any = jnp.float32,
 ) -> Network:
     """`images -> scores [B]`: the paper's discriminator, with batch norm.
@@ -106,9 +107,28 @@ def original_discriminator(
     couple the examples: real and generated images belong in separate batches, and gradient
     penalties, which assume independent examples, are hardly meaningful.
 
-    Args and errors are those of `generator`.
+    Args:
+      size: the image's side.
+      width: as in `generator`.
+      max_width: as in `generator`.
+      dtype: the computation dtype.
+      final_stride: 1: the last convolution has no padding and reads 4x4. 2: it halves the side, as
+        the others do, and reads 2x2 or 3x3; `width` then lists a count for each convolution but the
+        last, N of them, and `size` is from `2**(N + 1)` to `2**(N + 2) - 1`.
+
+    Raises:
+      ValueError: an argument is out of range.
     """
-    return from_linen(OriginalDiscriminator(_widths(size, width, 0, max_width), dtype))
+    if final_stride == 1:
+        return from_linen(OriginalDiscriminator(_widths(size, width, 0, max_width), dtype))
+    widths = tuple(width) if isinstance(width, Sequence) else ()
+    smallest = 2 ** (len(widths) + 1)
+    if final_stride != 2 or not smallest <= size < 2 * smallest:
+        raise ValueError(
+            f"final_stride={final_stride} is 1 or 2; 2 needs size={size} from {smallest} to "
+            f"{2 * smallest - 1} for {len(widths)} widths"
+        )
+    return from_linen(OriginalDiscriminator(widths, dtype, final_stride))
 
 
 def generator_axes(variables: Variables) -> Axes:
@@ -371,18 +391,22 @@ class OriginalDiscriminator(nn.Module):
 
     widths: tuple[int, ...]
     dtype: Any
+    final_stride: int = 1
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
         conv = partial(Conv, kernel=RESAMPLING, use_bias=False, dtype=self.dtype)
+        # Of an odd side, "SAME" would keep more than half.
+        halve = partial(ops.conv, padding=((1, 1), (1, 1)))
         x, taps = images, {}
         for index, features in enumerate(reversed(self.widths)):
-            x = conv(features, op=ops.conv, stride=2, name=f"conv_{index}")(x)
+            x = conv(features, op=halve, stride=2, name=f"conv_{index}")(x)
             if index:
                 x = BatchNorm(train=train, dtype=self.dtype, name=f"norm_{index}")(x)
             x = _leaky_relu(x)
             taps[_side(x)] = x
-        scores = conv(1, op=partial(ops.conv, padding="VALID"), name="score")(x)
+        op = halve if self.final_stride == 2 else partial(ops.conv, padding="VALID")
+        scores = conv(1, op=op, stride=self.final_stride, name="score")(x)
         return at_least_float32(scores)[:, 0, 0, 0], taps
 
 

@@ -62,6 +62,7 @@ def generator(
     shared_noise: bool = False,
     style_mixing: float = 0.0,
     lod: float = 0.0,
+    tanh: bool = False,
     dtype: Any = jnp.float32,
 ) -> Network:
     """`(latents[, labels]) -> images`, a style network.
@@ -92,6 +93,7 @@ def generator(
       style_mixing: in training with a key, the probability that an image's later layers get the
         style of another latent. Leave it at 0 if a teacher must see the same latents.
       lod: the level of detail if none is passed to `apply`.
+      tanh: whether the image is the hyperbolic tangent of the last sum.
       dtype: the computation dtype of the synthesis; parameters and images are always float32.
 
     Raises:
@@ -113,6 +115,7 @@ def generator(
         shared_noise=shared_noise,
         style_mixing=style_mixing,
         lod=lod,
+        tanh=tanh,
         dtype=dtype,
     )
     return from_linen(module, style=True)
@@ -403,6 +406,7 @@ class Synthesis(nn.Module):
     shared_noise: bool
     lod: float
     dtype: Any
+    tanh: bool = False
 
     @nn.compact
     def __call__(
@@ -438,7 +442,7 @@ class Synthesis(nn.Module):
             image = finer if image is None else _blend(finer, ops.upsample2d(image, BOX), fade)
             taps[f"{side}x{side}"] = x
         assert image is not None  # there is a block for 4x4
-        return image, taps
+        return jnp.tanh(image) if self.tanh else image, taps
 
     def _layer_noises(self, noise: Noise, batch: int) -> list[Array | None]:
         """The noise of each layer, `[B or 1, H, W, 1]` or None."""
@@ -538,6 +542,7 @@ class Generator(nn.Module):
     style_mixing: float
     lod: float
     dtype: Any
+    tanh: bool = False
 
     def setup(self) -> None:
         self.mapping = Mapping(
@@ -559,6 +564,7 @@ class Generator(nn.Module):
             self.shared_noise,
             self.lod,
             self.dtype,
+            self.tanh,
         )
 
     def __call__(

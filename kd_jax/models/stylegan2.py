@@ -52,6 +52,7 @@ def generator(
     architecture: Architecture = "skip",
     mapping: ReadOnly[str, Any] | None = None,
     resample_filter: Filter = (1, 3, 3, 1),
+    image_filter: Filter | None = None,
     activation: str = "lrelu",
     noise: bool = True,
     conv_clamp: float | None = None,
@@ -80,6 +81,7 @@ def generator(
       architecture: "skip", "resnet" or "orig".
       mapping: further fields of `layers.style.Mapping` (`depth`, `lr_multiplier`, ...).
       resample_filter: the filter of up- and downsampling; it is normalised.
+      image_filter: the filter that enlarges the images of a skip generator; by default the same.
       activation: a name in `kd_jax.ops.ACTIVATIONS`.
       noise: whether the layers have noise inputs.
       conv_clamp: the largest magnitude of a layer's output, for half precision.
@@ -110,6 +112,7 @@ def generator(
         style_mixing=style_mixing,
         dtype=dtype,
         remat=remat,
+        image_filter=None if image_filter is None else _hashable_filter(image_filter),
     )
     return from_linen(module, style=True)
 
@@ -428,6 +431,7 @@ class SynthesisBlock(nn.Module):
     conv_clamp: float | None
     fused: bool
     dtype: Any
+    image_filter: Filter2D | None = None
 
     @nn.compact
     def __call__(
@@ -469,7 +473,7 @@ class SynthesisBlock(nn.Module):
             x = layer("conv0", up=2)(x, styles[0], noises[0])
             x = layer("conv1")(x, styles[1], noises[1])
         if image is not None:
-            image = ops.upsample2d(image, self.resample_filter)
+            image = ops.upsample2d(image, self.image_filter or self.resample_filter)
         if self.last or self.architecture == "skip":
             torgb = ToRGB(self.channels, self.conv_clamp, self.fused, self.dtype, name="torgb")
             y = torgb(x, styles[-1])
@@ -492,6 +496,7 @@ class Synthesis(nn.Module):
     fused: bool
     dtype: Any
     remat: bool = False
+    image_filter: Filter2D | None = None
 
     @nn.compact
     def __call__(
@@ -536,6 +541,7 @@ class Synthesis(nn.Module):
                 self.conv_clamp,
                 self.fused,
                 self.dtype,
+                self.image_filter,
                 name=f"b{side}",
             )
             # A style for each convolution, and the next one for the image.
@@ -568,6 +574,7 @@ class Generator(nn.Module):
     style_mixing: float
     dtype: Any
     remat: bool = False
+    image_filter: Filter2D | None = None
 
     def setup(self) -> None:
         self.mapping = style.Mapping(
@@ -590,6 +597,7 @@ class Generator(nn.Module):
             self.fused,
             self.dtype,
             self.remat,
+            self.image_filter,
         )
 
     def __call__(
@@ -732,7 +740,7 @@ class Discriminator(nn.Module):
             length = self.widths[0] if self.condition is None else self.condition
             options = dict(self.mapping_options)
             mapping = style.Mapping(0, self.classes, length, None, name="mapping", **options)
-            embedding = mapping(None, labels)
+            embedding = taps["mapping"] = mapping(None, labels)
         elif labels is not None and labels.size:
             raise ValueError(f"the network is not conditional, but got labels {labels.shape}")
         epilogue = Epilogue(

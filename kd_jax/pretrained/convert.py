@@ -22,12 +22,32 @@ class Converted(NamedTuple):
       variables: float32 arrays.
       config: the keyword arguments of the network's factory, as read from the file.
       inputs: shapes and dtypes of the network's inputs for one example.
+      notes: one line for each value that the file does not determine and that was assumed.
     """
 
     network: Network
     variables: Variables
     config: Mapping[str, Any]
     inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Shape(tuple[int, ...]):
+    """The shape of a tensor; an axis that it lacks is a ValueError that names the tensor."""
+
+    def __new__(cls, shape: tuple[int, ...], name: str) -> "Shape":
+        """The shape of the tensor of this name."""
+        result = super().__new__(cls, shape)
+        result.name = name
+        return result
+
+    name: str
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return super().__getitem__(index)
+        except IndexError:
+            raise ValueError(f"{self.name} has shape {tuple(self)}: too few axes") from None
 
 
 class StateDictReader:
@@ -57,20 +77,32 @@ class StateDictReader:
         """
         if name not in self.tensors:
             raise ValueError(f"not {self.what}: {name} is missing")
-        return tuple(self.tensors[name].shape)
+        return Shape(self.tensors[name].shape, f"{self.what}: {name}")
 
     def take(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """A tensor in its own layout, as float32 if it is floating-point.
+        """A tensor in its own layout, as float32.
 
         Raises:
-          ValueError: there is no tensor of that name, or it has another shape.
+          ValueError: there is no tensor of that name, it has another shape, or its values are not
+            finite floating-point numbers (in float32).
         """
         stored = self.shape(name)
         if shape is not None and stored != tuple(shape):
             raise ValueError(f"{self.what}: {name} has shape {stored} instead of {tuple(shape)}")
         self.unread.pop(name, None)
         value = self.tensors[name]
-        return value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+        if not jnp.issubdtype(value.dtype, jnp.floating):
+            raise ValueError(
+                f"{self.what}: {name} has numbers of type {value.dtype}, not floating-point"
+            )
+        with np.errstate(over="ignore"):  # float64 values may become infinite
+            result = value.astype(np.float32)
+        if not np.isfinite(result).all():
+            count = int((~np.isfinite(result)).sum())
+            raise ValueError(
+                f"{self.what}: {name} has {count:,} of {result.size:,} values that are not finite"
+            )
+        return result
 
     def vector(self, name: str, shape: tuple[int, ...] | None = None) -> Array:
         """A bias, scale or buffer in its own layout."""
@@ -141,6 +173,14 @@ def check_variables(what: str, converted: Converted, *inputs: jax.ShapeDtypeStru
                 f"not {what}: {path} has shape {actual[path]}; the others imply {expected[path]}"
             )
     return converted._replace(inputs=inputs)
+
+
+def average_style(converted: Converted, latents: np.ndarray) -> Array:
+    """The average style `[style]` of latents `[N, latent]`, without truncation."""
+    mapping = converted.network.mapping
+    assert mapping is not None  # it is a style network
+    mean = jax.jit(lambda variables, z: mapping(variables, z)[:, 0].mean(axis=0))
+    return mean(converted.variables, jnp.asarray(latents, jnp.float32))
 
 
 def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:

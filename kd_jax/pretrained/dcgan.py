@@ -63,11 +63,16 @@ def generator(tensors: StateDict) -> Converted:
     )
 
 
-def discriminator(tensors: StateDict) -> Converted:
+def discriminator(tensors: StateDict, *, size: int | None = None) -> Converted:
     """The discriminator; its scores are logits, without the final sigmoid of the original.
+
+    A state dict does not determine the stride and the padding of the last convolution. The example
+    has 1 and 0, which reads images of `2**(N + 2)` pixels after N convolutions of stride 2.
+    Variants for other sizes, such as 28, have 2 and 1.
 
     Args:
       tensors: its state dict.
+      size: the side of the images; by default that of the example.
 
     Raises:
       ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
@@ -89,11 +94,20 @@ def discriminator(tensors: StateDict) -> Converted:
             params[name], stats[name] = _norm(reader, f"main.{3 * index}", after)
         before = after
     reader.check_all_read()
-    config: dict[str, Any] = {"size": _size(reader, widths), "width": widths[::-1]}
+    config: dict[str, Any] = {"size": size, "width": widths[::-1]}
+    notes: tuple[str, ...] = ()
+    if size is None:
+        size = config["size"] = _size(reader, widths)
+        notes = (
+            f"images of {size}x{size} are assumed; a file of this kind may also be for "
+            f"{size // 2} to {size - 1} pixels (a last convolution of stride 2): option size",
+        )
+    elif size != dcgan.SMALLEST * 2 ** len(widths):
+        config["final_stride"] = 2
     network = dcgan.original_discriminator(**config)
     return check_variables(
         reader.what,
-        Converted(network, {"params": params, "batch_stats": stats}, config),
+        Converted(network, {"params": params, "batch_stats": stats}, config, notes=notes),
         jax.ShapeDtypeStruct((1, config["size"], config["size"], channels), jnp.float32),
     )
 

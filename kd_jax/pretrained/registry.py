@@ -23,6 +23,7 @@ from kd_jax.pretrained import (
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.io.allowed_types import Persistent, TFNetwork
 from kd_jax.pretrained.io.containers import read
+from kd_jax.pretrained.state_dicts import is_averaged, state_dicts
 
 
 class Kind(NamedTuple):
@@ -168,8 +169,8 @@ KINDS = (
 )
 """The supported kinds of state dicts, recognised by their tensor names."""
 
-AVERAGED = ("G_ema", "Gs", "g_ema", "generator_smooth", "g_running", "ema")
-"""Names of the averaged generator in files; it is loaded by default."""
+UNKNOWN = "unknown network"
+"""The kind of a part that is an averaged network by its name, but not a known one."""
 
 _TF_NAMES = ("G", "D", "Gs")
 
@@ -237,9 +238,11 @@ def choose(path: str | os.PathLike[str], available: Mapping[str, Part], part: st
             raise ValueError(f"{path}: no part {part!r}; it has {', '.join(available)}")
         return part
     generators = [name for name, candidate in available.items() if candidate.generates]
-    averaged = [name for name in AVERAGED if name in generators]
-    candidates = averaged or generators or list(available)
-    if not averaged and len(candidates) > 1:
+    averaged = [name for name in generators if is_averaged(name)]
+    # Never the raw generator in place of an averaged one that cannot be read.
+    unknown = [name for name, candidate in available.items() if candidate.kind == UNKNOWN]
+    candidates = averaged or unknown or generators or list(available)
+    if len(candidates) > 1:
         raise ValueError(f"{path}: specify the part to load: {', '.join(available)}")
     return candidates[0]
 
@@ -250,6 +253,13 @@ def convert(path: str | os.PathLike[str], part: Part, **overrides: Any) -> Conve
         return part.convert(**overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    except TypeError as error:
+        if not overrides:
+            raise
+        listed = ", ".join(f"{name}={value!r}" for name, value in overrides.items())
+        raise ValueError(
+            f"{path}: {part.kind} does not take the options {listed}: {error}"
+        ) from None
 
 
 def parts(path: str | os.PathLike[str]) -> dict[str, Part]:
@@ -290,22 +300,26 @@ def _parts(tree: Any) -> dict[str, Part]:
     modules = {k: v for k, v in tree.items() if isinstance(v, Persistent)}
     if modules:
         return _module_parts(modules)
-    if (kind := _kind(tensors := _tensors(tree))) is not None:
-        name = "generator" if kind.generates else "features" if kind.purpose else "discriminator"
-        return {name: _part(kind, tensors)}
     networks: dict[str, Part] = {}
-    average = tree.get("latent_avg")
-    for name, inner in tree.items():
-        if not isinstance(inner, Mapping):
+    for name, entry in state_dicts(tree, lambda tensors: _kind(tensors) is not None).items():
+        if entry.tensors is None:
+            networks[name] = Part(UNKNOWN, partial(_raise_unknown, name), False)
             continue
-        if (kind := _kind(tensors := _tensors(inner))) is not None:
-            options = {}
-            if kind.convert is stylegan2.rosinality_generator and average is not None:
-                options = {"average": average}
-            networks[str(name)] = _part(kind, tensors, **options)
-        elif name in ("models", "state_dict", "state_dicts"):
-            networks |= _parts(inner)
+        kind = _kind(entry.tensors)
+        assert kind is not None
+        options = {}
+        if kind.convert is stylegan2.rosinality_generator and entry.average is not None:
+            options = {"average": entry.average}
+        default = "generator" if kind.generates else "features" if kind.purpose else "discriminator"
+        networks[name or default] = _part(kind, entry.tensors, **options)
     return networks
+
+
+def _raise_unknown(name: str) -> Converted:
+    raise ValueError(
+        f"{name}, by its name the averaged weights, is not a known network; another part can be "
+        "named"
+    )
 
 
 def _part(kind: Kind, tensors: Mapping[str, np.ndarray], **options: Any) -> Part:
@@ -322,14 +336,6 @@ def _module_parts(modules: Mapping[str, Persistent]) -> dict[str, Part]:
             make = partial(snapshots.from_module, module)
             networks[str(name)] = Part(kind, make, generates)
     return networks
-
-
-def _tensors(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of a flat dict, without the `module.` prefix of data-parallel training."""
-    tensors = {str(k): v for k, v in tree.items() if isinstance(v, np.ndarray)}
-    if tensors and all(name.startswith("module.") for name in tensors):
-        return {name.removeprefix("module."): value for name, value in tensors.items()}
-    return tensors
 
 
 def _kind(tensors: Mapping[str, np.ndarray]) -> Kind | None:

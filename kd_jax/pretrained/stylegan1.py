@@ -18,7 +18,13 @@ import numpy as np
 from kd_jax.core.network import Network
 from kd_jax.models import stylegan1
 from kd_jax.models.layers.style import AVERAGES
-from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
+from kd_jax.pretrained.convert import (
+    Converted,
+    StateDict,
+    StateDictReader,
+    average_style,
+    check_variables,
+)
 
 SMALLEST = stylegan1.SMALLEST
 HE = math.sqrt(2)
@@ -294,13 +300,12 @@ def rosinality_generator(
         "noise": {"synthesis": constants},
     }
     converted = _build_generator(reader.what, variables, config)
+    notes = ["the file has no noise images: they are drawn with a fixed seed"]
     if average is None:
-        to_styles = converted.network.mapping
-        assert to_styles is not None  # it is a style network
-        mean = jax.jit(lambda variables, z: to_styles(variables, z)[:, 0].mean(axis=0))
-        latents = jnp.asarray(noise.normal(size=(10_000, latent)), jnp.float32)
-        variables[AVERAGES]["mapping"]["w_avg"] = mean(variables, latents)
-    return converted
+        notes.append("the file has no average of the styles: it is that of 10,000 latents")
+        latents = noise.normal(size=(10_000, latent))
+        variables[AVERAGES]["mapping"]["w_avg"] = average_style(converted, latents)
+    return converted._replace(notes=tuple(notes))
 
 
 def rosinality_discriminator(

@@ -17,7 +17,13 @@ import numpy as np
 from kd_jax.core.network import Network
 from kd_jax.models import stylegan2
 from kd_jax.models.layers.style import AVERAGES
-from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
+from kd_jax.pretrained.convert import (
+    Converted,
+    StateDict,
+    StateDictReader,
+    average_style,
+    check_variables,
+)
 
 SMALLEST = stylegan2.SMALLEST
 GENERATOR, DISCRIMINATOR = "a StyleGAN2 generator", "a StyleGAN2 discriminator"
@@ -139,7 +145,8 @@ def generator(tensors: StateDict, **overrides: Any) -> Converted:
                 "bias": reader.vector(f"{layer}.bias", (before,)),
                 "affine": _dense(reader, f"{layer}.affine"),
             }
-            filters += _filters(reader, layer)
+            # Layers that do not resample have a filter too, which is not used.
+            filters += _filters(reader, layer, unused=part == "conv1")
             if noise:
                 block[part]["noise_strength"] = reader.vector(f"{layer}.noise_strength", ())
                 constant = reader.vector(f"{layer}.noise_const", (side, side))
@@ -219,7 +226,7 @@ def discriminator(tensors: StateDict, **overrides: Any) -> Converted:
             block[part] = {"weight": reader.kernel(f"{name}.weight")}
             if part != "skip":
                 block[part]["bias"] = reader.vector(f"{name}.bias")
-            filters += _filters(reader, name)
+            filters += _filters(reader, name, unused=part in ("fromrgb", "conv0", "conv"))
         if side == SMALLEST:
             block["fc"] = _dense_of_image(reader, "b4.fc", widths[SMALLEST])
             block["out"] = _dense(reader, "b4.out")
@@ -249,7 +256,8 @@ def rosinality_generator(
     Args:
       tensors: the state dict, `conv1.conv.weight` and so on.
       average: the average of w, `[style]` or `[1, style]`, which some checkpoints store beside the
-        networks (`latent_avg`); without it truncation is towards 0.
+        networks (`latent_avg`). By default it is computed over 4,096 latents, as the program does,
+        with a fixed seed.
       **overrides: arguments of `kd_jax.models.stylegan2.generator`.
 
     Raises:
@@ -267,7 +275,12 @@ def rosinality_generator(
     params: dict[str, Any] = {}
     constants: dict[str, Any] = {}
     filters: list[np.ndarray] = []
+    image_filters: list[np.ndarray] = []
     widths = {}
+    notes: list[str] = []
+    if not any(name.startswith("noises.") for name in reader):
+        notes.append("the file has no noise images: they are drawn with a fixed seed")
+    drawn = np.random.default_rng(0)
 
     def kernel(name: str) -> Any:
         weight = reader.take(f"{name}.weight")
@@ -285,7 +298,10 @@ def rosinality_generator(
             weight = weight[::-1, ::-1]
         widths[side] = weight.shape[3]
         part = "conv0" if up else "conv1"
-        constant = reader.vector(f"noises.noise_{number}", (1, 1, side, side))[0, 0]
+        if notes:
+            constant = jnp.asarray(drawn.normal(size=(side, side)), jnp.float32)
+        else:
+            constant = reader.vector(f"noises.noise_{number}", (1, 1, side, side))[0, 0]
         constants.setdefault(f"b{side}", {})[part] = {"noise_const": constant}
         return {
             part: {
@@ -299,7 +315,7 @@ def rosinality_generator(
 
     def torgb(name: str) -> dict[str, Any]:
         if f"{name}.upsample.kernel" in reader:
-            filters.append(reader.take(f"{name}.upsample.kernel"))
+            image_filters.append(reader.take(f"{name}.upsample.kernel"))
         return {
             "weight": jnp.asarray(kernel(f"{name}.conv")),
             "bias": reader.vector(f"{name}.bias").reshape(-1),
@@ -329,13 +345,21 @@ def rosinality_generator(
         "resample_filter": _one_filter(reader.what, filters),
         **overrides,
     }
+    image_filter = _one_filter(reader.what, image_filters)
+    if image_filter != config["resample_filter"]:
+        config["image_filter"] = image_filter
     reader.check_all_read()
     variables = {
         "params": {"mapping": mapping, "synthesis": params},
         AVERAGES: {"mapping": {"w_avg": jnp.asarray(w_avg, jnp.float32)}},
         "noise": {"synthesis": constants},
     }
-    return _build_generator(reader.what, variables, config)
+    converted = _build_generator(reader.what, variables, config)
+    if average is None:
+        notes.append("the file has no average of the styles: it is that of 4,096 latents")
+        latents = drawn.normal(size=(4096, latent))
+        variables[AVERAGES]["mapping"]["w_avg"] = average_style(converted, latents)
+    return converted._replace(notes=tuple(notes))
 
 
 def rosinality_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
@@ -654,9 +678,12 @@ def _mapping(
     return {**config, **options}, params
 
 
-def _filters(reader: StateDictReader, name: str) -> list[np.ndarray]:
-    """A layer's filter, if it is in the file."""
+def _filters(reader: StateDictReader, name: str, unused: bool = False) -> list[np.ndarray]:
+    """A layer's filter, if it is in the file and the layer resamples."""
     name = f"{name}.resample_filter"
+    if unused:
+        reader.drop(name)
+        return []
     return [reader.take(name)] if name in reader else []
 
 

@@ -8,12 +8,10 @@ later step supersedes are deleted.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
 import os
-import re
 import shutil
 import sys
 import threading
@@ -21,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,24 +29,13 @@ from kd_jax.core.architecture import Architecture, rebuild
 from kd_jax.core.network import by_path, disconnect
 from kd_jax.core.state import TrainState
 from kd_jax.core.types import Variables
-from kd_jax.train import distributed
+from kd_jax.train import distributed, manifest
+from kd_jax.train.manifest import CheckpointError as CheckpointError
 
-MANIFEST = "manifest.json"
-_GENERATOR_ITEMS = ("generator", "meta")
-"""The items that `save_generator` writes and `load_generator` reads."""
-_ITEMS = ("training", "data", *_GENERATOR_ITEMS)
-_ENTRIES = (*_ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt", f"{MANIFEST}.partial")
-"""Entries of a step's folder, any of which may remain after an interrupted deletion."""
-_UNFINISHED = ".unfinished"
-_STEP = r"0|[1-9]\d*"
 _FAILURES = (OSError, ValueError, RuntimeError)
 """Errors of Orbax when it cannot write; RuntimeError: a barrier between processes timed out."""
 LIBRARIES = ("kd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Libraries whose versions a checkpoint records: other versions may not be bit-exact."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint is damaged, missing, or belongs to another run."""
 
 
 class DamagedCheckpointWarning(UserWarning):
@@ -107,7 +94,7 @@ class Checkpoints:
         self._allow_changes = allow_changes
         self._log = log
         self.changes: list[str] = []
-        distributed.run_on_primary(lambda: _recover(self._directory, log), CheckpointError)
+        distributed.run_on_primary(lambda: manifest.recover(self._directory, log), CheckpointError)
         self._manager = self._open_manager()
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._saving: tuple[int, Future[None]] | None = None
@@ -128,7 +115,7 @@ class Checkpoints:
             it); earlier steps are untouched, and later ones may be saved.
         """
         self.wait()
-        if (self._directory / str(step) / MANIFEST).exists():
+        if (self._directory / str(step) / manifest.MANIFEST).exists():
             return  # the step that this run was restored from
         latest = self.latest_step()
         if latest is not None and step < latest:
@@ -172,7 +159,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The latest complete step; None if there is none."""
-        folders = _finished(self._directory)
+        folders = manifest.finished(self._directory)
         return int(folders[-1].name) if folders else None
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
@@ -245,16 +232,16 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if not distributed.is_primary():
             return
-        _write_manifest(self._directory / str(step))
+        manifest.write(self._directory / str(step))
         older = [
             folder
-            for folder in _finished(self._directory)[: -self._keep]
+            for folder in manifest.finished(self._directory)[: -self._keep]
             if not self._keep_every or int(folder.name) % self._keep_every
         ]
-        for folder in [*older, *self._directory.glob(f"*{_UNFINISHED}")]:
+        for folder in [*older, *self._directory.glob(f"*{manifest.UNFINISHED}")]:
             try:
                 # The manifest first: without it the remains do not count as a checkpoint.
-                (folder / MANIFEST).unlink(missing_ok=True)
+                (folder / manifest.MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(folder)
             except OSError as error:  # the new step is complete regardless
                 self._log(f"warning: {folder} could not be deleted: {_reason(error)}")
@@ -267,7 +254,7 @@ class Checkpoints:
         if distributed.is_primary():
             for leftover in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            if not (folder / MANIFEST).exists():
+            if not (folder / manifest.MANIFEST).exists():
                 shutil.rmtree(folder, ignore_errors=True)
         self._manager = self._open_manager()
         raise CheckpointError(
@@ -291,14 +278,14 @@ class Checkpoints:
             return None
 
         def choose() -> int:
-            step, problems = _latest_intact(self._directory, _ITEMS)
+            step, problems = manifest.latest_intact(self._directory, manifest.ITEMS)
             if step < 0:
                 raise CheckpointError(
                     f"no intact checkpoint in {self._directory}: {problems[0][1]}; choose another "
                     "folder to start a new run"
                 )
             for number, problem in problems:
-                _set_aside(self._directory / str(number))
+                manifest.set_aside(self._directory / str(number))
                 self._log(f"{problem}; it is set aside, and step {step} taken")
             return step
 
@@ -352,7 +339,7 @@ class BestCheckpoint:
             except (CheckpointError, OSError, KeyError, TypeError, ValueError) as error:
                 if folder == self._directory:
                     log(f"{error}; it is set aside")
-                    _set_aside(folder)
+                    manifest.set_aside(folder)
                 continue
             if folder != self._directory:
                 folder.rename(self._directory)
@@ -418,7 +405,7 @@ def save_generator(
         manager.save(0, args=ocp.args.Composite(**items))
         manager.wait_until_finished()
         if distributed.is_primary():
-            _write_manifest(folder / "0")
+            manifest.write(folder / "0")
 
 
 def load_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
@@ -486,9 +473,9 @@ def _newest(directory: Path) -> tuple[Path, list[str]]:
     Raises:
       CheckpointError: there is none.
     """
-    if not _finished(directory):
+    if not manifest.finished(directory):
         raise CheckpointError(f"there is no checkpoint in {directory}")
-    step, problems = _latest_intact(directory, _GENERATOR_ITEMS)
+    step, problems = manifest.latest_intact(directory, manifest.GENERATOR_ITEMS)
     if step < 0:
         raise CheckpointError(f"no intact checkpoint in {directory}: {problems[0][1]}")
     return directory / str(step), [problem for _, problem in problems]
@@ -548,108 +535,6 @@ def shorten(lines: Sequence[str], most: int = 4) -> str:
     """The first lines in one, and the number of the others."""
     rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
     return "; ".join(lines[:most]) + rest
-
-
-def _step_folders(directory: Path) -> list[Path]:
-    folders = [f for f in directory.glob("*") if f.is_dir() and re.fullmatch(_STEP, f.name)]
-    return sorted(folders, key=lambda folder: int(folder.name))
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    yield from sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_manifest(folder: Path) -> None:
-    sums = {file.relative_to(folder).as_posix(): _sha256(file) for file in _files(folder)}
-    partial = folder / f"{MANIFEST}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(sums, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, folder / MANIFEST)
-
-
-def _finished(directory: Path) -> list[Path]:
-    """The folders of steps that have a manifest, in order."""
-    return [folder for folder in _step_folders(directory) if (folder / MANIFEST).exists()]
-
-
-def _verify(folder: Path, items: Sequence[str]) -> str | None:
-    """Checks these items of a finished step; a problem, naming the file, or None."""
-    try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{folder / MANIFEST} cannot be read"
-    if not isinstance(sums, dict) or not all(
-        isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
-        for checksum in sums.values()
-    ):
-        return f"{folder / MANIFEST} is not an object of file names and their sha256"
-    for item in items:
-        if not any(name.startswith(f"{item}/") for name in sums):
-            return f"{folder / MANIFEST} lists no file of {item}/"
-    for name, expected in sums.items():
-        place, file = PurePosixPath(name), folder / name
-        if place.is_absolute() or ".." in place.parts:
-            return f"{folder / MANIFEST} lists {name!r}, which is outside the folder"
-        if place.parts[0] in _ITEMS and place.parts[0] not in items:
-            continue
-        try:
-            if not file.exists():
-                return f"{file} is missing"
-            if _sha256(file) != expected:
-                return f"{file} is damaged (its sha256 differs from the recorded one)"
-        except OSError as error:
-            return f"{file} cannot be read: {error.strerror or type(error).__name__}"
-    return None
-
-
-def _latest_intact(directory: Path, items: Sequence[str]) -> tuple[int, list[tuple[int, str]]]:
-    """The latest step whose items are intact (-1: none), and the problems of those after it."""
-    problems: list[tuple[int, str]] = []
-    for folder in reversed(_finished(directory)):
-        problem = _verify(folder, items)
-        if problem is None:
-            return int(folder.name), problems
-        problems.append((int(folder.name), problem))
-    return -1, problems
-
-
-def _recover(directory: Path, log: Callable[[str], None]) -> None:
-    """Renames or removes unfinished steps, which Orbax would take for the latest checkpoint.
-
-    Raises:
-      CheckpointError: as `Checkpoints`.
-    """
-    unfinished = [f for f in _step_folders(directory) if not (f / MANIFEST).exists()]
-    nonempty = [folder for folder in unfinished if any(folder.iterdir())]
-    for folder in nonempty:
-        if not any((folder / name).exists() for name in _ENTRIES):
-            raise CheckpointError(f"{folder} is not a training checkpoint; choose another folder")
-    if len(nonempty) > 1 and not _finished(directory):
-        steps = ", ".join(folder.name for folder in nonempty)
-        raise CheckpointError(
-            f"no checkpoint in {directory} has its {MANIFEST} (steps {steps}), so none can be "
-            "verified; choose another folder to start a new run"
-        )
-    for folder in unfinished:
-        if folder not in nonempty:
-            folder.rmdir()
-            continue
-        place = folder.with_name(f"{folder.name}{_UNFINISHED}")
-        shutil.rmtree(place, ignore_errors=True)  # of an earlier interrupted save of this step
-        folder.rename(place)
-        log(f"{folder} was not finished: it is set aside")
-    for leftover in directory.glob("*.orbax-checkpoint-tmp*"):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-        else:
-            leftover.unlink()
 
 
 def _stored(state: TrainState) -> dict[str, Any]:
@@ -713,14 +598,6 @@ def _abstract(leaf: Any) -> Any:
 def _reason(error: Exception) -> str:
     """An error in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _set_aside(folder: Path) -> None:
-    place, number = folder.with_name(f"{folder.name}.damaged"), 1
-    while place.exists():
-        number += 1
-        place = folder.with_name(f"{folder.name}.damaged-{number}")
-    folder.rename(place)
 
 
 class _Quiet:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from reports import read_figures, read_report
 
 from experiments import digits, harness, runner
 from kd_jax.cli import evaluate as command
-from kd_jax.core import files
+from kd_jax.core import architecture, files
 from kd_jax.core.setup import Teacher
+from kd_jax.models import dcgan
 from kd_jax.train import checkpoint, training
 from kd_jax.train.checkpoint import CheckpointError
 from kd_jax.train.logs import read_jsonl
@@ -172,6 +174,83 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
     assert first.discriminator is not None
     with pytest.raises(CheckpointError, match="configuration: teacher's fingerprint is"):
         train(teachers[1])
+
+
+CLASSES = 10
+
+
+def save_teacher(folder, latent=8, classes=CLASSES, channels=1, seed=0):
+    """A teacher of another run: a described generator with random variables."""
+    network = dcgan.generator(16, 8, channels=channels, classes=classes)
+    inputs = [np.zeros((1, latent), np.float32), np.zeros(1, np.int32)][: 2 if classes else 1]
+    variables = jax.jit(network.init)(jax.random.key(seed), *inputs)
+    likes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+    description = architecture.describe(network, *likes)
+    checkpoint.save_generator(folder / "checkpoint", variables, {}, description)
+    return variables
+
+
+def test_a_teacher_of_another_run_is_distilled(tmp_path):
+    variables = save_teacher(tmp_path / "teacher")
+    config = tiny()
+    with config.unlocked():
+        config.teacher.path = str(tmp_path / "teacher")
+    comparison = digits.build(config)
+    plans, _ = runner.plan(config, comparison)
+    assert set(plans) == {f"scarce/{arm}" for arm in ARMS}
+    teacher = plans["scarce/distilled"].teacher.generator
+    jax.tree.map(np.testing.assert_array_equal, teacher, variables)
+
+    # A result is valid for these variables, not for this path.
+    settings = runner.Run(config, comparison, tmp_path)._result_settings(comparison.teacher)
+    shutil.rmtree(tmp_path / "teacher")
+    save_teacher(tmp_path / "teacher", seed=1)
+    other = digits.build(config)
+    assert runner.Run(config, other, tmp_path)._result_settings(other.teacher) != settings
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"latent": 7}, ("latents [7] and labels of 10 classes", "latents [8] and labels of 10")),
+        ({"classes": 3}, ("labels of 3 classes", "labels of 10 classes")),
+        ({"classes": 0}, ("latents [8];", "labels of 10 classes")),
+        ({"channels": 3}, ("(16, 16, 3)", "(16, 16, 1)")),
+        (None, ("nowhere",)),
+    ],
+    ids=str,
+)
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path, options, parts):
+    path = tmp_path / ("nowhere" if options is None else "teacher")
+    if options is not None:
+        save_teacher(path, **options)
+    config = tiny()
+    with config.unlocked():
+        config.teacher.path = str(path)
+    with pytest.raises(harness.UsageError) as error:
+        harness.execute(digits.EXPERIMENT, config, tmp_path / "run")
+    for part in parts:
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_loaded_teacher_gives_the_student_of_its_own_run(tmp_path):
+    config = tiny()
+    execute(config, tmp_path / "first")
+    with config.unlocked():
+        config.teacher.path = str(tmp_path / "first/seed0/teacher")
+    execute(config, tmp_path / "second")
+    for student in ("scarce/distilled",):
+        one, other = (
+            checkpoint.load_generator(tmp_path / run / "seed0" / student / "checkpoints")[0]
+            for run in ("first", "second")
+        )
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert not (tmp_path / "second/seed0/teacher/checkpoints").exists()
+    first, second = (read_figures(tmp_path / run)["teacher"] for run in ("first", "second"))
+    assert first["frechet"] == second["frechet"]
 
 
 def arrays(folder):

@@ -98,7 +98,7 @@ def test_families_whose_networks_differ():
 
 
 def test_the_small_families_contain_every_factory():
-    """A new architecture that `families.FAMILIES` lacked would miss the tests that run over them."""
+    """An architecture that `families.FAMILIES` lacks would miss the tests that run over it."""
     factories = {
         function
         for module in (getattr(models, name) for name in models.__all__)

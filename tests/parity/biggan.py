@@ -80,7 +80,8 @@ def _buffers(file: File, variables) -> Outputs:
     sizes = np.cumsum([0] + [tensors[name].size for name in names])
     marked = dict(tensors)
     for name, start in zip(names, sizes, strict=False):
-        marked[name] = np.arange(start, start + tensors[name].size).reshape(tensors[name].shape)
+        numbers = np.arange(start, start + tensors[name].size, dtype=np.float32)
+        marked[name] = numbers.reshape(tensors[name].shape)
     places = traverse_util.flatten_dict(read(marked).variables, sep="/")
     values = np.full(sizes[-1], np.nan, np.float32)
     for path, leaf in traverse_util.flatten_dict(variables, sep="/").items():

@@ -22,7 +22,10 @@ def labels(file: File) -> list[np.ndarray]:
 def genforce_generator(file: File) -> Outputs:
     fused = file.config["kwargs"].get("fused_scale", "auto")
     fused_from = {True: 4, False: 2048, "auto": 128}[fused]
-    network, variables, *_ = stylegan1.genforce_generator(weights(file), fused_from=fused_from)
+    tanh = file.config["kwargs"].get("final_tanh", False)
+    network, variables, *_ = stylegan1.genforce_generator(
+        weights(file), fused_from=fused_from, tanh=tanh
+    )
     inputs = (file["in/z"], *labels(file))
     styles = network.mapping(variables, *inputs)
     outputs: dict[str, object] = {"out/w": styles[:, 0], "out/wp": styles}

@@ -58,6 +58,8 @@ def discriminator(file: File) -> Outputs:
         if (match := re.fullmatch(r"out/act_b(\d+)", name)) and match[1] != "4":
             side = int(match[1]) // 2
             outputs[name] = taps[f"{side}x{side}"][: len(file[name])]
+        elif name == "out/act_mapping":
+            outputs[name] = taps["mapping"][: len(file[name])]
     return outputs
 
 

@@ -15,7 +15,7 @@ def outputs(file: File) -> Outputs:
     tensors = {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
     beta = {k: v for k, v in file.config.items() if k == "magnitude_ema_beta"}
     settings = {**beta, **file.config["kwargs"]}
-    network, variables, config, _ = stylegan3.generator(tensors, settings)
+    network, variables, config, *_ = stylegan3.generator(tensors, settings)
     inputs = [file["in/z"]] + ([file["in/c"]] if config["classes"] else [])
     layers = [match[0] for k in tensors if (match := re.match(r"synthesis\.(L\d+)_\d+_\d+", k))]
     layers = sorted({name.removeprefix("synthesis.") for name in layers}, key=_number)

@@ -14,7 +14,8 @@ from PIL import Image
 from pretrained.io.test_containers import safetensors, torch_zip
 from pretrained.test_perceptual_weights import heads, trunk, whole
 
-from kd_jax import pretrained
+import kd_jax as kd
+from kd_jax import ops, pretrained
 from kd_jax.cli import inspect as command
 from kd_jax.evaluate.generator import open_generator
 from kd_jax.train.checkpoint import load_generator, load_network
@@ -229,3 +230,73 @@ def test_the_command_refuses_files_in_one_line(tmp_path):
         assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
     assert not (ROOT / "canary").exists()
+
+
+def numpy_styles(tensors, z):
+    """The mapping of rosinality's StyleGAN2 in NumPy, with weights stored over 0.01."""
+    x = z / np.sqrt((z**2).mean(axis=1, keepdims=True) + 1e-8)
+    for index in range(1, len([n for n in tensors if re.fullmatch(r"style\.\d+\.weight", n)]) + 1):
+        weight, bias = tensors[f"style.{index}.weight"], tensors[f"style.{index}.bias"]
+        x = x @ (weight * (0.01 / np.sqrt(weight.shape[1]))).T + bias * 0.01
+        x = np.where(x > 0, x, 0.2 * x) * np.sqrt(2)
+    return x
+
+
+def test_a_missing_average_of_styles_is_estimated(write):
+    tensors = weights(originals("stylegan2_rosinality_g_a"))
+    model = kd.load(write("g.safetensors", as_safetensors(tensors)))
+    z = np.random.default_rng(5).normal(size=(100_000, model.inputs[0].shape[1]))
+    styles = numpy_styles(tensors, z)
+    average = np.asarray(model.variables["averages"]["mapping"]["w_avg"])
+    error = styles.std(axis=0) * np.sqrt(1 / 4096 + 1 / len(z))  # of the difference of two means
+    assert (np.abs(average - styles.mean(axis=0)) < 5 * error).all()
+    assert np.abs(average).max() > 5 * error.max()  # 0 would not pass
+    truncated = model.network.mapping(model.variables, z[:4], truncation=0.5)[:, 0]
+    np.testing.assert_allclose(truncated, (average + styles[:4]) / 2, rtol=1e-3, atol=1e-4)
+    assert any("average" in note for note in model.info["notes"])
+
+
+def test_missing_noise_is_drawn_and_partly_missing_noise_refused(write):
+    tensors = weights(originals("stylegan2_rosinality_g_a"))
+    without = {k: v for k, v in tensors.items() if not k.startswith("noises.")}
+    file = write("g.safetensors", as_safetensors(without))
+    first, again = kd.load(file), kd.load(file)
+    assert any("noise" in note for note in first.info["notes"])
+    noise = np.concatenate([np.ravel(x) for x in jax.tree.leaves(first.variables["noise"])])
+    assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 0.1
+    jax.tree.map(np.testing.assert_array_equal, first.variables, again.variables)
+    tensors.pop("noises.noise_1")
+    with pytest.raises(ValueError, match=r"noises\.noise_1 is missing"):
+        kd.load(write("part.safetensors", as_safetensors(tensors)))
+
+
+def test_filters_of_layers_that_do_not_resample_are_not_used(write):
+    file = originals("stylegan2_g_a")
+    tensors = weights(file)
+    for name in tensors:
+        if "conv1.resample_filter" in name:
+            tensors[name] = np.eye(4, dtype=np.float32)
+    network, variables = pretrained.load(write("g.safetensors", as_safetensors(tensors)))
+    image = network.synthesis(variables, file["out/w"], noise="const")[0]
+    original = pretrained.load(write("o.safetensors", as_safetensors(weights(file))))
+    expected = original.network.synthesis(original.variables, file["out/w"], noise="const")[0]
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_images_are_enlarged_with_the_filter_of_their_own_layers(write):
+    file = originals("stylegan2_rosinality_g_a")
+    tensors, outputs = weights(file), []
+    box = np.pad(np.ones((2, 2), np.float32), 1)
+    for image_filter in (None, box):
+        if image_filter is not None:
+            for name in tensors:
+                if name.endswith("upsample.kernel"):
+                    tensors[name] = image_filter
+        network, variables = pretrained.load(write("g.safetensors", as_safetensors(tensors)))
+        styles = network.mapping(variables, file["in/z"][:2])
+        _, taps = network.synthesis(variables, styles, noise="const")
+        taps_used = (1, 3, 3, 1) if image_filter is None else image_filter
+        enlarged = ops.upsample2d(taps["image/4x4"], ops.resampling_filter(taps_used))
+        outputs.append(taps["image/8x8"] - enlarged)  # of the layer alone, whatever the filter
+    np.testing.assert_allclose(*outputs, atol=1e-5)

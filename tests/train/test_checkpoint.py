@@ -270,7 +270,7 @@ def test_a_background_failure_names_its_step(tmp_path, states, monkeypatch):
     def full(folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", full)
+    monkeypatch.setattr(checkpoint.manifest, "write", full)
     checkpoints.save(2, states[1], {})
     concurrent.futures.wait([checkpoints._saving[1]])
     with pytest.raises(CheckpointError, match=r"step 2 not saved .*No space left"):
@@ -570,7 +570,7 @@ def test_damage_to_any_file_is_named(tmp_path, states):
                 victim.write_bytes(damaged)
             reason = "is missing" if damaged is None else "is damaged"
             if victim.relative_to(tmp_path / "2").parts[0] in ("training", "data"):
-                problem = checkpoint._verify(tmp_path / "2", checkpoint._ITEMS)
+                problem = checkpoint.manifest.verify(tmp_path / "2", checkpoint.manifest.ITEMS)
                 assert problem.startswith(f"{victim} {reason}")
             else:
                 with pytest.warns(DamagedCheckpointWarning) as warnings:
@@ -591,7 +591,7 @@ def test_a_flipped_bit_in_the_manifest_never_gives_wrong_values(tmp_path, states
     for place in range(0, len(content), 41):
         flipped = content[place] ^ 1 << place % 8
         manifest.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
-        if problem := checkpoint._verify(tmp_path / "1", checkpoint._ITEMS):
+        if problem := checkpoint.manifest.verify(tmp_path / "1", checkpoint.manifest.ITEMS):
             problems.append(problem)
         try:
             variables, _ = load_generator(tmp_path)
