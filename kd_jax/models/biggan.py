@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
 from kd_jax.models import resnet
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.attention import SelfAttention
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm
@@ -47,69 +47,6 @@ generator_axes = resnet.generator_axes
 discriminator_axes = resnet.discriminator_axes
 
 
-def gan(
-    size: int,
-    width: int = 96,
-    *,
-    channels: int = 3,
-    classes: int = 0,
-    shared: int = 128,
-    hierarchical: bool = True,
-    attention: Sequence[int] = (64,),
-    wide: bool = True,
-    spectral: SpectralNorm | None = ONE_STEP,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
-
-    Args:
-      size: the image's side, 32, 64, 128, 256 or 512.
-      width: channels of the generator at full size (for 128 pixels and more); they double as the
-        side halves, up to 16 times as many. 96 in the paper.
-      channels: the image's channels.
-      classes: number of classes; 0 for unconditional networks, which take no labels.
-      shared: length of the class embedding that the generator's layers share; with 0 each
-        normalisation has its own scales and biases for every class.
-      hierarchical: whether every block gets a part of the latents; their length must be a multiple
-        of the number of blocks plus one.
-      attention: sides at which self-attention follows the block.
-      wide: whether the hidden width of the discriminator's blocks is that of their output;
-        otherwise it is that of their input.
-      spectral: spectral normalisation of both networks' weights, or None.
-      dtype: the computation dtype; parameters, images and scores are always float32.
-      remat: whether the gradient recomputes the activations within each block and attention.
-
-    Raises:
-      ValueError: the size is not supported, a number is not positive, or the latents are
-        hierarchical and the classes have no shared embedding.
-    """
-    return PerNetwork(
-        generator(
-            size,
-            width,
-            channels=channels,
-            classes=classes,
-            shared=shared,
-            hierarchical=hierarchical,
-            attention=attention,
-            spectral=spectral,
-            dtype=dtype,
-            remat=remat,
-        ),
-        discriminator(
-            size,
-            width,
-            classes=classes,
-            attention=attention,
-            wide=wide,
-            spectral=spectral,
-            dtype=dtype,
-            remat=remat,
-        ),
-    )
-
-
 def generator(
     size: int,
     width: int | Sequence[int] = 96,
@@ -130,9 +67,28 @@ def generator(
     Taps are `4x4`, the blocks' outputs `block_N`, and `attention_N` after block N; `8x8`, ... are
     the last features of their side.
 
-    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size.
-    `epsilon` is that of the batch normalisations; their running variance averages the unbiased
-    estimate if `unbiased`, and the batch variance otherwise.
+    Args:
+      size: the image's side, 32, 64, 128, 256 or 512.
+      width: channels of the generator at full size (for 128 pixels and more); they double as the
+        side halves, up to 16 times as many. 96 in the paper. Or the channels at 4x4, 8x8, ..., full
+        size.
+      channels: the image's channels.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      shared: length of the class embedding that the generator's layers share; with 0 each
+        normalisation has its own scales and biases for every class.
+      hierarchical: whether every block gets a part of the latents; their length must be a multiple
+        of the number of blocks plus one.
+      attention: sides at which self-attention follows the block.
+      spectral: spectral normalisation of the weights, or None.
+      epsilon: that of the batch normalisations.
+      unbiased: whether their running variance averages the unbiased estimate, rather than the batch
+        variance.
+      dtype: the computation dtype; parameters, images and scores are always float32.
+      remat: whether the gradient recomputes the activations within each block and attention.
+
+    Raises:
+      ValueError: the size is not supported, a number is not positive, or the latents are
+        hierarchical and the classes have no shared embedding.
     """
     widths = resnet.block_widths("a BigGAN generator", GENERATOR, size, width)
     if hierarchical and classes and not shared:
@@ -170,7 +126,8 @@ def discriminator(
     Taps are `block_N`, and `attention_N` after block N; `8x8`, ... are the last features of their
     side, and `features` is the sum of the last ones over the positions.
 
-    Args and errors are those of `gan`; `width` may list the channels of each block.
+    Args and errors are those of `generator`; `width` may list the channels of each block. If
+    `wide`, the hidden width of a block is that of its output; otherwise it is that of its input.
     """
     widths = resnet.block_widths("a BigGAN discriminator", DISCRIMINATOR, size, width)
     return from_linen(
@@ -178,6 +135,10 @@ def discriminator(
             widths, resnet.halvings(size), classes, tuple(attention), wide, spectral, dtype, remat
         )
     )
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def split_conditions(

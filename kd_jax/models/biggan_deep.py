@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, parts, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
 from kd_jax.models import biggan, resnet
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.attention import SelfAttention, attention_axes
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, TruncationNorm, norm_axes
@@ -52,63 +52,6 @@ DISCRIMINATOR = {
 BOTTLENECK = 4  # ratio of a block's channels to its hidden channels
 
 
-def gan(
-    size: int,
-    width: int = 128,
-    *,
-    depth: int = 2,
-    channels: int = 3,
-    classes: int = 0,
-    shared: int = 128,
-    attention: Sequence[int] = (64,),
-    spectral: SpectralNorm | None = ONE_STEP,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
-
-    Args:
-      size: the image's side, 32, 64, 128, 256 or 512.
-      width: channels of the generator at full size (for 128 pixels and more); they double as the
-        side halves, up to 16 times as many. 128 in the paper.
-      depth: blocks for each side; 2 in the paper.
-      channels: the image's channels.
-      classes: number of classes; 0 for unconditional networks, which take no labels.
-      shared: length of the class embedding.
-      attention: sides at which self-attention follows the last block.
-      spectral: spectral normalisation of both networks' weights, or None.
-      dtype: the computation dtype; parameters, images and scores are always float32.
-      remat: whether the gradient recomputes the activations within each block and attention.
-
-    Raises:
-      ValueError: the size is not supported, or a number is not positive.
-    """
-    return PerNetwork(
-        generator(
-            size,
-            width,
-            depth=depth,
-            channels=channels,
-            classes=classes,
-            shared=shared,
-            attention=attention,
-            spectral=spectral,
-            dtype=dtype,
-            remat=remat,
-        ),
-        discriminator(
-            size,
-            width,
-            depth=depth,
-            classes=classes,
-            attention=attention,
-            spectral=spectral,
-            dtype=dtype,
-            remat=remat,
-        ),
-    )
-
-
 def generator(
     size: int,
     width: int | Sequence[int] = 128,
@@ -128,9 +71,25 @@ def generator(
 
     The last block of each side doubles the side and drops channels; attention follows it.
 
-    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size,
-    in non-increasing order. `epsilon` is that of the batch normalisations; their running variance
-    averages the unbiased estimate if `unbiased`, and the batch variance otherwise.
+    Args:
+      size: the image's side, 32, 64, 128, 256 or 512.
+      width: channels of the generator at full size (for 128 pixels and more); they double as the
+        side halves, up to 16 times as many. 128 in the paper. Or the channels at 4x4, 8x8, ...,
+        full size, in non-increasing order.
+      depth: blocks for each side; 2 in the paper.
+      channels: the image's channels.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      shared: length of the class embedding.
+      attention: sides at which self-attention follows the last block.
+      spectral: spectral normalisation of the weights, or None.
+      epsilon: that of the batch normalisations.
+      unbiased: whether their running variance averages the unbiased estimate, rather than the batch
+        variance.
+      dtype: the computation dtype; parameters, images and scores are always float32.
+      remat: whether the gradient recomputes the activations within each block and attention.
+
+    Raises:
+      ValueError: the size is not supported, a number is not positive, or widths increase.
     """
     side_widths = resnet.block_widths("a BigGAN-deep generator", GENERATOR, size, width)
     _check_depth(depth)
@@ -245,8 +204,8 @@ def discriminator(
     Taps are `stem`, `block_N`, and `attention_N` after block N; `8x8`, ... are the last features of
     their side, and `features` is the sum of the last ones over the positions.
 
-    Args and errors are those of `gan`; `width` may list the channels of the first convolution and
-    of each stage, in non-decreasing order.
+    Args and errors are those of `generator`; `width` may list the channels of the first
+    convolution and of each stage, in non-decreasing order.
     """
     widths = resnet.block_widths("a BigGAN-deep discriminator", DISCRIMINATOR, size, width)
     _check_depth(depth)
@@ -257,6 +216,10 @@ def discriminator(
             widths, resnet.halvings(size), depth, classes, tuple(attention), spectral, dtype, remat
         )
     )
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def generator_axes(variables: Variables) -> Axes:

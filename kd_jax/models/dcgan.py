@@ -20,8 +20,8 @@ from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, norm_axes
 from kd_jax.models.layers.remat import remat as remat_block
@@ -32,63 +32,6 @@ RESAMPLING = 4  # kernel size of convolutions that halve or double the side; oth
 
 _normal = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
 _he = nn.initializers.he_normal()  # without a norm to follow, the signal would vanish with 0.02
-
-
-def gan(
-    size: int,
-    width: int | Sequence[int] = 64,
-    *,
-    channels: int = 3,
-    classes: int = 0,
-    depth: int = 0,
-    max_width: int | None = None,
-    minibatch_stddev: bool = False,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
-
-    Args:
-      size: the image's side, one of `SIZES`.
-      width: channels of both networks at half the image's side, doubled as the side halves; or one
-        count for each side, from 4x4 to half the image's side.
-      channels: the image's channels.
-      classes: number of classes; 0 for unconditional networks, which take no labels.
-      depth: residual 3x3 convolutions after each resampling.
-      max_width: upper bound on the channels of each layer; by default `8 * width`, or none if
-        `width` is given per side.
-      minibatch_stddev: whether the discriminator has the minibatch standard deviation as a feature
-        (Karras et al. 2018).
-      dtype: the computation dtype; parameters, images and scores are always float32.
-      remat: whether the gradient recomputes the activations within each block, a convolution with
-        its normalisation and activation.
-
-    Raises:
-      ValueError: `size` is not one of `SIZES`, a number is out of range, or the number of widths
-        differs from that of the sides.
-    """
-    return PerNetwork(
-        generator(
-            size,
-            width,
-            channels=channels,
-            classes=classes,
-            depth=depth,
-            max_width=max_width,
-            dtype=dtype,
-            remat=remat,
-        ),
-        discriminator(
-            size,
-            width,
-            classes=classes,
-            depth=depth,
-            max_width=max_width,
-            minibatch_stddev=minibatch_stddev,
-            dtype=dtype,
-            remat=remat,
-        ),
-    )
 
 
 def generator(
@@ -104,7 +47,22 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... are features, after activation.
 
-    Args and errors are those of `gan`.
+    Args:
+      size: the image's side, one of `SIZES`.
+      width: channels at half the image's side, doubled as the side halves; or one count for
+        each side, from 4x4 to half the image's side.
+      channels: the image's channels.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      depth: residual 3x3 convolutions after each resampling.
+      max_width: upper bound on the channels of each layer; by default `8 * width`, or none if
+        `width` is given per side.
+      dtype: the computation dtype; parameters, images and scores are always float32.
+      remat: whether the gradient recomputes the activations within each block, a convolution with
+        its normalisation and activation.
+
+    Raises:
+      ValueError: `size` is not one of `SIZES`, a number is out of range, or the number of widths
+        differs from that of the sides.
     """
     widths = _widths(size, width, depth, max_width)
     return from_linen(Generator(widths, channels, classes, depth, dtype, remat))
@@ -123,10 +81,15 @@ def discriminator(
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits); taps ..., `8x8`, `4x4`, after activation.
 
-    Args and errors are those of `gan`.
+    Args and errors are those of `generator`. With `minibatch_stddev` the minibatch standard
+    deviation is one more feature (Karras et al. 2018).
     """
     widths = _widths(size, width, depth, max_width)
     return from_linen(Discriminator(widths, classes, depth, minibatch_stddev, dtype, remat))
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def original_discriminator(
@@ -146,8 +109,8 @@ def original_discriminator(
 
     Args:
       size: the image's side.
-      width: as in `gan`.
-      max_width: as in `gan`.
+      width: as in `generator`.
+      max_width: as in `generator`.
       dtype: the computation dtype.
       final_stride: 1: the last convolution has no padding and reads 4x4. 2: it halves the side, as
         the others do, and reads 2x2 or 3x3; `width` then lists a count for each convolution but the

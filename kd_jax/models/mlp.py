@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.conditioning import check_labels
 
 
-def gan(
+def generator(
     size: int = 28,
     width: int | Sequence[int] = 128,
     *,
@@ -27,8 +27,8 @@ def gan(
     classes: int = 0,
     depth: int = 2,
     dtype: Any = jnp.float32,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
+) -> Network:
+    """`(latents[, labels]) -> images`; taps `hidden0`, `hidden1`, ... are `[B, width]`.
 
     Args:
       size: the image's side.
@@ -41,22 +41,6 @@ def gan(
     Raises:
       ValueError: the number of widths differs from `depth`, or a width is not positive.
     """
-    return PerNetwork(
-        generator(size, width, channels=channels, classes=classes, depth=depth, dtype=dtype),
-        discriminator(width, classes=classes, depth=depth, dtype=dtype),
-    )
-
-
-def generator(
-    size: int = 28,
-    width: int | Sequence[int] = 128,
-    *,
-    channels: int = 1,
-    classes: int = 0,
-    depth: int = 2,
-    dtype: Any = jnp.float32,
-) -> Network:
-    """`(latents[, labels]) -> images`; taps `hidden0`, `hidden1`, ... are `[B, width]`."""
     return from_linen(Generator(size, _widths(width, depth), channels, classes, dtype))
 
 
@@ -67,8 +51,15 @@ def discriminator(
     depth: int = 2,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(images[, labels]) -> scores [B]` (logits); taps `hidden0`, `hidden1`, ..."""
+    """`(images[, labels]) -> scores [B]` (logits); taps `hidden0`, `hidden1`, ...
+
+    Args and errors are those of `generator`.
+    """
     return from_linen(Discriminator(_widths(width, depth), classes, dtype))
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def generator_axes(variables: Variables) -> Axes:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.attention import attention_axes
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, norm_axes
@@ -46,34 +46,6 @@ _glorot = nn.initializers.glorot_uniform()
 _block = nn.initializers.variance_scaling(2.0, "fan_avg", "uniform")
 
 
-def gan(
-    size: int,
-    width: int = 64,
-    *,
-    channels: int = 3,
-    classes: int = 0,
-    dtype: Any = jnp.float32,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
-
-    Args:
-      size: the image's side, 32, 64 or 128.
-      width: channels of the generator at full size; they double as the side halves, up to 16 times
-        as many. At 32 pixels all layers have `width` channels: 256 in the paper's generator and 128
-        in its discriminator.
-      channels: the image's channels.
-      classes: number of classes; 0 for unconditional networks, which take no labels.
-      dtype: the computation dtype; parameters, images and scores are always float32.
-
-    Raises:
-      ValueError: the size is not supported, or the width is not positive.
-    """
-    return PerNetwork(
-        generator(size, width, channels=channels, classes=classes, dtype=dtype),
-        discriminator(size, width, classes=classes, dtype=dtype),
-    )
-
-
 def generator(
     size: int,
     width: int | Sequence[int] = 64,
@@ -85,8 +57,18 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... and `block_N`, before activation.
 
-    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size.
-    The paper's generator has no spectral normalisation.
+    Args:
+      size: the image's side, 32, 64 or 128.
+      width: channels of the generator at full size; they double as the side halves, up to 16 times
+        as many. At 32 pixels all layers have `width` channels: 256 in the paper's generator and 128
+        in its discriminator. Or the channels at 4x4, 8x8, ..., full size.
+      channels: the image's channels.
+      classes: number of classes; 0 for unconditional networks, which take no labels.
+      spectral: spectral normalisation of the weights, or None as in the paper's generator.
+      dtype: the computation dtype; parameters, images and scores are always float32.
+
+    Raises:
+      ValueError: the size is not supported, or the width is not positive.
     """
     widths = block_widths("an SNGAN generator", GENERATOR, size, width)
     return from_linen(Generator(widths, channels, classes, spectral, dtype))
@@ -102,11 +84,17 @@ def discriminator(
 ) -> Network:
     """`(images[, labels]) -> scores [B]` (logits); taps `block_N`, ..., `8x8`, and `features`.
 
-    Args and errors are those of `gan`; `width` may list the channels of each block: 4, 5 or 6
-    numbers for the three sizes.
+    Args and errors are those of `generator`; `width` may list the channels of each block:
+    4, 5 or 6 numbers for the three sizes.
     """
     widths = block_widths("an SNGAN discriminator", DISCRIMINATOR, size, width)
     return from_linen(Discriminator(widths, halvings(size), classes, spectral, dtype))
+
+
+gan = make_gan(
+    generator, discriminator, fixed={"spectral": "only the discriminator's weights are normalised"}
+)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the other arguments of both."""
 
 
 def block_widths(

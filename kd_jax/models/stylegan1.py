@@ -27,8 +27,8 @@ from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers import style
 from kd_jax.models.layers.style import side_widths
 from kd_jax.ops import ACTIVATIONS, Activation
@@ -42,40 +42,6 @@ LINEAR, LRELU = ACTIVATIONS["linear"], ACTIVATIONS["lrelu"]
 SMALLEST = 4
 NOISES = ("random", "const", "none")
 BOX = (0.5, 0.5)  # the resampling filter of images
-
-
-def gan(
-    size: int,
-    *,
-    channels: int = 3,
-    classes: int = 0,
-    channel_base: int = 16384,
-    channel_max: int = 512,
-    latent: int = 512,
-    style: int | None = None,
-    depth: int = 8,
-    style_mixing: float = 0.0,
-    lod: float = 0.0,
-    dtype: Any = jnp.float32,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
-
-    Args and errors are those of `generator` and `discriminator`.
-    """
-    shared: dict[str, Any] = {
-        "channels": channels,
-        "classes": classes,
-        "channel_base": channel_base,
-        "channel_max": channel_max,
-        "lod": lod,
-        "dtype": dtype,
-    }
-    return PerNetwork(
-        generator(
-            size, latent=latent, style=style, depth=depth, style_mixing=style_mixing, **shared
-        ),
-        discriminator(size, **shared),
-    )
 
 
 def generator(
@@ -216,6 +182,10 @@ def discriminator(
         dtype=dtype,
     )
     return from_linen(module)
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def generator_axes(variables: Variables) -> Axes:

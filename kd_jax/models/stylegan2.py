@@ -12,6 +12,7 @@ int `[B]`, or a float condition `[B, classes]`.
 
 import math
 from collections.abc import Mapping as ReadOnly, Sequence
+from functools import wraps
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -22,8 +23,8 @@ from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers import style
 from kd_jax.models.layers.remat import remat as remat_block
 from kd_jax.models.layers.style import side_widths
@@ -36,38 +37,6 @@ Filter2D = tuple[tuple[float, ...], ...]
 
 SMALLEST = 4
 RESIDUAL = math.sqrt(0.5)  # preserves the variance in a sum of two terms
-
-
-def gan(
-    size: int,
-    *,
-    channels: int = 3,
-    classes: int = 0,
-    channel_base: int = 32768,
-    channel_max: int = 512,
-    latent: int = 512,
-    style_mixing: float = 0.0,
-    conv_clamp: float | None = None,
-    dtype: Any = jnp.float32,
-    remat: bool = False,
-) -> PerNetwork:
-    """A skip generator and a residual discriminator, the paper's configuration F.
-
-    Args and errors are those of `generator` and `discriminator`.
-    """
-    shared: dict[str, Any] = {
-        "channels": channels,
-        "classes": classes,
-        "channel_base": channel_base,
-        "channel_max": channel_max,
-        "conv_clamp": conv_clamp,
-        "dtype": dtype,
-        "remat": remat,
-    }
-    return PerNetwork(
-        generator(size, latent=latent, style=latent, style_mixing=style_mixing, **shared),
-        discriminator(size, **shared),
-    )
 
 
 def generator(
@@ -213,6 +182,24 @@ def discriminator(
         remat=remat,
     )
     return from_linen(module)
+
+
+@wraps(generator)
+def _generator_of_gan(size: int, *, latent: int = 512, **options: Any) -> Network:
+    return generator(size, latent=latent, style=latent, **options)
+
+
+gan = make_gan(
+    _generator_of_gan,
+    discriminator,
+    fixed={
+        "style": "as long as the latent",
+        "architecture": "a skip generator and a residual discriminator, as in configuration F",
+        "mapping": "the default of each network",
+    },
+)
+"""The paper's configuration F, as a `PerNetwork`: a skip `generator`, with styles as long as the
+latent, and a residual `discriminator`, with the other arguments of both."""
 
 
 def generator_axes(variables: Variables) -> Axes:

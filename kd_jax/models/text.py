@@ -19,8 +19,8 @@ import jax.numpy as jnp
 
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm
 from kd_jax.models.layers.spectral import Conv
 from kd_jax.models.resnet import DiscriminatorBlock, GeneratorBlock
@@ -28,7 +28,7 @@ from kd_jax.models.resnet import DiscriminatorBlock, GeneratorBlock
 SIZES = (8, 16, 32, 64, 128)
 
 
-def gan(
+def generator(
     size: int,
     width: int = 64,
     *,
@@ -37,8 +37,13 @@ def gan(
     embedding: int = 64,
     channels: int = 3,
     dtype: Any = jnp.float32,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
+) -> Network:
+    """`(latents [B, any], tokens [B, L]) -> images`.
+
+    Tokens must be in [0, vocabulary); larger ones make the image NaN.
+
+    Taps are `words` `[B, L, embedding]`, `sentence` `[B, embedding]`, and `4x4`, `8x8`, ..., the
+    features at each side.
 
     Args:
       size: the images' side, one of `SIZES`.
@@ -52,39 +57,6 @@ def gan(
     Raises:
       ValueError: `size` is not one of `SIZES`, or a number is not positive. `init` and `apply`
         raise it for tokens of another length.
-    """
-    return PerNetwork(
-        generator(
-            size,
-            width,
-            vocabulary=vocabulary,
-            length=length,
-            embedding=embedding,
-            channels=channels,
-            dtype=dtype,
-        ),
-        discriminator(
-            size, width, vocabulary=vocabulary, length=length, embedding=embedding, dtype=dtype
-        ),
-    )
-
-
-def generator(
-    size: int,
-    width: int = 64,
-    *,
-    vocabulary: int,
-    length: int,
-    embedding: int = 64,
-    channels: int = 3,
-    dtype: Any = jnp.float32,
-) -> Network:
-    """`(latents [B, any], tokens [B, L]) -> images`; arguments are those of `gan`.
-
-    Tokens must be in [0, vocabulary); larger ones make the image NaN.
-
-    Taps are `words` `[B, L, embedding]`, `sentence` `[B, embedding]`, and `4x4`, `8x8`, ..., the
-    features at each side.
     """
     widths = _widths(size, width)
     _check(vocabulary=vocabulary, length=length, embedding=embedding, channels=channels)
@@ -100,15 +72,21 @@ def discriminator(
     embedding: int = 64,
     dtype: Any = jnp.float32,
 ) -> Network:
-    """`(images, tokens) -> scores [B]` (logits); arguments are those of `gan`.
+    """`(images, tokens) -> scores [B]` (logits).
 
     Tokens must be in [0, vocabulary); larger ones make the score NaN.
 
     Taps are the features at each side, `image` and `sentence` `[B, embedding]`, and `words`.
+
+    Args and errors are those of `generator`.
     """
     widths = _widths(size, width)
     _check(vocabulary=vocabulary, length=length, embedding=embedding)
     return from_linen(Discriminator(widths, vocabulary, length, embedding, dtype))
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def _widths(size: int, width: int) -> tuple[int, ...]:
@@ -133,7 +111,7 @@ class TextEncoder(nn.Module):
     residual, and the mean over the words.
 
     Attributes:
-      vocabulary, length, embedding: as in `gan`.
+      vocabulary, length, embedding: as in `generator`.
     """
 
     vocabulary: int

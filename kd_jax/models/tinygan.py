@@ -20,9 +20,9 @@ from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
-from kd_jax.core.setup import PerNetwork
 from kd_jax.core.types import Array, Variables
 from kd_jax.models import biggan, resnet
+from kd_jax.models.factories import make_gan
 from kd_jax.models.layers.conditioning import check_labels
 from kd_jax.models.layers.norm import BatchNorm, ConditionalNorm, norm_axes
 from kd_jax.models.layers.spectral import (
@@ -38,45 +38,6 @@ _WINDOW = 3
 _STORED = SpectralNorm(stored=True)  # as in the authors' program
 
 
-def gan(
-    size: int,
-    width: int = 32,
-    *,
-    channels: int = 3,
-    classes: int = 0,
-    shared: int = 128,
-    hierarchical: bool = True,
-    dtype: Any = jnp.float32,
-) -> PerNetwork:
-    """A generator and its discriminator, as a `PerNetwork` of networks.
-
-    Args:
-      size: the image's side, 32, 64, 128, 256 or 512.
-      width: as in `kd_jax.models.biggan.gan`; also the channels of the discriminator's first layer.
-      channels: the image's channels.
-      classes: number of classes; 0 for unconditional networks, which take no labels.
-      shared: length of the class embedding, or 0: see `kd_jax.models.biggan.gan`.
-      hierarchical: whether every block gets a part of the latents, as in the teacher.
-      dtype: the computation dtype; parameters, images and scores are always float32.
-
-    Raises:
-      ValueError: the size is not supported, a number is not positive, or the latents are
-        hierarchical and the classes have no shared embedding.
-    """
-    return PerNetwork(
-        generator(
-            size,
-            width,
-            channels=channels,
-            classes=classes,
-            shared=shared,
-            hierarchical=hierarchical,
-            dtype=dtype,
-        ),
-        discriminator(size, width, classes=classes, dtype=dtype),
-    )
-
-
 def generator(
     size: int,
     width: int | Sequence[int] = 32,
@@ -89,7 +50,18 @@ def generator(
 ) -> Network:
     """`(latents[, labels]) -> images`; taps `4x4`, `8x8`, ... and `block_N`, the block's output.
 
-    Args and errors are those of `gan`; `width` may list the channels at 4x4, 8x8, ..., full size.
+    Args:
+      size: the image's side, 32, 64, 128, 256 or 512.
+      width: as in `kd_jax.models.biggan.generator`.
+      channels: the image's channels.
+      classes: number of classes; 0 for an unconditional network, which takes no labels.
+      shared: length of the class embedding, or 0: see `kd_jax.models.biggan.generator`.
+      hierarchical: whether every block gets a part of the latents, as in the teacher.
+      dtype: the computation dtype; parameters and images are always float32.
+
+    Raises:
+      ValueError: the size is not supported, a number is not positive, or the latents are
+        hierarchical and the classes have no shared embedding.
     """
     widths = resnet.block_widths("a TinyGAN generator", biggan.GENERATOR, size, width)
     if hierarchical and classes and not shared:
@@ -133,6 +105,10 @@ def discriminator(
             f"width={width} must be at least 1 for each of 1 to {halvings} layers at size {size}"
         )
     return from_linen(Discriminator(widths, classes, spectral, dtype))
+
+
+gan = make_gan(generator, discriminator)
+"""A `generator` and its `discriminator`, as a `PerNetwork`, with the arguments of both."""
 
 
 def generator_axes(variables: Variables) -> Axes:
