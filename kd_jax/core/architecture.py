@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.core.network import Network, from_factory, from_linen
+from kd_jax.core.network import Network, from_factory, from_linen, shape_differences
+from kd_jax.core.types import Variables
 
 _FLAX_FIELDS = ("parent", "name")
 
@@ -110,11 +111,36 @@ def rebuild(description: Mapping[str, Any], packages: Sequence[str] = ()) -> Arc
             return Architecture(from_factory(factory, **arguments), inputs, classes)
         module = _decode(description["module"], allowed)
         style = bool(description["style"])
-    except (KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f"not the description of a network: {error!r}") from None
+    except (
+        LookupError,
+        TypeError,
+        AttributeError,
+        ImportError,
+        ArithmeticError,
+        RecursionError,
+    ) as e:
+        raise ValueError(f"not the description of a network: {e!r}") from None
     if not isinstance(module, nn.Module):
         raise ValueError(f"not the description of a network, but of a {type(module).__name__}")
     return Architecture(from_linen(module, style=style), inputs, classes)
+
+
+def check_variables(architecture: Architecture, variables: Variables) -> None:
+    """Checks that variables have the shapes of the network's; nothing is computed.
+
+    Raises:
+      ValueError: a variable is missing, unexpected or of another shape (it is named), or the
+        network cannot be traced with its inputs.
+    """
+    try:
+        differences = list(shape_differences(architecture.network, variables, *architecture.inputs))
+    # The values of a description reach Flax, JAX and the code of models.
+    except Exception as error:
+        raise ValueError(f"not the description of a network: {error!r}") from None
+    for path, ours, described in differences:
+        raise ValueError(
+            f"the variable {path} has shape {ours}, in the described network {described}"
+        )
 
 
 def _lookup(path: str, packages: Sequence[str]) -> Any:

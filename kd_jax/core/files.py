@@ -1,9 +1,12 @@
-"""Files that several processes may use: atomic writes and locks."""
+"""Files that several processes may use, atomic writes and locks; and files that may be damaged."""
 
 import contextlib
+import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from kd_jax.core.checks import UsageError
 
@@ -19,6 +22,45 @@ def write_atomically(path: Path, contents: bytes | str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     os.replace(partial, path)
+
+
+MAX_JSON = 64 << 20
+"""Maximum bytes of a JSON file."""
+
+
+def check_regular(path: Path) -> None:
+    """Checks that a path is a regular file: reading a pipe or a device would not end.
+
+    Raises:
+      ValueError: it is not; the message names it.
+      OSError: there is no such file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not a regular file")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file that anyone may have written.
+
+    Raises:
+      ValueError: it is not a regular file, too large, damaged, or not an object; one line that
+        names it.
+      OSError: it cannot be read.
+    """
+    check_regular(path)
+    if (size := path.stat().st_size) > MAX_JSON:
+        raise ValueError(f"{path} has {size:,} bytes; the limit is {MAX_JSON:,}")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({_first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -438,6 +438,29 @@ def check_variables(
                 f"{name}: {path} is {there}, and {here} in the network with inputs of "
                 + " and ".join(str(tuple(x.shape)) for x in inputs)
             )
+
+
+def shape_differences(
+    network: Network, variables: Variables, *inputs: Any
+) -> Iterator[tuple[str, tuple[int, ...] | None, tuple[int, ...] | None]]:
+    """The variables whose shapes differ from those of `network.init`; nothing is computed.
+
+    Args:
+      network: the network.
+      variables: its variables, as arrays or `ShapeDtypeStruct`s.
+      *inputs: its inputs, as arrays or `ShapeDtypeStruct`s.
+
+    Yields:
+      The path, the shape in `variables` and the shape of the network; None where it is absent.
+    """
+    like = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    expected, actual = (
+        {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
+        for tree in (like, variables)
+    )
+    for path in expected | actual:
+        if expected.get(path) != actual.get(path):
+            yield path, actual.get(path), expected.get(path)
 
 
 def by_path(tree: Any) -> dict[str, Any]:

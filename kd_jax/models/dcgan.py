@@ -121,12 +121,17 @@ def original_discriminator(
     """
     if final_stride == 1:
         return from_linen(OriginalDiscriminator(_widths(size, width, 0, max_width), dtype))
-    widths = tuple(width) if isinstance(width, Sequence) else ()
-    smallest = 2 ** (len(widths) + 1)
-    if final_stride != 2 or not smallest <= size < 2 * smallest:
+    if final_stride != 2 or not isinstance(width, Sequence) or max_width is not None:
         raise ValueError(
-            f"final_stride={final_stride} is 1 or 2; 2 needs size={size} from {smallest} to "
-            f"{2 * smallest - 1} for {len(widths)} widths"
+            f"final_stride={final_stride} must be 1 or 2; 2 needs a list of widths, not "
+            f"width={width} and max_width={max_width}"
+        )
+    widths = tuple(width)
+    smallest = 2 ** (len(widths) + 1)
+    if not smallest <= size < 2 * smallest or min(widths, default=0) < 1:
+        raise ValueError(
+            f"size={size} must be from {smallest} to {2 * smallest - 1} for the positive "
+            f"width={list(widths)} and final_stride=2"
         )
     return from_linen(OriginalDiscriminator(widths, dtype, final_stride))
 

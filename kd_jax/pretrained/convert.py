@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.core.network import Network
+from kd_jax.core.network import Network, shape_differences
 from kd_jax.core.types import Array, Variables
 
 StateDict = Mapping[str, np.ndarray]
@@ -162,16 +162,13 @@ def check_variables(what: str, converted: Converted, *inputs: jax.ShapeDtypeStru
     Raises:
       ValueError: a variable is missing, unexpected or of another shape; it is named.
     """
-    expected = _shapes(jax.eval_shape(converted.network.init, jax.random.key(0), *inputs))
-    actual = _shapes(converted.variables)
-    for path in expected | actual:
-        if path not in actual or path not in expected:
-            state = "missing" if path not in actual else "unexpected"
+    for path, actual, expected in shape_differences(
+        converted.network, converted.variables, *inputs
+    ):
+        if actual is None or expected is None:
+            state = "missing" if actual is None else "unexpected"
             raise ValueError(f"not {what}: {path} is {state}")
-        if expected[path] != actual[path]:
-            raise ValueError(
-                f"not {what}: {path} has shape {actual[path]}; the others imply {expected[path]}"
-            )
+        raise ValueError(f"not {what}: {path} has shape {actual}; the others imply {expected}")
     return converted._replace(inputs=inputs)
 
 
@@ -181,10 +178,3 @@ def average_style(converted: Converted, latents: np.ndarray) -> Array:
     assert mapping is not None  # it is a style network
     mean = jax.jit(lambda variables, z: mapping(variables, z)[:, 0].mean(axis=0))
     return mean(converted.variables, jnp.asarray(latents, jnp.float32))
-
-
-def _shapes(variables: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
-    }

@@ -25,7 +25,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from kd_jax.core.architecture import Architecture, rebuild
+from kd_jax.core.architecture import Architecture, check_variables, rebuild
+from kd_jax.core.files import read_json
 from kd_jax.core.network import by_path, disconnect
 from kd_jax.core.state import TrainState
 from kd_jax.core.types import Variables
@@ -34,6 +35,8 @@ from kd_jax.train.manifest import CheckpointError as CheckpointError
 
 _FAILURES = (OSError, ValueError, RuntimeError)
 """Errors of Orbax when it cannot write; RuntimeError: a barrier between processes timed out."""
+_LARGEST_UNSTORED, _LARGEST_RATIO = 1 << 30, 1000
+"""Bytes that an item may claim without storing them, and for each stored byte (by compression)."""
 LIBRARIES = ("kd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 """Libraries whose versions a checkpoint records: other versions may not be bit-exact."""
 
@@ -454,9 +457,11 @@ def load_described(
         )
     try:
         architecture = rebuild(meta["architecture"], packages)
+        variables = disconnect(variables)
+        check_variables(architecture, variables)
     except ValueError as error:
-        raise CheckpointError(f"{directory}: {error}") from None
-    return architecture, disconnect(variables), meta["configuration"]
+        raise CheckpointError(f"{directory}: {' '.join(str(error).split())[:500]}") from None
+    return architecture, variables, meta["configuration"]
 
 
 def _latest_generator(directory: str | os.PathLike[str]) -> tuple[Variables, dict[str, Any]]:
@@ -482,14 +487,27 @@ def _newest(directory: Path) -> tuple[Path, list[str]]:
 
 
 def restore_item(place: Path) -> Any:
-    """Restores an item of a step to one local device, whatever its sharding; does not verify it."""
+    """Restores an item of a step to one local device, whatever its sharding; does not verify it.
+
+    Raises:
+      CheckpointError: Orbax cannot read it, or it claims more memory than its files can hold.
+    """
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with _quiet_orbax, ocp.StandardCheckpointer() as reader:
-        like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            reader.metadata(place).item_metadata.tree,
-        )
-        return reader.restore(place, like)
+    stored = sum(file.stat().st_size for file in place.rglob("*") if file.is_file())
+    # The folder may be anyone's: its values pass through Orbax, TensorStore and JAX, whose errors
+    # have no common type.
+    try:
+        with _quiet_orbax, ocp.StandardCheckpointer() as reader:
+            like = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                reader.metadata(place).item_metadata.tree,
+            )
+            claimed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(like))
+            if claimed > _LARGEST_UNSTORED + _LARGEST_RATIO * stored:
+                raise ValueError(f"it claims {claimed:,} bytes in files of {stored:,}")
+            return reader.restore(place, like)
+    except Exception as error:
+        raise CheckpointError(f"{place} cannot be restored: {_reason(error)[:300]}") from error
 
 
 def _make_meta(
@@ -514,7 +532,19 @@ def _version(name: str) -> str | None:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    meta: dict[str, Any] = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    """What a step says of itself.
+
+    Raises:
+      CheckpointError: it is damaged.
+    """
+    path = folder / "meta" / "metadata"
+    try:
+        meta = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
+    for name in ("configuration", "environment"):
+        if not isinstance(meta.setdefault(name, {}), dict):
+            raise CheckpointError(f"{path} is damaged: {name} is not an object")
     return meta
 
 

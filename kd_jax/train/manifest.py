@@ -13,6 +13,8 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from kd_jax.core.files import check_regular, read_json
+
 MANIFEST = "manifest.json"
 GENERATOR_ITEMS = ("generator", "meta")
 """The items that `save_generator` writes and `load_generator` reads."""
@@ -20,7 +22,7 @@ ITEMS = ("training", "data", *GENERATOR_ITEMS)
 _ENTRIES = (*ITEMS, "_CHECKPOINT_METADATA", "commit_success.txt", f"{MANIFEST}.partial")
 """Entries of a step's folder, any of which may remain after an interrupted deletion."""
 UNFINISHED = ".unfinished"
-_STEP = r"0|[1-9]\d*"
+_STEP = r"0|[1-9]\d{0,17}"
 
 
 class CheckpointError(RuntimeError):
@@ -53,17 +55,26 @@ def write(folder: Path) -> None:
 
 
 def finished(directory: Path) -> list[Path]:
-    """The folders of steps that have a manifest, in order."""
-    return [folder for folder in _step_folders(directory) if (folder / MANIFEST).exists()]
+    """The folders of steps that have a manifest, or cannot be read, in order."""
+    return [folder for folder in _step_folders(directory) if _has_manifest(folder)]
+
+
+def _has_manifest(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).exists()
+    except OSError:  # `verify` names the problem, and the step before is taken
+        return True
 
 
 def verify(folder: Path, items: Sequence[str]) -> str | None:
     """Checks these items of a finished step; a problem, naming the file, or None."""
     try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return f"{folder / MANIFEST} cannot be read"
-    if not isinstance(sums, dict) or not all(
+        sums = read_json(folder / MANIFEST)
+    except OSError as error:
+        return f"{folder / MANIFEST} cannot be read: {error.strerror or error}"
+    except ValueError as error:
+        return str(error)
+    if not all(
         isinstance(checksum, str) and re.fullmatch("[0-9a-f]{64}", checksum)
         for checksum in sums.values()
     ):
@@ -73,17 +84,24 @@ def verify(folder: Path, items: Sequence[str]) -> str | None:
             return f"{folder / MANIFEST} lists no file of {item}/"
     for name, expected in sums.items():
         place, file = PurePosixPath(name), folder / name
-        if place.is_absolute() or ".." in place.parts:
+        if not place.parts or place.is_absolute() or ".." in place.parts:
             return f"{folder / MANIFEST} lists {name!r}, which is outside the folder"
         if place.parts[0] in ITEMS and place.parts[0] not in items:
             continue
         try:
             if not file.exists():
                 return f"{file} is missing"
+            check_regular(file)
             if _sha256(file) != expected:
                 return f"{file} is damaged (its sha256 differs from the recorded one)"
         except OSError as error:
             return f"{file} cannot be read: {error.strerror or type(error).__name__}"
+        except ValueError as error:
+            return str(error)
+    for item in items:
+        for file in (folder / item).rglob("*"):
+            if not file.is_dir() and file.relative_to(folder).as_posix() not in sums:
+                return f"{file} is not listed in {MANIFEST}"
     return None
 
 
@@ -104,7 +122,7 @@ def recover(directory: Path, log: Callable[[str], None]) -> None:
     Raises:
       CheckpointError: as `Checkpoints`.
     """
-    unfinished = [f for f in _step_folders(directory) if not (f / MANIFEST).exists()]
+    unfinished = [folder for folder in _step_folders(directory) if not _has_manifest(folder)]
     nonempty = [folder for folder in unfinished if any(folder.iterdir())]
     for folder in nonempty:
         if not any((folder / name).exists() for name in _ENTRIES):

@@ -475,8 +475,8 @@ def test_the_data_position_is_copied_by_save(tmp_path, states, monkeypatch):
 
 LISTS = {
     "empty": ("{}", "lists no file of training/"),
-    "no object": ("[]", "is not an object of file names"),
-    "pairs": ("[[1, 2]]", "is not an object of file names"),
+    "no object": ("[]", "not an object"),
+    "pairs": ("[[1, 2]]", "not an object"),
     "no sum": ('{"generator/x": "abc"}', "is not an object of file names"),
     "outside": (json.dumps({f"{i}/x": "0" * 64 for i in ("training", "data", "generator", "meta")}
                            | {"/dev/null": hashlib.sha256().hexdigest()}), "training/x is missing"),
@@ -513,7 +513,7 @@ def test_an_unreadable_file_is_damage(tmp_path, states):
     file.mkdir()
     logged = []
     assert_same(open_checkpoints(tmp_path, log=logged.append).restore(states[0])[0], states[0])
-    assert logged[0].startswith(f"{file} cannot be read: Is a directory; it is set aside")
+    assert logged[0].startswith(f"{file} is not a regular file")
 
 
 def test_a_mismatched_state_is_named_before_restoring(tmp_path, states, capfd):
