@@ -532,7 +532,7 @@ def _version(name: str) -> str | None:
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:
-    """What a step says of itself.
+    """The metadata of a step.
 
     Raises:
       CheckpointError: it is damaged.
