@@ -4,7 +4,6 @@ import difflib
 import importlib.util
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as kd_data
 from kd_jax.core.checks import UsageError, user_errors
-from kd_jax.core.files import write_atomically
+from kd_jax.core.files import cache_dir, naming, write_atomically
 from kd_jax.core.mesh import check_batch_size, compile_step, make_mesh
 from kd_jax.core.types import Batch
 from kd_jax.train import distributed
@@ -70,11 +69,6 @@ def persistent_config(config: ConfigDict, runtime_fields: Sequence[str] = ()) ->
     """The settings that must not change when a run is resumed."""
     excluded = (*runtime_fields, *RUNTIME_FIELDS)
     return {k: v for k, v in config.to_dict().items() if k not in excluded}
-
-
-def cache_dir() -> Path:
-    """The cache of datasets, classifiers and compiled programs, `$KD_JAX_CACHE`."""
-    return Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
 
 
 class Experiment(NamedTuple):
@@ -306,7 +300,8 @@ def check_workdir(
         not file.match("config.json.*.partial") for file in workdir.iterdir()
     ):
         raise UsageError(f"{workdir} holds other files; choose a new or an empty folder")
-    write_atomically(path, json.dumps(here, indent=1) + "\n")
+    with naming(f"write --workdir={workdir}"):
+        write_atomically(path, json.dumps(here, indent=1) + "\n")
 
 
 def mesh(settings: ConfigDict, batch_size: int) -> Mesh:

@@ -108,3 +108,16 @@ def load(
         True,
         {"folder": str(folder), "configuration": configuration},
     )
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a folder is, or contains, one of a training, of checkpoints or of a single step."""
+    for place, folders, files in os.walk(folder):
+        if any(name in folders for name in FOLDERS[1:]):
+            return True
+        if checkpoint.MANIFEST in files and "generator" in folders:
+            return True
+        # The steps of an interrupted save: without a manifest, but other than classes 0, 1, ...
+        if Path(place).name.isdecimal() and {"generator", "meta"} & set(folders):
+            return True
+    return False

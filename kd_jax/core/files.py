@@ -8,6 +8,29 @@ from pathlib import Path
 from kd_jax.core.checks import UsageError
 
 
+def cache_dir() -> Path:
+    """The cache of data sets, features, classifiers and programs: `$KD_JAX_CACHE`, else
+    `~/.cache/kd_jax`.
+    """
+    return Path(os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
+
+
+@contextlib.contextmanager
+def naming(action: str) -> Iterator[None]:
+    """Turns OSErrors into `UsageError`s that name the action: `cannot write --out x: ...`.
+
+    Args:
+      action: the action that fails and its path, such as `write --out x`.
+    """
+    try:
+        yield
+    except OSError as error:
+        path = (
+            f" ({error.filename})" if error.filename and str(error.filename) not in action else ""
+        )
+        raise UsageError(f"cannot {action}: {error.strerror or error}{path}") from error
+
+
 def write_atomically(path: Path, contents: bytes | str) -> None:
     """Writes a file that exists either complete or not at all, also if the process is killed.
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from flax import serialization
 
-from kd_jax.core.files import write_atomically
+from kd_jax.core.files import naming, write_atomically
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.losses.perceptual import distance
@@ -86,7 +86,8 @@ def classifier_extractor(
         trained = jax.device_get(
             _train(network, jnp.asarray(images), jnp.asarray(labels), steps, batch, progress)
         )
-        write_atomically(path, serialization.to_bytes(trained))
+        with naming(f"write {path} to the cache"):
+            write_atomically(path, serialization.to_bytes(trained))
     stored = path.read_bytes()
     try:
         variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
@@ -296,6 +297,7 @@ def _train(
 ) -> Mapping[str, Any]:
     optimizer = optax.adam(_LEARNING_RATE)
     key = jax.random.key(0)
+    progress(0)  # before the compilations
     variables = jax.jit(network.init)(key, images[:1])
 
     @jax.jit
