@@ -295,7 +295,7 @@ def sample_count(requested: int | None, subjects: Sequence[Subject], real: int) 
       ValueError: a folder has fewer images than requested.
     """
     folders = [(subject.available, subject.name) for subject in subjects if subject.available]
-    fewest, name = min(folders, default=(real, ""))
+    fewest, name = min(folders, key=lambda folder: folder[0], default=(real, ""))
     if requested is None:
         if fewest < real:
             print(

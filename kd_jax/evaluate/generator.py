@@ -86,8 +86,12 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
 
 
 def split_spec(spec: str) -> tuple[str, Path]:
-    """The name and the path of `NAME=PATH`; of `PATH`, which may have a `=`, an empty name."""
-    name, _, path = ("", "", spec) if Path(spec).expanduser().exists() else spec.rpartition("=")
+    """The name and the path of `NAME=PATH`; of `PATH`, an empty name. A path may have a `=`."""
+    if "=" not in spec or Path(spec).expanduser().exists():
+        return "", Path(spec).expanduser()
+    splits = spec.partition("="), spec.rpartition("=")
+    existing = (split for split in splits if Path(split[2]).expanduser().exists())
+    name, _, path = next(existing, splits[1])
     return name, Path(path).expanduser()
 
 
