@@ -277,9 +277,7 @@ def open_data(args: argparse.Namespace, subject: Subject) -> kd_data.Source:
             f"{subject.name} has images of {shapes[0]}, and the digits are {shapes[1]}, or "
             f"{shapes[2]} enlarged; --resize converts the digits"
         )
-    return kd_data.open_source(
-        args.data, args.split, height, channels, cache_dir() / "tfds", resize=args.resize
-    )
+    return kd_data.open_source(args.data, args.split, height, channels, resize=args.resize)
 
 
 def sample_count(requested: int | None, subjects: Sequence[Subject], real: int) -> int:
