@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax.core.network import Network
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Variables
 from kd_jax.pretrained import registry
 from kd_jax.train import checkpoint
@@ -34,6 +35,9 @@ class Model(NamedTuple):
     classes: int
     generates: bool
     info: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def load(

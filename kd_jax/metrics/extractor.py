@@ -14,6 +14,7 @@ from flax import serialization
 
 from kd_jax.core.files import naming, write_atomically
 from kd_jax.core.network import Network, from_linen
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
 from kd_jax.losses.perceptual import distance
 from kd_jax.metrics import resize
@@ -40,6 +41,9 @@ class Extractor(NamedTuple):
     features: Callable[[Any], np.ndarray]
     logits: Callable[[Any], np.ndarray]
     outputs: Callable[[Any], dict[str, np.ndarray]] | None = None
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def classifier_extractor(
@@ -213,6 +217,9 @@ class Perceptual(NamedTuple):
 
     name: str
     distance: Callable[[Any, Any], Array]
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def lpips(path: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None) -> Perceptual:

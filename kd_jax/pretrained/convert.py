@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core.network import Network
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
 
 StateDict = Mapping[str, np.ndarray]
@@ -28,6 +29,9 @@ class Converted(NamedTuple):
     variables: Variables
     config: Mapping[str, Any]
     inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 class StateDictReader:
