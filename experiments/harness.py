@@ -110,7 +110,7 @@ def execute(
     """
     if not dry_run and distributed.is_primary():
         print("preparing data and networks", flush=True)
-    with user_errors():
+    with user_errors(), naming("read the data or a network"):
         options(config)
         task = experiment.build(config)
     if dry_run:
@@ -119,7 +119,8 @@ def execute(
     distributed.run_on_primary(
         lambda: check_workdir(workdir, config, resume, experiment.runtime_fields), UsageError
     )
-    experiment.main(config, task, workdir)
+    with naming(f"continue the run of {workdir}"):
+        experiment.main(config, task, workdir)
 
 
 def launch(experiment: Experiment) -> NoReturn:

@@ -100,7 +100,8 @@ def load(
     within = sorted(str(training.relative_to(location)) for training in trainings)
     if within and not inner:
         raise ValueError(
-            f"{path} holds several trainings; pass the path of one of: {', '.join(within)}"
+            f"{path} holds several trainings; pass the path of one of: {', '.join(within[:8])}"
+            f"{f' and {len(within) - 8} more' if len(within) > 8 else ''}"
         )
     folder = inner[0] if inner else location
     architecture, variables, configuration = checkpoint.load_described(folder, packages)

@@ -240,14 +240,16 @@ def open_protocol(args: argparse.Namespace, subjects: Sequence[Subject]) -> Prot
     conventions = measure.fit_conventions(tool, count, len(source))
     kind = args.inception or "auto"
     check_features(kind, source)
-    perceptual = lpips(*args.lpips) if args.lpips else None
+    with naming(f"read --lpips {' '.join(args.lpips or ())}"):
+        perceptual = lpips(*args.lpips) if args.lpips else None
     if perceptual is not None:  # raises for images that are too small for its network
         image = jax.ShapeDtypeStruct((1, *source.image_shape), np.float32)
         jax.eval_shape(perceptual.distance, image, image)
     with naming(f"write to --out {args.out}"):
         Path(args.out).mkdir(parents=True, exist_ok=True)
     bar, name = Progress(), args.data.partition(":")[0]
-    extractor = open_extractor(kind, source, name, cache_dir(), tool.resize, bar)
+    with naming(f"open the extractor of features {kind}"):
+        extractor = open_extractor(kind, source, name, cache_dir(), tool.resize, bar)
     show = bar.stage("real images", len(source))
     reference = read_reference(source, extractor, args.split, cache_dir(), progress=show)
     return Protocol(
@@ -277,7 +279,8 @@ def open_data(args: argparse.Namespace, subject: Subject) -> kd_data.Source:
             f"{subject.name} has images of {shapes[0]}, and the digits are {shapes[1]}, or "
             f"{shapes[2]} enlarged; --resize converts the digits"
         )
-    return kd_data.open_source(args.data, args.split, height, channels, resize=args.resize)
+    with naming(f"read --data {args.data}"):
+        return kd_data.open_source(args.data, args.split, height, channels, resize=args.resize)
 
 
 def sample_count(requested: int | None, subjects: Sequence[Subject], real: int) -> int:
@@ -324,16 +327,15 @@ def evaluate(subject: Subject, protocol: Protocol) -> Result:
         classes = measure.by_class(first, labels, protocol.reference, ddof)
     figures = measure.quality(first, classes, protocol.reference, protocol.conventions, further)
     if perceptual is not None:
-        distances = diversity(
-            to_float(samples.images), perceptual.distance, pairs=protocol.paths, seed=seed
-        )
-        figures["diversity"] = Figure(distances)
+        pairs = protocol.paths
+        shown = _with_progress(perceptual, f"{subject.name}: diversity", pairs)
+        value = diversity(to_float(samples.images), shown.distance, pairs=pairs, seed=seed)
+        figures["diversity"] = Figure(value)
     interpolations = None
     if subject.generator is not None and subject.interpolate is not None:
         if perceptual is not None:
-            figures["path"] = measure.path_length(
-                subject.generator, perceptual, seed, protocol.paths
-            )
+            shown = _with_progress(perceptual, f"{subject.name}: path length", protocol.paths)
+            figures["path"] = measure.path_length(subject.generator, shown, seed, protocol.paths)
         inputs = draw(subject.generator, protocol.batch, seed)
         figures |= measure.cost_of(subject.generator, inputs)
         interpolations = subject.interpolate(seed, INTERPOLATIONS, POSITIONS)
@@ -359,6 +361,22 @@ def _draw_all(
 
     samples, outputs = one(0)
     return samples, outputs, [one(number)[1].features for number in range(1, draws)]
+
+
+def _with_progress(perceptual: Perceptual, name: str, pairs: int) -> Perceptual:
+    """The distance, which shows the progress of `pairs` pairs of images."""
+    show = Progress().stage(name, pairs)
+    done = 0
+    show(done)
+
+    def distance(images: Any, others: Any) -> Any:
+        nonlocal done
+        result = perceptual.distance(images, others)
+        done += len(images)
+        show(done)
+        return result
+
+    return perceptual._replace(distance=distance)
 
 
 def summarize(subjects: Sequence[Subject], protocol: Protocol) -> list[str]:

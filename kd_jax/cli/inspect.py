@@ -10,13 +10,15 @@ for `kd_jax.train.checkpoint.load_network`. Exits with status 2 if the file is r
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core import architecture, cost
+from kd_jax.core.checks import UsageError
+from kd_jax.core.files import naming
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.registry import choose, convert, parts
 from kd_jax.report import pictures
@@ -40,16 +42,16 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         out = None if args.out is None else _new_folder(Path(args.out))
-        available = parts(args.file)
-        name = choose(args.file, available, args.part)
-        converted = convert(args.file, available[name])
+        with naming(f"read {args.file}"):
+            available = parts(args.file)
+            name = choose(args.file, available, args.part)
+            converted = convert(args.file, available[name])
         images = None
         takes_images = any(len(like.shape) == 4 for like in converted.inputs)
         if available[name].generates and out is not None and not takes_images:
             images = _samples(converted, args.seed, args.truncation)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (OSError, ValueError, UsageError) as error:
+        _fail(error)
     for other, part in available.items():
         purpose = f", for {part.purpose}" if part.purpose else ""
         print(f"{'*' if other == name else ' '} {other}: {part.kind}{purpose}")
@@ -58,14 +60,24 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"    parameters: {cost.parameter_count(converted.variables):,}")
     if out is None:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    if images is not None:
-        pictures.save_grid(out / "samples.png", {name: images}, scale=1)
-        print(f"wrote {out / 'samples.png'}")
     settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
     described = architecture.describe(converted.network, *converted.inputs)
-    checkpoint.save_generator(out / "checkpoint", converted.variables, settings, described)
-    print(f"wrote {out / 'checkpoint'}")
+    try:
+        with naming(f"write to --out {out}"):
+            out.mkdir(parents=True, exist_ok=True)
+            if images is not None:
+                pictures.save_grid(out / "samples.png", {name: images}, scale=1)
+                print(f"wrote {out / 'samples.png'}")
+            folder = out / "checkpoint"
+            checkpoint.save_generator(folder, converted.variables, settings, described)
+    except (UsageError, checkpoint.CheckpointError) as error:
+        _fail(error)
+    print(f"wrote {folder}")
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _new_folder(out: Path) -> Path:

@@ -17,7 +17,9 @@ def cache_dir() -> Path:
 
 @contextlib.contextmanager
 def naming(action: str) -> Iterator[None]:
-    """Turns OSErrors into `UsageError`s that name the action: `cannot write --out x: ...`.
+    """Turns the system's errors into `UsageError`s that name the action: `cannot write x: ...`.
+
+    OSErrors with a message of their own are raised as they are.
 
     Args:
       action: the action that fails and its path, such as `write --out x`.
@@ -25,10 +27,12 @@ def naming(action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:
+            raise
         path = (
             f" ({error.filename})" if error.filename and str(error.filename) not in action else ""
         )
-        raise UsageError(f"cannot {action}: {error.strerror or error}{path}") from error
+        raise UsageError(f"cannot {action}: {error.strerror}{path}") from error
 
 
 def write_atomically(path: Path, contents: bytes | str) -> None:

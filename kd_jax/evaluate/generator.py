@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from kd_jax.core.files import naming
 from kd_jax.core.mesh import BATCH, make_mesh, place, place_batch
 from kd_jax.core.network import Network
 from kd_jax.core.types import Array, Variables
@@ -66,7 +67,8 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
       OSError, CheckpointError: the file or checkpoint cannot be read, or is damaged.
     """
     name, path = split_spec(spec)
-    model = load(path, packages=packages, latest=True, generator=True)
+    with naming(f"read the network {path}"):
+        model = load(path, packages=packages, latest=True, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(

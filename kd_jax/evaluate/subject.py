@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kd_jax.core.files import naming
 from kd_jax.core.mesh import make_mesh
 from kd_jax.data import Source, open_source, subset
 from kd_jax.data.layout import KINDS, SUFFIXES, read_layout
@@ -184,7 +185,8 @@ def open_images(spec: str, shape: tuple[int, int, int], resize: bool = False) ->
       ValueError: an image is of another shape; the message names the first.
     """
     name, path = split_spec(spec)
-    source = open_source(f"folder:{path}", "train", shape[0], shape[2], resize=resize)
+    with naming(f"read the images {path}"):
+        source = open_source(f"folder:{path}", "train", shape[0], shape[2], resize=resize)
     names = _class_names(source) if source.num_classes > 1 else ()
 
     def sample(count: int, seed: int, progress: Progress) -> Samples:

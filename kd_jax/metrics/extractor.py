@@ -320,7 +320,7 @@ def _train(
 
     opt_state = optimizer.init(variables)
     for number in range(steps):
-        if number % 20 == 0:
+        if number % 5 == 0:
             jax.block_until_ready(variables)  # dispatched steps are not finished ones
             progress(number)
         variables, opt_state = step(variables, opt_state, images, labels, number)

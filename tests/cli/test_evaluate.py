@@ -120,6 +120,12 @@ def test_invalid_arguments_are_rejected_before_writing(networks, tmp_path, capsy
     Image.new("L", (16, 16)).save(images / "one.png")
     one_class = ("--data", f"folder:{images}", "--samples", "20")
     assert "need" in error_of(capsys, wide, *one_class, *common)
+    beneath = str(images / "one.png" / "report")
+    assert f"--out {beneath}: Not a directory" in error_of(capsys, wide, *digits, "--out", beneath)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    error = error_of(capsys, str(empty), *digits, *common)
+    assert all(text in error for text in (str(empty), "checkpoints", "png"))
     assert not out.exists()
 
 
