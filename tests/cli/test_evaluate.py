@@ -18,7 +18,7 @@ from kd_jax.evaluate.generator import draw, open_generator, sampler
 from kd_jax.evaluate.reference import read_reference
 from kd_jax.evaluate.subject import open_images
 from kd_jax.metrics.conventions import TOOLS
-from kd_jax.metrics.extractor import Extractor
+from kd_jax.metrics.extractor import Extractor, Perceptual
 from kd_jax.models import dcgan, mlp
 from kd_jax.train import checkpoint
 
@@ -229,11 +229,21 @@ def test_a_folder_of_the_real_images_has_no_distance(tmp_path):
     )
     reference = read_reference(real, pixels, "train", None)
     protocol = command.Protocol(
-        reference, pixels, TOOLS["torch-fidelity"]._replace(kid_size=300), None, 300, 0, 3, 1, 1
+        reference,
+        pixels,
+        TOOLS["torch-fidelity"]._replace(kid_size=300),
+        Perceptual("unit", lambda images, others: np.full(len(images), 0.25)),
+        samples=300,
+        seed=0,
+        draws=3,
+        paths=20,
+        batch=1,
     )
     figures = command.evaluate(subject, protocol).figures
     assert abs(figures["frechet"].value) < 1e-3
     assert abs(figures["intra"].value) < 1e-3
     assert figures["precision"].value == figures["recall"].value == 1
     assert figures["frechet"].deviation is None
+    assert figures["diversity"].value == 0.25
+    assert "path" not in figures
     assert not COST & figures.keys()
