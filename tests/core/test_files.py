@@ -44,3 +44,8 @@ def test_errors_name_the_action_and_the_path(tmp_path):
     absent = tmp_path / "absent"
     check("read --in x", rf"^cannot read --in x: No such file .*{absent}\)$", absent.read_text)
     check(f"read {absent}", rf"^cannot read {absent}: No such file .*ory$", absent.read_text)
+
+
+def test_errors_with_a_message_of_their_own_are_left_as_they_are():
+    with pytest.raises(FileNotFoundError, match=r"^no images$"), naming("read x"):
+        raise FileNotFoundError("no images")

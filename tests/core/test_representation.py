@@ -9,6 +9,7 @@ import optax
 
 import kd_jax as kd
 from kd_jax.core.representation import short
+from kd_jax.data.origin import SourceWithOrigin
 
 NETWORK = kd.models.mlp.generator(4, 4, depth=1)
 VARIABLES = {"params": {"a": jnp.zeros((30, 40)), "b": jnp.zeros(7)}}
@@ -52,3 +53,10 @@ def test_long_dicts_are_their_keys():
     settings = {"one": "x" * 150, "other": "y" * 150}
     assert short(settings) == "<dict of one, other>"
     assert short({"one": 1, "other": [2, "a"]}) == "{one: 1, other: (2, 'a')}"
+
+
+def test_a_source_is_its_name_size_and_classes():
+    source = SourceWithOrigin(
+        "folder:pets", (8, 8, 3), 2, "0", 5, loss, loss, classes=("cat", "dog")
+    )
+    assert repr(source) == "<folder:pets: 5 images 8x8x3, 2 classes>"
