@@ -4,7 +4,8 @@ VENV ?= .venv
 DEMO ?= runs/demo
 WORKERS ?= 2
 BIN := $(VENV)/bin
-export KD_JAX_CACHE ?= $(CURDIR)/.cache
+# Tests have a cache of their own; runs use that of the user, as every command does.
+test test-all test-newest faults: export KD_JAX_CACHE ?= $(CURDIR)/.cache
 
 # The newest installed Python, for the newest JAX; pyenv's shims may be on the PATH but not work.
 NEWEST ?= $(shell for python in python3.14 python3.13 python3.12 \

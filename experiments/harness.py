@@ -4,7 +4,6 @@ import difflib
 import importlib.util
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import settings
 from kd_jax import data as kd_data
 from kd_jax.core.checks import UsageError, user_errors
-from kd_jax.core.files import write_atomically
+from kd_jax.core.files import cache_dir, naming, write_atomically
 from kd_jax.core.mesh import check_batch_size, compile_step, make_mesh
 from kd_jax.core.types import Batch
 from kd_jax.train import distributed
@@ -69,11 +68,6 @@ def persistent_config(config: ConfigDict, runtime_fields: Sequence[str] = ()) ->
     return {k: v for k, v in config.to_dict().items() if k not in excluded}
 
 
-def cache_dir() -> Path:
-    """The cache of datasets, classifiers and compiled programs, `$KD_JAX_CACHE`."""
-    return Path(os.environ.get("KD_JAX_CACHE", Path.home() / ".cache" / "kd_jax"))
-
-
 class Experiment(NamedTuple):
     """The interface of an experiment module.
 
@@ -113,7 +107,7 @@ def execute(
     """
     if not dry_run and distributed.is_primary():
         print("preparing data and networks", flush=True)
-    with user_errors():
+    with user_errors(), naming("read the data or a network"):
         settings.check_ranges(config)
         options(config)
         task = experiment.build(config)
@@ -123,7 +117,8 @@ def execute(
     distributed.run_on_primary(
         lambda: check_workdir(workdir, config, resume, experiment.runtime_fields), UsageError
     )
-    experiment.main(config, task, workdir)
+    with naming(f"continue the run of {workdir}"):
+        experiment.main(config, task, workdir)
 
 
 def launch(experiment: Experiment) -> NoReturn:
@@ -304,7 +299,8 @@ def check_workdir(
         not file.match("config.json.*.partial") for file in workdir.iterdir()
     ):
         raise UsageError(f"{workdir} holds other files; choose a new or an empty folder")
-    write_atomically(path, json.dumps(here, indent=1) + "\n")
+    with naming(f"write --workdir={workdir}"):
+        write_atomically(path, json.dumps(here, indent=1) + "\n")
 
 
 def mesh(settings: ConfigDict, batch_size: int) -> Mesh:

@@ -691,7 +691,6 @@ def open_images(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
         split,
         data.size,
         data.channels,
-        harness.cache_dir() / "tfds",
         resize=data.resize,
         in_patches=data.get("patches", False),
         skip_corrupt=config.run.skip_corrupt,

@@ -94,7 +94,7 @@ def build(config: ConfigDict) -> Comparison:
     if config.data.split == config.data.test_split:
         raise ValueError(f"config.data.split={config.data.split!r} equals config.data.test_split")
     train, test = (
-        kd_data.open_source("digits", split, config.data.size, 1, harness.cache_dir() / "tfds")
+        kd_data.open_source("digits", split, config.data.size, 1)
         for split in (config.data.split, config.data.test_split)
     )
     prediction.check_held_out(train, test, "--config.data.test_split")

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax.core.network import Network
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Variables
 from kd_jax.pretrained import registry
-from kd_jax.train import checkpoint
+from kd_jax.train import checkpoint, manifest
 
 FOLDERS = ("best", "checkpoints", "checkpoint")
 """Folders of checkpoints within the folder of a training, in order of preference."""
@@ -35,6 +36,9 @@ class Model(NamedTuple):
     classes: int
     generates: bool
     info: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def load(
@@ -103,7 +107,8 @@ def load(
     within = sorted(str(training.relative_to(location)) for training in trainings)
     if within and not inner:
         raise ValueError(
-            f"{path} holds several trainings; pass the path of one of: {', '.join(within)}"
+            f"{path} holds several trainings; pass the path of one of: {', '.join(within[:8])}"
+            f"{f' and {len(within) - 8} more' if len(within) > 8 else ''}"
         )
     folder = inner[0] if inner else location
     architecture, variables, configuration = checkpoint.load_described(folder, packages)
@@ -115,3 +120,16 @@ def load(
         True,
         {"folder": str(folder), "configuration": configuration},
     )
+
+
+def holds_checkpoints(folder: Path) -> bool:
+    """Whether a folder is, or contains, one of a training, of checkpoints or of a single step."""
+    for place, folders, files in os.walk(folder):
+        if any(name in folders for name in FOLDERS[1:]):
+            return True
+        if manifest.MANIFEST in files and "generator" in folders:
+            return True
+        # The steps of an interrupted save: without a manifest, but other than classes 0, 1, ...
+        if Path(place).name.isdecimal() and {"generator", "meta"} & set(folders):
+            return True
+    return False

@@ -65,3 +65,13 @@ def test_the_attributes_of_the_package_are_there_at_first_use():
     assert kd.__version__[0].isdigit()
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = kd.nothing
+
+
+def test_a_model_is_printed_in_a_line(tmp_path):
+    save(tmp_path, 1)
+    text = repr(kd.load(tmp_path))
+    assert "\n" not in text
+    assert len(text) < 500 + len(str(tmp_path))
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables(1)))
+    assert f"{count:,} numbers" in text
+    assert "float32[1, 8]" in text

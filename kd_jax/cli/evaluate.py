@@ -1,50 +1,50 @@
 """Evaluates generators against real images and writes a self-contained comparison report.
 
-    kd-jax evaluate CHECKPOINT_OR_FILE ... --data digits --out DIR
+    kd-jax evaluate CHECKPOINT_OR_FILE_OR_IMAGES ... --data digits --out DIR
 
-Each network is a checkpoint folder of a training run, or a published weight file; `NAME=PATH` names
-it. Writes `report.html`, `report.md` and `report.json` to DIR, and appends one line per network and
-metric to `metric-METRIC.jsonl`. Exits with status 2 on invalid arguments, before any computation.
+Each network is a checkpoint folder of a training run, a published weight file, or a folder of
+images; `NAME=PATH` names it. Writes `report.html`, `report.md` and `report.json` to DIR, and
+appends one line per network and metric to `metric-METRIC.jsonl`. Exits with status 2 on invalid
+arguments, before any computation.
 """
 
 import argparse
 import datetime
 import json
-import os
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from kd_jax import data as kd_data
-from kd_jax.core.mesh import make_mesh
+from kd_jax.core.checks import UsageError
+from kd_jax.core.files import cache_dir, naming
 from kd_jax.data.source import to_float
 from kd_jax.evaluate import measure
-from kd_jax.evaluate.generator import (
-    EvaluatedGenerator,
-    Samples,
-    draw,
-    interpolate,
-    open_generator,
-    sampler,
+from kd_jax.evaluate.galleries import INTERPOLATIONS, POSITIONS, Galleries
+from kd_jax.evaluate.generator import Samples, draw
+from kd_jax.evaluate.reference import (
+    Reference,
+    check_features,
+    open_extractor,
+    read_reference,
 )
-from kd_jax.evaluate.reference import Reference, open_extractor, read_reference
-from kd_jax.metrics import prdc
-from kd_jax.metrics.conventions import TOOLS
-from kd_jax.metrics.extractor import lpips
+from kd_jax.evaluate.subject import Subject, labels_in, open_subjects
+from kd_jax.metrics.conventions import TOOLS, Conventions
+from kd_jax.metrics.extractor import Extractor, Perceptual, lpips
+from kd_jax.metrics.ppl import diversity
 from kd_jax.report import page
-from kd_jax.report.columns import Entry, Table, plain
+from kd_jax.report.columns import Entry, Figure, Table, plain
 from kd_jax.report.environment import environment
-from kd_jax.report.page import Gallery, Picture, tile
-from kd_jax.report.pictures import to_uint8
 from kd_jax.report.progress import Progress
 from kd_jax.train.checkpoint import CheckpointError
 
-SAMPLES, INTERPOLATIONS, POSITIONS, QUERIES, NEIGHBOURS = 24, 4, 12, 12, 3
-"""Numbers of samples, of interpolations, of images in each, of queries and of their neighbours."""
+DIGITS = ((8, 8, 1), (16, 16, 1))
+"""The shapes of the digits: as they are, and as the experiments enlarge them."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     try:
         report = run(args, shlex.join(["kd-jax", "evaluate", *arguments]))
-    except (OSError, ValueError, CheckpointError) as error:
+    except (OSError, ValueError, UsageError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     print(page.plain_text(report))
@@ -67,7 +67,11 @@ def parser() -> argparse.ArgumentParser:
         prog="kd-jax evaluate", description=(__doc__ or "").partition("\n")[0]
     )
     result.add_argument(
-        "networks", nargs="+", metavar="[NAME=]PATH", help="checkpoint folders and weight files"
+        "networks",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="folders of trainings or checkpoints, weight files, and folders of images, such as "
+        "samples of another program",
     )
     result.add_argument(
         "--data", required=True, help="the real images: digits, photos, folder:PATH or tfds:NAME"
@@ -76,11 +80,15 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--resize",
         action="store_true",
-        help="convert real images of other sizes, colours and bits; transparency becomes white",
+        help="convert images of other sizes, colours and bits; transparency becomes white. Without "
+        "it, the images of --data and of folders must fit the networks",
     )
     result.add_argument("--out", default="evaluation", help="the output folder")
     result.add_argument(
-        "--samples", type=int, help="samples per network; by default as many as real images"
+        "--samples",
+        type=int,
+        help="samples per network; by default as many as real images, or as the smallest of the "
+        "compared folders of images has",
     )
     result.add_argument("--seed", type=int, default=0, help="the seed of the latents")
     result.add_argument(
@@ -122,208 +130,299 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
+class Protocol(NamedTuple):
+    """The settings that all networks are evaluated with.
+
+    Attributes:
+      reference: the real images.
+      extractor: the extractor of the features.
+      conventions: the metric definitions.
+      perceptual: the distance for path length and diversity; None without.
+      samples: the number of samples of each network.
+      seed: the seed of the first draw of the latents.
+      draws: the number of draws of each generator.
+      paths: the number of paths of the path length.
+      batch: the batch size of the cost.
+    """
+
+    reference: Reference
+    extractor: Extractor
+    conventions: Conventions
+    perceptual: Perceptual | None
+    samples: int
+    seed: int
+    draws: int
+    paths: int
+    batch: int
+
+
+class Result(NamedTuple):
+    """The evaluation of one network.
+
+    Attributes:
+      figures: metrics by column name.
+      by_class: metrics by class; None if its classes are not those of the data.
+      samples: the samples of the first draw.
+      features: their features, `[N, D]`.
+      interpolations: images of interpolations, row by row; None for a folder of images.
+    """
+
+    figures: dict[str, Figure]
+    by_class: measure.ByClass | None
+    samples: Samples
+    features: np.ndarray
+    interpolations: np.ndarray | None
+
+
 def run(args: argparse.Namespace, command: str) -> page.Report:
     """Evaluates all networks, and writes and returns the report."""
+    check(args)
     options = {} if args.truncation is None else {"truncation": args.truncation}
-    subjects = [open_generator(spec, args.package, **options) for spec in args.networks]
-    check(subjects, args)
-    source = kd_data.open_source(
-        args.data, args.split, *_size(subjects), _cache() / "tfds", resize=args.resize
+    subjects = open_subjects(
+        args.networks, args.package, batch=args.batch, resize=args.resize, **options
     )
-    for note in source.notes:
-        print(f"{source.name}: {note}", file=sys.stderr)
-    count = args.samples or len(source)
-    conventions = measure.fit_conventions(TOOLS[args.convention], count, len(source))
-    bar = Progress()
-    name, resize = args.data.partition(":")[0], TOOLS[args.convention].resize
-    extractor = open_extractor(args.inception or "auto", source, name, _cache(), resize, bar)
-    perceptual = lpips(*args.lpips) if args.lpips else None
-    if perceptual is not None:  # raises for images that are too small for its network
-        image = jax.ShapeDtypeStruct((1, *subjects[0].image_shape), np.float32)
-        jax.eval_shape(perceptual.distance, image, image)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    reference = read_reference(
-        source, extractor, args.split, _cache(), progress=bar.stage("real images", len(source))
-    )
-    entries, galleries, per_class = [], Galleries(reference), {}
+    protocol = open_protocol(args, subjects)
+    entries, galleries, by_class = [], Galleries(protocol.reference), {}
     for subject in subjects:
-        sample = sampler(subject, args.batch, make_mesh())
-        samples = sample(draw(subject, count, args.seed), bar.stage(subject.name, count))
-        images = to_float(samples.images)
-        outputs = measure.extract(extractor, images)
-        # Labels are the data's classes only where the numbers of classes match.
-        labels = samples.labels if subject.classes == source.num_classes else None
-        if labels is not None:
-            per_class[subject.name] = measure.by_class(outputs, labels, reference, conventions.ddof)
-        classes = per_class.get(subject.name)
-        further = []
-        for number in range(1, args.draws):
-            show = bar.stage(f"{subject.name}, draw {number + 1} of {args.draws}", count)
-            images_of_draw = sample(draw(subject, count, args.seed + number), show).images
-            further.append(measure.extract(extractor, to_float(images_of_draw)).features)
-        figures = measure.quality(outputs, classes, reference, conventions, further)
-        if perceptual is not None:
-            figures |= measure.perceptual_figures(
-                subject, images, perceptual, args.seed, args.paths
-            )
-        figures |= measure.cost_of(subject, draw(subject, args.batch, args.seed))
-        entries.append(Entry(subject.name, subject.path, figures))
-        paths = sample(interpolate(subject, args.seed, INTERPOLATIONS, POSITIONS))
-        galleries.add(subject.name, samples, paths.images, outputs.features)
-    facts: dict[str, Any] = {
-        **reference.facts,
-        "samples": count,
-        "seed": args.seed,
-        "draws": args.draws,
-        "convention": f"{args.convention}: {conventions}",
-        "perceptual": f"{perceptual.name}, {args.paths} paths" if perceptual else "none",
-        "truncation": args.truncation,
-        "labels": "cycling through the classes, for conditional networks",
-        "batch": args.batch,
-    }
-    table = Table(
-        "Metrics",
-        f"The Frechet distance is a mean over {args.draws} draws of the latents, ± its standard "
-        "deviation; of other metrics, ± is as they define it."
-        if args.draws > 1
-        else "± is as each metric defines it.",
-        (*measure.quality_columns(extractor), *measure.COST),
-        tuple(entries),
-    )
-    result = page.Report(
+        result = evaluate(subject, protocol)
+        entries.append(Entry(subject.name, subject.path, result.figures))
+        if result.by_class is not None:
+            by_class[subject.name] = result.by_class
+        galleries.add(subject.name, result.samples, result.features, result.interpolations)
+    report = page.Report(
         title=args.title,
-        summary=[
-            f"{count:,} samples of each network against {len(source):,} images of "
-            f"{source.name}, in features of {extractor.name}."
+        summary=summarize(subjects, protocol),
+        tables=[
+            metrics_table(subjects, protocol, entries),
+            *([measure.class_table(by_class)] if by_class else []),
         ],
-        tables=[table, *([measure.class_table(per_class)] if per_class else [])],
         galleries=galleries.build(),
-        protocol=facts,
+        protocol=protocol_facts(args, protocol),
         environment={
             **environment(),
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         },
         command=command,
     )
-    _append_metrics(out, result)
-    page.write(result, out)
-    return result
+    with naming(f"write to --out {args.out}"):
+        _append_metrics(Path(args.out), report)
+        page.write(report, Path(args.out))
+    return report
 
 
-def check(subjects: list[EvaluatedGenerator], args: argparse.Namespace) -> None:
-    """Checks that the networks can be compared and that the arguments are valid.
+def check(args: argparse.Namespace) -> None:
+    """Checks the numbers among the arguments.
 
     Raises:
-      ValueError: names or image shapes conflict, or an argument is out of range.
+      ValueError: an argument is out of range.
     """
-    names = [subject.name for subject in subjects]
-    if duplicates := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"two networks have the name {min(duplicates)}; name them by NAME=PATH")
-    first = subjects[0]
-    for subject in subjects:
-        if subject.image_shape != first.image_shape:
-            raise ValueError(
-                f"{subject.name} generates images {subject.image_shape} but {first.name} "
-                f"{first.image_shape}; all networks must have the same image shape"
-            )
     if len(args.lpips or ()) > 2:
         raise ValueError(f"--lpips takes one file or two, not {len(args.lpips)}")
-    counts = {
-        "samples": args.samples,
-        "batch": args.batch,
-        "paths": args.paths,
-        "draws": args.draws,
-    }
-    for name, value in counts.items():
+    for name in ("samples", "batch", "paths", "draws"):
+        value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value} is not a positive number")
 
 
-def _size(subjects: list[EvaluatedGenerator]) -> tuple[int, int]:
-    height, width, channels = subjects[0].image_shape
-    if height != width:
-        raise ValueError(f"{subjects[0].name} generates {height}x{width}; square images are needed")
-    return height, channels
+def open_protocol(args: argparse.Namespace, subjects: Sequence[Subject]) -> Protocol:
+    """Opens the real images and the extractors, creates `--out`, and reads the reference.
+
+    Raises:
+      ValueError, OSError: an argument does not fit; nothing has been computed then.
+      UsageError: `--out` or the cache cannot be written.
+    """
+    tool = TOOLS[args.convention]
+    source = open_data(args, subjects[0])
+    notes = [(images.name, images.notes) for images in subjects] + [(source.name, source.notes)]
+    for label, note in [(label, note) for label, own in notes for note in own]:
+        print(f"{label}: {note}", file=sys.stderr)
+    count = sample_count(args.samples, subjects, len(source))
+    conventions = measure.fit_conventions(tool, count, len(source))
+    kind = args.inception or "auto"
+    check_features(kind, source)
+    with naming(f"read --lpips {' '.join(args.lpips or ())}"):
+        perceptual = lpips(*args.lpips) if args.lpips else None
+    if perceptual is not None:  # raises for images that are too small for its network
+        image = jax.ShapeDtypeStruct((1, *source.image_shape), np.float32)
+        jax.eval_shape(perceptual.distance, image, image)
+    with naming(f"write to --out {args.out}"):
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    bar, name = Progress(), args.data.partition(":")[0]
+    with naming(f"open the extractor of features {kind}"):
+        extractor = open_extractor(kind, source, name, cache_dir(), tool.resize, bar)
+    show = bar.stage("real images", len(source))
+    reference = read_reference(source, extractor, args.split, cache_dir(), progress=show)
+    return Protocol(
+        reference,
+        extractor,
+        conventions,
+        perceptual,
+        count,
+        args.seed,
+        args.draws,
+        args.paths,
+        args.batch,
+    )
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("KD_JAX_CACHE", "~/.cache/kd_jax")).expanduser()
+def open_data(args: argparse.Namespace, subject: Subject) -> kd_data.Source:
+    """Opens the real images in the shape of the networks.
 
-
-class Galleries:
-    """Collects the pictures of the report, network by network."""
-
-    def __init__(self, reference: Reference):
-        self._reference = reference
-        indices = _interleave_classes(reference.labels, SAMPLES)
-        images = [reference.source[i]["image"] for i in indices]
-        self._paths: list[Picture] = []
-        self._nearest: list[Picture] = []
-        side = reference.source.image_shape[0]
-        self._scale = max(1, round(72 / side))
-        real = tile(to_uint8(np.stack(images)), POSITIONS, scale=self._scale)
-        self._samples = [Picture("real images", real)]
-        neighbours = prdc.nearest(reference.features, reference.features, 2)
-        # The first neighbour is the image itself.
-        self._real_distance = float(np.median(neighbours.distances[:, 1]))
-
-    def add(self, name: str, samples: Samples, ways: np.ndarray, features: np.ndarray) -> None:
-        """Adds the pictures of one network.
-
-        Args:
-          name: the network's name.
-          samples: its samples.
-          ways: `INTERPOLATIONS` interpolations of `POSITIONS` images each, row by row.
-          features: features of the samples.
-        """
-        sheet = tile(samples.images[:SAMPLES], POSITIONS, scale=self._scale)
-        clipped = f"; {samples.clipped:.1%} of the values clipped" if samples.clipped else ""
-        self._samples.append(Picture(f"{name}{clipped}", sheet))
-        self._paths.append(Picture(name, tile(ways, POSITIONS, scale=self._scale)))
-        distances, indices = prdc.nearest(features, self._reference.features, NEIGHBOURS)
-        closest = np.argsort(distances[:, 0])[:QUERIES]
-        rows = [samples.images[closest]]
-        for rank in range(NEIGHBOURS):
-            images = [self._reference.source[int(i)]["image"] for i in indices[closest, rank]]
-            rows.append(to_uint8(np.stack(images)))
-        median = float(np.median(distances[:, 0]))
-        caption = (
-            f"{name}: median distance to the nearest real image {median:.3g}; between real images "
-            f"{self._real_distance:.3g}"
+    Raises:
+      ValueError, OSError: there are no such images, or, without `--resize`, they have another
+        shape.
+    """
+    height, _, channels = subject.image_shape
+    if args.data == "digits" and subject.image_shape not in DIGITS and not args.resize:
+        shapes = ["x".join(map(str, shape)) for shape in (subject.image_shape, *DIGITS)]
+        raise ValueError(
+            f"{subject.name} has images of {shapes[0]}, and the digits are {shapes[1]}, or "
+            f"{shapes[2]} enlarged; --resize converts the digits"
         )
-        stacked = np.concatenate(rows)
-        self._nearest.append(Picture(caption, tile(stacked, len(closest), scale=self._scale)))
-
-    def build(self) -> list[Gallery]:
-        """The galleries of the report."""
-        return [
-            Gallery(
-                "Samples",
-                "All networks use the same latents at the same positions; real images come first.",
-                self._samples,
-            ),
-            Gallery(
-                "Interpolations",
-                "Great-circle interpolations between two latents of a class.",
-                self._paths,
-            ),
-            Gallery(
-                "Nearest neighbours (memorization check)",
-                "The samples closest to a real image (first row) and their nearest real images, in "
-                "the extractor's features. Samples of a generator that memorizes images are much "
-                "closer to real images than real images are to each other.",
-                self._nearest,
-            ),
-        ]
+    with naming(f"read --data {args.data}"):
+        return kd_data.open_source(args.data, args.split, height, channels, resize=args.resize)
 
 
-def _interleave_classes(labels: np.ndarray, count: int) -> list[int]:
-    """Indices of up to `count` images whose labels cycle through the classes."""
-    by_class = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    longest = max(map(len, by_class))
-    order = [int(own[rank]) for rank in range(longest) for own in by_class if rank < len(own)]
-    return order[:count]
+def sample_count(requested: int | None, subjects: Sequence[Subject], real: int) -> int:
+    """The number of samples of each network: equal, since the metrics depend on it.
+
+    Args:
+      requested: `--samples`; None for as many as there are real images, or as the smallest folder
+        has.
+      subjects: the networks.
+      real: the number of real images.
+
+    Raises:
+      ValueError: a folder has fewer images than requested.
+    """
+    folders = [(subject.available, subject.name) for subject in subjects if subject.available]
+    fewest, name = min(folders, key=lambda folder: folder[0], default=(real, ""))
+    if requested is None:
+        if fewest < real:
+            print(
+                f"{name} has {fewest:,} images: {fewest:,} samples of each network are compared",
+                file=sys.stderr,
+            )
+        return min(fewest, real)
+    if folders and fewest < requested:
+        raise ValueError(
+            f"{name} has {fewest} images, fewer than --samples={requested}; without --samples, "
+            f"{min(fewest, real)} of each network are compared"
+        )
+    return requested
+
+
+def evaluate(subject: Subject, protocol: Protocol) -> Result:
+    """All metrics of one network, with its samples of the first draw.
+
+    Raises:
+      ValueError: an image or a metric is not finite, or a class has too few images.
+    """
+    seed, perceptual = protocol.seed, protocol.perceptual
+    samples, first, further = _draw_all(subject, protocol)
+    labels = labels_in(subject, samples.labels, protocol.reference.source)
+    ddof = protocol.conventions.ddof
+    classes = None
+    if labels is not None:
+        classes = measure.by_class(first, labels, protocol.reference, ddof)
+    figures = measure.quality(first, classes, protocol.reference, protocol.conventions, further)
+    if perceptual is not None:
+        pairs = protocol.paths
+        shown = _with_progress(perceptual, f"{subject.name}: diversity", pairs)
+        value = diversity(to_float(samples.images), shown.distance, pairs=pairs, seed=seed)
+        figures["diversity"] = Figure(value)
+    interpolations = None
+    if subject.generator is not None and subject.interpolate is not None:
+        if perceptual is not None:
+            shown = _with_progress(perceptual, f"{subject.name}: path length", protocol.paths)
+            figures["path"] = measure.path_length(subject.generator, shown, seed, protocol.paths)
+        inputs = draw(subject.generator, protocol.batch, seed)
+        figures |= measure.cost_of(subject.generator, inputs)
+        interpolations = subject.interpolate(seed, INTERPOLATIONS, POSITIONS)
+    return Result(figures, classes, samples, first.features, interpolations)
+
+
+def _draw_all(
+    subject: Subject, protocol: Protocol
+) -> tuple[Samples, measure.Features, list[np.ndarray]]:
+    """Samples and extractor outputs of the first draw, and the features of further draws."""
+    count, draws = protocol.samples, protocol.draws if subject.generator else 1
+    show = Progress().stage(subject.name, draws * count)
+
+    def one(number: int) -> tuple[Samples, measure.Features]:
+        start = number * count
+        show(start)
+        seed = protocol.seed + number
+        samples = subject.sample(count, seed, lambda done: show(start + done // 2))
+        outputs = measure.extract_in_chunks(
+            protocol.extractor, samples.images, lambda done: show(start + (count + done) // 2)
+        )
+        return samples, outputs
+
+    samples, outputs = one(0)
+    return samples, outputs, [one(number)[1].features for number in range(1, draws)]
+
+
+def _with_progress(perceptual: Perceptual, name: str, pairs: int) -> Perceptual:
+    """The distance, which shows the progress of `pairs` pairs of images."""
+    show = Progress().stage(name, pairs)
+    done = 0
+    show(done)
+
+    def distance(images: Any, others: Any) -> Any:
+        nonlocal done
+        result = perceptual.distance(images, others)
+        done += len(images)
+        show(done)
+        return result
+
+    return perceptual._replace(distance=distance)
+
+
+def summarize(subjects: Sequence[Subject], protocol: Protocol) -> list[str]:
+    """The sentences below the report's title."""
+    source, count = protocol.reference.source, protocol.samples
+    return [
+        f"{count:,} samples of each network against {len(source):,} images of {source.name}, in "
+        f"features of {protocol.extractor.name}.",
+        *(
+            f"{subject.name}: {count:,} of its {subject.available:,} images, drawn at random."
+            for subject in subjects
+            if subject.available and subject.available > count
+        ),
+    ]
+
+
+def metrics_table(
+    subjects: Sequence[Subject], protocol: Protocol, entries: Sequence[Entry]
+) -> Table:
+    """The table of all metrics, with the meaning of its deviations."""
+    about = "± is as each metric defines it."
+    if protocol.draws > 1 and any(subject.generator for subject in subjects):
+        about = (
+            f"The Frechet distance is a mean over {protocol.draws} draws of the latents, ± its "
+            "standard deviation; of other metrics, ± is as they define it."
+        )
+    if any(subject.available for subject in subjects):
+        about += " A folder of images is a single draw, without a cost."
+    columns = (*measure.quality_columns(protocol.extractor), *measure.COST)
+    return Table("Metrics", about, columns, tuple(entries))
+
+
+def protocol_facts(args: argparse.Namespace, protocol: Protocol) -> Mapping[str, Any]:
+    """The settings of the evaluation, as JSON values."""
+    perceptual = protocol.perceptual
+    return {
+        **protocol.reference.facts,
+        "samples": protocol.samples,
+        "seed": args.seed,
+        "draws": args.draws,
+        "convention": f"{args.convention}: {protocol.conventions}",
+        "perceptual": f"{perceptual.name}, {args.paths} paths" if perceptual else "none",
+        "truncation": args.truncation,
+        "labels": "cycling through the classes, for conditional networks",
+        "batch": args.batch,
+    }
 
 
 def _append_metrics(out: Path, result: page.Report) -> None:

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core import architecture, cost
+from kd_jax.core.checks import UsageError
+from kd_jax.core.files import naming
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.registry import choose, convert, parts
 from kd_jax.report import pictures
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         run(args)
-    except (OSError, ValueError, checkpoint.CheckpointError) as error:
+    except (OSError, ValueError, UsageError, checkpoint.CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -59,17 +61,18 @@ def run(args: argparse.Namespace) -> None:
     """Describes the file, and writes the samples and the checkpoint.
 
     Raises:
-      ValueError, OSError, CheckpointError: the file is refused, an argument does not fit, or the
-        folder cannot be written; a one-line message.
+      ValueError, UsageError, CheckpointError: the file is refused, an argument does not fit, or
+        the folder cannot be written; a one-line message.
     """
     if not 0 <= args.seed < 2**63:
         raise ValueError(f"--seed={args.seed} is not from 0 to 2**63 - 1")
     out = None if args.out is None else Path(args.out)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out={out} is not a new or empty folder")
-    available = parts(args.file)
-    name = choose(args.file, available, args.part)
-    converted = convert(args.file, available[name], **parse_options(args.option))
+    with naming(f"read {args.file}"):
+        available = parts(args.file)
+        name = choose(args.file, available, args.part)
+        converted = convert(args.file, available[name], **parse_options(args.option))
     apply = None
     if args.truncation is not None or (available[name].generates and out is not None):
         apply = _make_apply(converted, args.truncation)
@@ -83,17 +86,15 @@ def run(args: argparse.Namespace) -> None:
         print(f"    note: {note}")
     if out is None:
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out={out} cannot be created: {error.strerror or error}") from None
-    if apply is not None and not any(len(like.shape) == 4 for like in converted.inputs):
-        images = _samples(converted, apply, args.seed)
-        pictures.save_grid(out / "samples.png", {name: images}, scale=1)
-        print(f"wrote {out / 'samples.png'}")
     settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
     described = architecture.describe(converted.network, *converted.inputs)
-    checkpoint.save_generator(out / "checkpoint", converted.variables, settings, described)
+    with naming(f"write to --out={out}"):
+        out.mkdir(parents=True, exist_ok=True)
+        if apply is not None and not any(len(like.shape) == 4 for like in converted.inputs):
+            images = _samples(converted, apply, args.seed)
+            pictures.save_grid(out / "samples.png", {name: images}, scale=1)
+            print(f"wrote {out / 'samples.png'}")
+        checkpoint.save_generator(out / "checkpoint", converted.variables, settings, described)
     print(f"wrote {out / 'checkpoint'}")
 
 

@@ -11,6 +11,33 @@ from typing import Any
 from kd_jax.core.checks import UsageError
 
 
+def cache_dir() -> Path:
+    """The cache of data sets, features, classifiers and programs: `$KD_JAX_CACHE`, else
+    `~/.cache/kd_jax`.
+    """
+    return Path(os.environ.get("KD_JAX_CACHE") or "~/.cache/kd_jax").expanduser()
+
+
+@contextlib.contextmanager
+def naming(action: str) -> Iterator[None]:
+    """Turns the system's errors into `UsageError`s that name the action: `cannot write x: ...`.
+
+    OSErrors with a message of their own are raised as they are.
+
+    Args:
+      action: the action that fails and its path, such as `write --out x`.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        path = (
+            f" ({error.filename})" if error.filename and str(error.filename) not in action else ""
+        )
+        raise UsageError(f"cannot {action}: {error.strerror}{path}") from error
+
+
 def write_atomically(path: Path, contents: bytes | str) -> None:
     """Writes a file that exists either complete or not at all, also if the process is killed.
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.core.representation import record_repr, short
 from kd_jax.core.types import Array, Taps, Variables
 
 Applied = tuple[Array, Taps, Variables]
@@ -56,6 +57,10 @@ class Network(NamedTuple):
     synthesis: Callable[..., tuple[Array, Taps]] | None = None
     module: nn.Module | None = None
     factory: Factory | None = None
+
+    def __repr__(self) -> str:
+        known = self.module or self.factory
+        return f"Network({short(known)})" if known is not None else record_repr(self)
 
 
 def from_linen(module: nn.Module, *, style: bool = False, capture_taps: bool = False) -> Network:

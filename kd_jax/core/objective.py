@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Batch, Taps
 
 Schedule: TypeAlias = Callable[[Array], Any]
@@ -214,6 +215,9 @@ class Weight(NamedTuple):
     fn: Callable[..., tuple[Any, Any]]
     init: Callable[[], Any] = tuple
 
+    def __repr__(self) -> str:
+        return record_repr(self)
+
 
 def as_weight(weight: "float | Schedule | Weight") -> Weight:
     """A number or a schedule of the step, as a `Weight`."""
@@ -243,6 +247,9 @@ class Term(NamedTuple):
     every: int = 1
     init: Callable[[], Any] | None = None
     lower_bound: float | None = None
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 Terms: TypeAlias = Mapping[str, Term]

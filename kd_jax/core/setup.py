@@ -11,6 +11,7 @@ import optax
 
 from kd_jax.core.network import Network
 from kd_jax.core.objective import MakeInputs, Schedule, Term, Weight
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array
 
 TRAINED = ("generator", "discriminator")
@@ -22,6 +23,9 @@ class PerNetwork(NamedTuple):
 
     generator: Any
     discriminator: Any = None
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 class Teacher(NamedTuple):
@@ -35,6 +39,9 @@ class Teacher(NamedTuple):
     generator: Any = None
     discriminator: Any = None
     extractor: Any = None
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def check_teacher(teacher: Any) -> None:
@@ -80,12 +87,15 @@ class Networks(NamedTuple):
     teacher_discriminator: Network | None = None
     extractor: Network | None = None
 
+    def __repr__(self) -> str:
+        return record_repr(self)
+
 
 Loss: TypeAlias = Term | Callable[..., Any] | tuple[Callable[..., Any], float | Schedule | Weight]
 """A `Term`, its function (weight 1), or `(function, weight)`."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Setup:
     """Everything that defines a training step; `dataclasses.replace` changes a part.
 
@@ -111,6 +121,9 @@ class Setup:
     optimizers: PerNetwork
     task: MakeInputs
     ema: float | Schedule = 0.999
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
     def __post_init__(self) -> None:
         _check_type("networks", self.networks, Networks)

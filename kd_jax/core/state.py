@@ -9,6 +9,7 @@ import optax
 
 from kd_jax.core.checks import check_batch
 from kd_jax.core.objective import TermState, init_terms
+from kd_jax.core.representation import record_repr
 from kd_jax.core.setup import TRAINED, PerNetwork, Setup, Teacher
 from kd_jax.core.types import Array, Batch, Variables
 
@@ -18,6 +19,9 @@ class NetworkState(NamedTuple):
 
     variables: Variables
     opt_state: optax.OptState
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 class TrainState(NamedTuple):
@@ -41,6 +45,9 @@ class TrainState(NamedTuple):
     ema: Variables
     terms: PerNetwork
     wrappers: Mapping[str, Any] = {}
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def check_state(state: Any) -> None:

@@ -11,6 +11,7 @@ that need them.
 import dataclasses
 from pathlib import Path
 
+from kd_jax.core.files import cache_dir
 from kd_jax.data.origin import check_same_classes, overlap
 from kd_jax.data.pipeline import (
     Batches,
@@ -77,8 +78,8 @@ def open_source(
       split: `train`, or any TFDS split (`train[:90%]`). A folder has only `train`.
       size: height and width.
       channels: 1 (grey), 3 (RGB) or 4 (RGBA).
-      cache: the directory of TFDS datasets; None is TFDS's default, `$TFDS_DATA_DIR` or
-        `~/tensorflow_datasets`.
+      cache: the directory of TFDS datasets; None is `tfds` in the cache of this package
+        (`$KD_JAX_CACHE`, else `~/.cache/kd_jax`).
       resize: whether to convert images that do not fit: the centre square is resized (antialiased
         bicubic), grey, palette, CMYK and colour are converted to each other, 16 bits are scaled to
         8, and transparency is composed on white unless `channels=4`. Otherwise, images that do not
@@ -107,7 +108,7 @@ def open_source(
         raise ValueError(f"channels is {channels}: an image has 1 (grey), 3 (RGB) or 4 (RGBA)")
     if size < 1:
         raise ValueError(f"size is {size}: it is the height and width in pixels")
-    cache = Path(cache).expanduser() if cache else None
+    cache = Path(cache).expanduser() if cache else cache_dir() / "tfds"
     kind, _, argument = spec.partition(":")
     if spec == "digits":
         from kd_jax.data.digits import open_digits

@@ -34,21 +34,21 @@ class Digits(embedded.Embedded, skip_registration=True):  # type: ignore[call-ar
             yield np.rint(image * (255 / 16)).astype(np.uint8), int(label)
 
 
-def open_digits(split: str, size: int, channels: int, cache: Path | None) -> Source:
+def open_digits(split: str, size: int, channels: int, cache: Path) -> Source:
     """The digits, enlarged to `size`; written to the cache on first use.
 
     Args:
       split: `train`, all 1,797, or a part of it (`train[:1500]`).
       size: height and width, at least 8.
       channels: 1, 3 or 4; 3 and 4 channels repeat the grey value.
-      cache: the directory of TFDS datasets; None is TFDS's default.
+      cache: the directory of TFDS datasets.
 
     Raises:
       ValueError: `size` is below 8, or the split does not exist.
     """
     if size < 8:
         raise ValueError(f"size is {size}: the digits are 8x8 and can only be enlarged")
-    folder = embedded.prepare(Digits, cache or Path(tfds.core.constants.DATA_DIR))
+    folder = embedded.prepare(Digits, cache)
     builder = tfds.builder_from_directory(folder)
     return replace(
         from_builder(builder, split, size, channels, resize=True), name=f"digits {split}"

@@ -12,6 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from kd_jax.core.files import naming
+
 
 class _LocalInfo(tfds.core.DatasetInfo):
     """The metadata of a dataset, without a request to TFDS's bucket."""
@@ -81,7 +83,8 @@ def prepare(builder: type[Embedded], data_dir: Path) -> Path:
     final = data_dir / builder.name / str(builder.VERSION)
     if final.exists():
         return final
-    final.parent.mkdir(parents=True, exist_ok=True)
+    with naming(f"write the data set {builder.name} to the cache {data_dir}"):
+        final.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{builder.name}-"
     with tempfile.TemporaryDirectory(prefix=prefix, dir=data_dir) as temporary, _quiet_tfds():
         dataset = builder(data_dir=temporary, file_format="array_record")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from kd_jax.data.source import Source
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SourceWithOrigin(Source):
     """A source that records the files and class names that it was created from.
 

@@ -54,21 +54,21 @@ def _photo(name: str) -> np.ndarray:
     return photo if photo.ndim == 3 else np.stack([photo] * 3, axis=-1)
 
 
-def open_photos(split: str, size: int, channels: int, cache: Path | None) -> Source:
+def open_photos(split: str, size: int, channels: int, cache: Path) -> Source:
     """The patches, downsampled to `size`; written to the cache on first use.
 
     Args:
       split: `train` (six photographs), `test` (three others), or a part of one.
       size: height and width, at most 64.
       channels: 1, 3 or 4.
-      cache: the directory of TFDS datasets; None is TFDS's default.
+      cache: the directory of TFDS datasets.
 
     Raises:
       ValueError: `size` is above 64, or the split does not exist.
     """
     if size > SIDE:
         raise ValueError(f"size is {size}: the patches of the photos are {SIDE}x{SIDE}")
-    folder = embedded.prepare(Photos, cache or Path(tfds.core.constants.DATA_DIR))
+    folder = embedded.prepare(Photos, cache)
     builder = tfds.builder_from_directory(folder)
     source = from_builder(builder, split, size, channels, resize=True)
     return replace(source, name=f"photos {split}")

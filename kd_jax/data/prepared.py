@@ -14,7 +14,7 @@ from kd_jax.data.source import Source, digest
 
 
 def open_prepared(
-    name: str, split: str, size: int, channels: int, cache: Path | None, resize: bool
+    name: str, split: str, size: int, channels: int, cache: Path, resize: bool
 ) -> Source:
     """A TFDS dataset by name (`cifar10`, `name/config:1.0.0`).
 
@@ -23,7 +23,7 @@ def open_prepared(
       split: the TFDS split.
       size: height and width.
       channels: 1, 3 or 4.
-      cache: the directory of TFDS datasets; None is TFDS's default.
+      cache: the directory of TFDS datasets.
       resize: whether to resize and convert images that do not match.
 
     Raises:
@@ -36,7 +36,7 @@ def open_prepared(
         # Community datasets would need the network.
         known = tfds.list_builders(with_community_datasets=False)
         close = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {close[0]}?" if close else f", nor does {cache or 'the cache'}"
+        hint = f"; did you mean {close[0]}?" if close else f", nor does {cache}"
         raise ValueError(f"TFDS has no dataset {name!r}{hint}") from None
     except (ValueError, AssertionError, ImportError) as error:
         raise ValueError(f"tfds:{name} cannot be opened: {first_line(error)}") from None

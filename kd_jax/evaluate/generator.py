@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from kd_jax.core.files import naming
 from kd_jax.core.mesh import BATCH, make_mesh, place, place_batch
 from kd_jax.core.network import Network
 from kd_jax.core.types import Array, Variables
@@ -65,11 +66,9 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
         the options.
       OSError, CheckpointError: the file or checkpoint cannot be read, or is damaged.
     """
-    name, equals, path = spec.rpartition("=")
-    if not equals:
-        name, path = "", spec
-    location = Path(path).expanduser()
-    model = load(location, packages=packages, latest=True, generator=True)
+    name, path = split_spec(spec)
+    with naming(f"read the network {path}"):
+        model = load(path, packages=packages, latest=True, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(
@@ -77,7 +76,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
             "its experiment's report compares it on held-out images"
         )
     subject = EvaluatedGenerator(
-        name or _display_name(location), path, network, variables, inputs, classes, options
+        name or display_name(path), str(path), network, variables, inputs, classes, options
     )
     try:
         shape = subject.image_shape
@@ -88,9 +87,19 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
     return subject
 
 
-def _display_name(path: Path) -> str:
+def split_spec(spec: str) -> tuple[str, Path]:
+    """The name and the path of `NAME=PATH`; of `PATH`, an empty name. A path may have a `=`."""
+    if "=" not in spec or Path(spec).expanduser().exists():
+        return "", Path(spec).expanduser()
+    splits = spec.partition("="), spec.rpartition("=")
+    existing = (split for split in splits if Path(split[2]).expanduser().exists())
+    name, _, path = next(existing, splits[1])
+    return name, Path(path).expanduser()
+
+
+def display_name(path: Path) -> str:
     """The last two parts of the path, without the checkpoint folder: `seed0/teacher`."""
-    parts = [part for part in path.parts if part not in FOLDERS[1:]]
+    parts = [part for part in path.parts if part not in FOLDERS[1:]] or [path.resolve().name]
     return "/".join(parts[-2:]) if path.is_dir() else path.name
 
 

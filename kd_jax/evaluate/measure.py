@@ -1,6 +1,6 @@
 """All metrics of a generator: quality, perceptual metrics, and cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +8,7 @@ import numpy as np
 
 from kd_jax.core import cost
 from kd_jax.core.types import Variables
+from kd_jax.data.source import to_float
 from kd_jax.evaluate.generator import EvaluatedGenerator, draw
 from kd_jax.evaluate.reference import Reference
 from kd_jax.metrics.conditional import accuracy, intra_class_frechet_distance
@@ -16,7 +17,7 @@ from kd_jax.metrics.extractor import Extractor, Perceptual
 from kd_jax.metrics.frechet import frechet_distance_of_features
 from kd_jax.metrics.inception_score import inception_score
 from kd_jax.metrics.kid import kid
-from kd_jax.metrics.ppl import cropped_mean, diversity, path_distances, slerp
+from kd_jax.metrics.ppl import cropped_mean, path_distances, slerp
 from kd_jax.metrics.prdc import neighbourhoods
 from kd_jax.report.columns import Column, Entry, Figure, Table
 from kd_jax.report.summary import over_draws
@@ -80,6 +81,29 @@ def extract(extractor: Extractor, images: np.ndarray) -> Features:
     outputs = extractor.outputs(images)
     logits = outputs.get("logits")
     return Features(outputs["features"], logits, outputs.get("logits_unbiased", logits))
+
+
+def extract_in_chunks(
+    extractor: Extractor, images: np.ndarray, progress: Callable[[int], None], size: int = 256
+) -> Features:
+    """`extract` of uint8 images, converted `size` at a time; the same values.
+
+    Args:
+      extractor: the extractor.
+      images: `[N, H, W, C]` uint8.
+      progress: called after each chunk with the number of finished images.
+      size: a multiple of the extractor's batch size.
+    """
+    parts = []
+    for start in range(0, len(images), size):
+        parts.append(extract(extractor, to_float(images[start : start + size])))
+        progress(min(start + size, len(images)))
+    features, *scores = (
+        None if any(x is None for x in column) else np.concatenate(column)
+        for column in zip(*parts, strict=True)
+    )
+    assert features is not None
+    return Features(features, *scores)
 
 
 def fit_conventions(conventions: Conventions, samples: int, real: int) -> Conventions:
@@ -196,17 +220,14 @@ def frechet_over_draws(features: Sequence[np.ndarray], real: np.ndarray, ddof: i
     return over_draws([frechet_distance_of_features(x, real, ddof) for x in features])
 
 
-def perceptual_figures(
-    subject: EvaluatedGenerator, images: np.ndarray, measure: Perceptual, seed: int, paths: int
-) -> dict[str, Figure]:
-    """The perceptual path length in z (Karras et al. 2019, eq. 2) and the samples' diversity.
+def path_length(subject: EvaluatedGenerator, measure: Perceptual, seed: int, paths: int) -> Figure:
+    """The perceptual path length in z (Karras et al. 2019, eq. 2).
 
     Args:
       subject: the generator.
-      images: its samples, `[N, H, W, C]` in [-1, 1].
       measure: the perceptual distance.
-      seed: the seed of the paths and pairs.
-      paths: the number of paths, and of pairs of samples.
+      seed: the seed of the paths.
+      paths: the number of paths.
     """
     a, *condition = draw(subject, paths, seed + 1)
     b = draw(subject, paths, seed + 2)[0]
@@ -223,10 +244,7 @@ def perceptual_figures(
     distances = path_distances(
         generate, measure.distance, a, b, positions, interpolate=slerp, labels=labels
     )
-    return {
-        "path": Figure(cropped_mean(distances)),
-        "diversity": Figure(diversity(images, measure.distance, pairs=paths, seed=seed)),
-    }
+    return Figure(cropped_mean(distances))
 
 
 def cost_of(subject: EvaluatedGenerator, inputs: Sequence[Any]) -> dict[str, Figure]:

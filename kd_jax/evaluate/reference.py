@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax.core.files import write_atomically
+from kd_jax.core.files import naming, write_atomically
 from kd_jax.data import Source, load_all
 from kd_jax.metrics.extractor import (
     Extractor,
@@ -60,7 +60,7 @@ def open_extractor(
         classes=source.num_classes,
         cache=cache,
         steps=steps,
-        progress=show.stage(f"training the evaluation's classifier of {name}", steps),
+        progress=show.stage(f"training a classifier of {name}", steps),
     )
 
 
@@ -113,7 +113,7 @@ def read_reference(
       split: the split of the data.
       cache: the cache folder; None for no cache.
       batch: the number of images per batch.
-      progress: called after each batch with the number of finished images.
+      progress: called before the first and after each batch with the number of finished images.
 
     Raises:
       ValueError: an image or the cached file is damaged.
@@ -141,6 +141,7 @@ def read_reference(
         progress(len(source))
     else:
         parts = []
+        progress(0)
         for start in range(0, len(source), batch):
             stop = min(start + batch, len(source))
             images = np.stack([source[i]["image"] for i in range(start, stop)])
@@ -150,5 +151,6 @@ def read_reference(
         if path is not None:
             file = io.BytesIO()
             np.savez(file, features=features)
-            write_atomically(path, file.getvalue())
+            with naming(f"write {path} to the cache"):
+                write_atomically(path, file.getvalue())
     return Reference(source, features, source.read_labels(), facts)

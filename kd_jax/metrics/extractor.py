@@ -12,8 +12,9 @@ import numpy as np
 import optax
 from flax import serialization
 
-from kd_jax.core.files import write_atomically
+from kd_jax.core.files import naming, write_atomically
 from kd_jax.core.network import Network, from_linen
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
 from kd_jax.losses.perceptual import distance
 from kd_jax.metrics import resize
@@ -40,6 +41,9 @@ class Extractor(NamedTuple):
     features: Callable[[Any], np.ndarray]
     logits: Callable[[Any], np.ndarray]
     outputs: Callable[[Any], dict[str, np.ndarray]] | None = None
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def classifier_extractor(
@@ -86,7 +90,8 @@ def classifier_extractor(
         trained = jax.device_get(
             _train(network, jnp.asarray(images), jnp.asarray(labels), steps, batch, progress)
         )
-        write_atomically(path, serialization.to_bytes(trained))
+        with naming(f"write {path} to the cache"):
+            write_atomically(path, serialization.to_bytes(trained))
     stored = path.read_bytes()
     try:
         variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
@@ -213,6 +218,9 @@ class Perceptual(NamedTuple):
     name: str
     distance: Callable[[Any, Any], Array]
 
+    def __repr__(self) -> str:
+        return record_repr(self)
+
 
 def lpips(path: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None) -> Perceptual:
     """The perceptual distance of Zhang et al. 2018; grey images are repeated to 3 channels.
@@ -296,6 +304,7 @@ def _train(
 ) -> Mapping[str, Any]:
     optimizer = optax.adam(_LEARNING_RATE)
     key = jax.random.key(0)
+    progress(0)  # before the compilations
     variables = jax.jit(network.init)(key, images[:1])
 
     @jax.jit
@@ -311,7 +320,7 @@ def _train(
 
     opt_state = optimizer.init(variables)
     for number in range(steps):
-        if number % 20 == 0:
+        if number % 5 == 0:
             jax.block_until_ready(variables)  # dispatched steps are not finished ones
             progress(number)
         variables, opt_state = step(variables, opt_state, images, labels, number)

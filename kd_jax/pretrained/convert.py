@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.core.network import Network, shape_differences
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
 
 StateDict = Mapping[str, np.ndarray]
@@ -30,6 +31,9 @@ class Converted(NamedTuple):
     config: Mapping[str, Any]
     inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 class Shape(tuple[int, ...]):

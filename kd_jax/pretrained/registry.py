@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kd_jax.core.network import Network
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Variables
 from kd_jax.pretrained import (
     biggan,
@@ -190,12 +191,18 @@ class Part(NamedTuple):
     generates: bool
     purpose: str = ""
 
+    def __repr__(self) -> str:
+        return record_repr(self)
+
 
 class Loaded(NamedTuple):
     """A published network: `network.apply(variables, ...)`."""
 
     network: Network
     variables: Variables
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
 
 def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any) -> Loaded:

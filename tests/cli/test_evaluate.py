@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 from conftest import CACHE
 from PIL import Image
-from reports import read_figures, read_report
+from reports import COST, read_figures, read_report
 
 from kd_jax import data as kd_data
 from kd_jax.cli import evaluate as command
 from kd_jax.core.architecture import describe
+from kd_jax.data.source import read_examples
+from kd_jax.evaluate.generator import draw, open_generator, sampler
 from kd_jax.evaluate.reference import read_reference
-from kd_jax.metrics.extractor import Extractor
+from kd_jax.evaluate.subject import open_images
+from kd_jax.metrics.conventions import TOOLS
+from kd_jax.metrics.extractor import Extractor, Perceptual
 from kd_jax.models import dcgan, mlp
 from kd_jax.train import checkpoint
 
@@ -116,7 +120,24 @@ def test_invalid_arguments_are_rejected_before_writing(networks, tmp_path, capsy
     Image.new("L", (16, 16)).save(images / "one.png")
     one_class = ("--data", f"folder:{images}", "--samples", "20")
     assert "need" in error_of(capsys, wide, *one_class, *common)
+    beneath = str(images / "one.png" / "report")
+    assert f"--out {beneath}: Not a directory" in error_of(capsys, wide, *digits, "--out", beneath)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    error = error_of(capsys, str(empty), *digits, *common)
+    assert all(text in error for text in (str(empty), "checkpoints", "png"))
     assert not out.exists()
+
+
+def test_digits_are_converted_to_other_shapes_on_request_only(networks, tmp_path, capsys):
+    large = save(tmp_path / "large", mlp.generator(32, 8, channels=3, depth=1), Z)
+    arguments = (large, "--data", "digits", "--out", str(tmp_path / "report"))
+    error = error_of(capsys, *arguments)
+    assert all(text in error for text in ("32x32x3", "8x8x1", "--resize"))
+    # Fewer samples than the metrics need: the shapes have been accepted.
+    assert "32x32x3" not in error_of(capsys, *arguments, "--resize", "--samples", "1")
+    arguments = (networks["wide"], *arguments[1:])
+    assert "--resize" not in error_of(capsys, *arguments, "--samples", "1")
 
 
 def test_files_that_are_left_out_and_conversions_are_reported(networks, tmp_path, capsys):
@@ -147,7 +168,7 @@ def test_features_of_real_images_are_computed_once(tmp_path):
     extractor = Extractor("pixels", features, features)
     progress = []
     first = read_reference(source(), extractor, "train", tmp_path, 1000, progress.append)
-    assert (calls, progress) == ([1000, 797], [1000, 1797])
+    assert (calls, progress) == ([1000, 797], [0, 1000, 1797])
     again = read_reference(source(), extractor, "train", tmp_path)
     assert len(calls) == 2
     np.testing.assert_array_equal(first.features, again.features)
@@ -164,3 +185,65 @@ def test_a_damaged_cache_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=rf"{file.name} is damaged"):
         read_reference(source(), extractor, "train", tmp_path)
+
+
+def write_images(folder, images, labels=None):
+    for number, image in enumerate(images):
+        file = folder / (str(labels[number]) if labels is not None else "") / f"{number:04d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(file)
+    return str(folder)
+
+
+def test_a_folder_of_a_networks_samples_measures_as_its_first_draw(networks, tmp_path, capsys):
+    generator = open_generator(networks["wide"])
+    samples = sampler(generator, 32)(draw(generator, 60, 4))
+    flat = write_images(tmp_path / "flat", samples.images)
+    by_class = write_images(tmp_path / "by_class", samples.images, samples.labels)
+    out = tmp_path / "report"
+    arguments = [f"net={networks['wide']}", f"flat={flat}", f"by_class={by_class}"]
+    arguments += ["--data", "digits", "--out", str(out), "--seed", "4", "--draws", "1"]
+    command.main(arguments)
+    assert "flat has 60 images: 60 samples" in capsys.readouterr().err
+    net, flat_figures, class_figures = read_figures(out).values()
+    cost = {name for name in net if name in COST}
+    assert class_figures == {name: net[name] for name in net.keys() - cost}
+    assert flat_figures == {name: net[name] for name in net.keys() - cost - {"accuracy", "intra"}}
+    assert "deviation" not in flat_figures["frechet"]
+    stored = read_report(out)
+    assert stored["protocol"]["samples"] == 60
+    html = (out / "report.html").read_text()
+    assert html.count('"caption": "flat') == 2  # samples and neighbours, without interpolations
+
+    error = error_of(capsys, flat, "--data", "digits", "--out", str(out), "--samples", "61")
+    assert "60 images" in error
+    assert "--samples=61" in error
+
+
+def test_a_folder_of_the_real_images_has_no_distance(tmp_path):
+    real = kd_data.open_source("digits", "train[:300]", 8, 1, CACHE / "tfds")
+    images, labels, _ = read_examples(real, range(300))
+    subject = open_images(write_images(tmp_path / "real", images, labels), (8, 8, 1))
+    pixels = Extractor(
+        "pixels", lambda x: x.reshape(len(x), -1), lambda x: x.reshape(len(x), -1)[:, 20:30]
+    )
+    reference = read_reference(real, pixels, "train", None)
+    protocol = command.Protocol(
+        reference,
+        pixels,
+        TOOLS["torch-fidelity"]._replace(kid_size=300),
+        Perceptual("unit", lambda images, others: np.full(len(images), 0.25)),
+        samples=300,
+        seed=0,
+        draws=3,
+        paths=20,
+        batch=1,
+    )
+    figures = command.evaluate(subject, protocol).figures
+    assert abs(figures["frechet"].value) < 1e-3
+    assert abs(figures["intra"].value) < 1e-3
+    assert figures["precision"].value == figures["recall"].value == 1
+    assert figures["frechet"].deviation is None
+    assert figures["diversity"].value == 0.25
+    assert "path" not in figures
+    assert not COST & figures.keys()

@@ -52,6 +52,13 @@ def test_user_errors_become_usage_errors():
         raise FileNotFoundError("no such folder")
 
 
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    workdir = tmp_path / "file" / "run"
+    with pytest.raises(harness.UsageError, match=f"--workdir={workdir}: Not a directory"):
+        harness.check_workdir(workdir, ConfigDict(), resume=True)
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -184,6 +184,9 @@ def test_the_command_prints_the_purpose_of_features(write, tmp_path, capsys):
     assert loaded.network.apply(variables, image)[0].shape == (1, 3, 3, 6)
     with pytest.raises(ValueError, match="takes images, not latents"):
         open_generator(str(tmp_path / "out"))
+    with pytest.raises(SystemExit, match="2"):
+        command.main([str(path), "--out", str(path / "out")])
+    assert f"--out={path / 'out'}: Not a directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["sg2_tiny", "sg3_tiny", "sg2_tf_legacy_tiny"])
