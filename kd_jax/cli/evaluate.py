@@ -69,9 +69,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "networks",
         nargs="+",
-        metavar="[NAME=]PATH",
+        metavar="[NAME=]PATH[#PART]",
         help="folders of trainings or checkpoints, weight files, and folders of images, such as "
-        "samples of another program",
+        "samples of another program; PART: a network of a file, by default the averaged generator",
     )
     result.add_argument(
         "--data", required=True, help="the real images: digits, photos, folder:PATH or tfds:NAME"

@@ -52,12 +52,12 @@ class EvaluatedGenerator(NamedTuple):
 
 
 def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> EvaluatedGenerator:
-    """Loads a generator from `PATH` or `NAME=PATH`; of a training, the latest, as its report does.
+    """Loads a generator from `[NAME=]PATH[#PART]`; of a training, the latest, as its report does.
 
     Args:
       spec: the path of a published file, of a checkpoint folder, or of the folder of a training run
         with its checkpoints in `checkpoints` (or `checkpoint`); the optional name is used in the
-        report.
+        report. The part is a network of the file; by default the averaged generator.
       packages: further packages whose modules a checkpoint may contain.
       **options: options of `network.apply`.
 
@@ -67,8 +67,12 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
       OSError, CheckpointError: the file or checkpoint cannot be read, or is damaged.
     """
     name, path = split_spec(spec)
+    part = None
+    if "#" in path.name and not path.exists():
+        stem, _, part = path.name.rpartition("#")
+        path = path.with_name(stem)
     with naming(f"read the network {path}"):
-        model = load(path, packages=packages, latest=True, generator=True)
+        model = load(path, part, packages=packages, latest=True, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(
@@ -76,7 +80,13 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
             "its experiment's report compares it on held-out images"
         )
     subject = EvaluatedGenerator(
-        name or display_name(path), str(path), network, variables, inputs, classes, options
+        name or display_name(path) + (f"#{part}" if part else ""),
+        str(path),
+        network,
+        variables,
+        inputs,
+        classes,
+        options,
     )
     try:
         shape = subject.image_shape

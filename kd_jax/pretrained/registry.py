@@ -250,7 +250,10 @@ def choose(path: str | os.PathLike[str], available: Mapping[str, Part], part: st
     unknown = [name for name, candidate in available.items() if candidate.kind == UNKNOWN]
     candidates = averaged or unknown or generators or list(available)
     if len(candidates) > 1:
-        raise ValueError(f"{path}: specify the part to load: {', '.join(available)}")
+        raise ValueError(
+            f"{path}: specify the part to load: {', '.join(available)} (part=NAME; of commands, "
+            "FILE#NAME or --part)"
+        )
     return candidates[0]
 
 

@@ -10,6 +10,7 @@ import pytest
 import kd_jax as kd
 from kd_jax import pretrained
 from kd_jax.cli import inspect
+from kd_jax.evaluate.generator import open_generator
 from kd_jax.pretrained.state_dicts import is_averaged, state_dicts
 
 
@@ -238,3 +239,20 @@ def test_bad_arguments_of_the_command_are_one_line(tmp_path, monkeypatch, capsys
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
     assert not (tmp_path / "new").exists()
+
+
+def test_a_part_of_a_file_is_evaluated(tmp_path):
+    path = save(tmp_path / "g.pkl", {"params": RAW, "params_ema": AVERAGED})
+    for part, tensors in (("params", RAW), ("params_ema", AVERAGED)):
+        alone = kd.load(save(tmp_path / "alone.pkl", tensors)).variables
+        subject = open_generator(f"{path}#{part}")
+        jax.tree.map(np.testing.assert_array_equal, subject.variables, alone)
+        assert subject.name == f"g.pkl#{part}"
+        assert open_generator(f"mine={path}#{part}").name == "mine"
+    hashed = save(tmp_path / "a#b.pkl", RAW)
+    assert open_generator(str(hashed)).name == "a#b.pkl"
+    with pytest.raises(ValueError, match="'nothing'; it has params, params_ema"):
+        open_generator(f"{path}#nothing")
+    two = save(tmp_path / "two.pkl", {"a": RAW, "b": AVERAGED})
+    with pytest.raises(ValueError, match=r"a, b .*FILE#NAME"):
+        open_generator(str(two))
