@@ -19,6 +19,7 @@ from kd_jax import data as kd_data
 from kd_jax.core.checks import UsageError, user_errors
 from kd_jax.core.files import cache_dir, naming, write_atomically
 from kd_jax.core.mesh import check_batch_size, compile_step, make_mesh
+from kd_jax.core.streams import survive_closed_streams
 from kd_jax.core.types import Batch
 from kd_jax.train import distributed
 from kd_jax.train.checkpoint import CheckpointError, differences, shorten
@@ -132,6 +133,8 @@ def launch(experiment: Experiment) -> NoReturn:
             return parse(experiment, argv, flags.FLAGS)
         except UsageError as error:
             _fail(error)
+
+    survive_closed_streams()
 
     def run(_: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

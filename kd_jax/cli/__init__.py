@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from kd_jax.core.streams import survive_closed_streams
+
 COMMANDS = {
     "inspect": "describe a published weight file; write samples and a checkpoint",
     "evaluate": "compare generators with real images; write a report",
@@ -11,6 +13,8 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the subcommand that the first argument names, with the other arguments."""
+    if arguments is None:
+        survive_closed_streams()
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if command in COMMANDS:
         try:

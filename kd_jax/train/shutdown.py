@@ -37,13 +37,13 @@ class ShutdownRequested(SystemExit):
 
 
 class ShutdownSignal:
-    """Handles requests to shut down: SIGTERM, SIGINT, or a time limit.
+    """Handles requests to shut down: SIGTERM, SIGINT, SIGHUP, or a time limit.
 
     Within `deferred`, the first signal only makes `stop()` true, and a line on stderr says so;
     otherwise a signal raises `ShutdownRequested` at once. A second signal always raises it. Signals
     are handled within the `with` block, in the main thread. While that thread compiles, Python
     handles no signals: where nothing is deferred, the process then exits with `EXIT_CODE` after a
-    second.
+    second. A signal that is ignored, as SIGHUP is by `nohup`, remains ignored.
 
     Args:
       minutes: as in `limit`.
@@ -53,7 +53,9 @@ class ShutdownSignal:
       agreed: whether all processes have received the request, and stop at the same step.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+    )  # Windows has no SIGHUP
 
     def __init__(self, minutes: float = 0.0):
         self.limit(minutes)
@@ -79,7 +81,11 @@ class ShutdownSignal:
 
     def __enter__(self) -> "ShutdownSignal":
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {n: signal.signal(n, self._handle) for n in self.SIGNALS}
+            self._handlers = {
+                number: signal.signal(number, self._handle)
+                for number in self.SIGNALS
+                if signal.getsignal(number) != signal.SIG_IGN
+            }
             reader, writer = os.pipe()
             os.set_blocking(writer, False)
             previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -137,7 +143,7 @@ class ShutdownSignal:
         """Answers signals that the main thread cannot handle yet; runs in a thread of its own."""
         received = 0
         while number := os.read(reader, 1):
-            if number[0] not in self.SIGNALS:
+            if number[0] not in self._handlers:
                 continue
             received += 1
             name = signal.Signals(number[0]).name
@@ -159,8 +165,9 @@ class ShutdownSignal:
 
 def exit_at_once(code: int) -> NoReturn:
     """Ends the process without the interpreter's shutdown; everything must be saved and closed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

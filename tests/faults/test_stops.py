@@ -43,7 +43,7 @@ def unbroken(tmp_path_factory):
     return faults.everything(folder)
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
 @pytest.mark.parametrize("number", quick([6, 1, 5, 7, 22]))
 def test_a_signal_saves_the_current_step(tmp_path, monkeypatch, unbroken, which, number):
     monkeypatch.setattr(harness, "STOP", ShutdownSignal())
@@ -171,3 +171,14 @@ def test_a_training_past_its_settings_is_refused(tmp_path):
     with pytest.raises(harness.UsageError, match=r"is at step 8, past the 4 steps"):
         training.train(tmp_path, training.training_plan(4), training.batches())
     assert faults.steps(tmp_path) == [5, 8]
+
+
+def test_an_ignored_hangup_remains_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with ShutdownSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
