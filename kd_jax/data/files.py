@@ -3,6 +3,7 @@
 import os
 import stat
 import threading
+import weakref
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +94,9 @@ class Archive:
         self.path = path
         self._lock = threading.Lock()
         try:
-            self._archive = zipfile.ZipFile(open_regular(path))
+            file = open_regular(path)
+            weakref.finalize(self, file.close).atexit = False
+            self._archive = zipfile.ZipFile(file)
         except Exception as error:  # zipfile raises many types for damaged archives.
             raise ValueError(f"{path} is not a readable zip archive: {reason(error)}") from None
         infos = [info for info in self._archive.infolist() if not info.is_dir()]

@@ -26,6 +26,8 @@ MAX_SIDE = 65_535
 MAX_SCANNED = 2**32
 """The largest product of pixels and scans of a JPEG file: each scan visits all pixels."""
 
+_LIMIT = "(kd_jax.data.images.MAX_PIXELS)"
+
 TRANSPARENT = "with transparency"
 BACKGROUND = "white"
 
@@ -91,6 +93,8 @@ def open_image(data: bytes, name: str) -> Image.Image:
             text = "it is empty"
         elif isinstance(error, Image.UnidentifiedImageError):
             text = f"it is not an image ({', '.join(FORMATS[:-1])} or {FORMATS[-1]})"
+        elif isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+            text = f"it claims more than {MAX_PIXELS:,} pixels {_LIMIT}"  # the limits of Pillow
         else:
             text = reason(error)
         raise UnreadableError(f"{name} cannot be opened: {text}") from None
@@ -99,8 +103,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise ValueError(
-            f"it claims {width}x{height} pixels, and at most {MAX_PIXELS:,} are decoded "
-            "(kd_jax.data.images.MAX_PIXELS)"
+            f"it claims {width}x{height} pixels, and at most {MAX_PIXELS:,} are decoded {_LIMIT}"
         )
 
 
