@@ -289,7 +289,7 @@ def seeds(kind: str) -> list[bytes]:
 
 
 def mutated(seed: int) -> bytes:
-    """One mutated file."""
+    """The mutated file of a seed."""
     rng = random.Random(seed)
     kind = sorted(MUTATIONS)[seed % len(MUTATIONS)]
     return MUTATIONS[kind](rng, rng.choice(seeds(kind)))

@@ -52,7 +52,7 @@ def refused(folder: Path, **options) -> str:
     return str(error.value)
 
 
-# One place opens images.
+# Images are opened in one place.
 
 
 def calls(path: Path) -> list[ast.Call]:
@@ -73,7 +73,7 @@ def test_image_files_are_opened_in_one_place_and_formats_are_limited():
         for name in ("kd_jax", "experiments", "benchmarks")
         for path in sorted((ROOT / name).rglob("*.py"))
     ]
-    opening = {path: found for path in paths if (found := calls(path))}
+    opening = {path: calls(path) for path in paths if calls(path)}
     assert list(opening) == [ROOT / "kd_jax/data/images.py"]
     (call,) = opening[ROOT / "kd_jax/data/images.py"]
     assert "formats" in {keyword.arg for keyword in call.keywords}
