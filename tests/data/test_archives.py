@@ -226,6 +226,10 @@ def test_links_that_form_a_loop_end(tmp_path):
     for name in ("x", "y"):
         (folder / name).symlink_to(folder)
     assert "next to sub-folders with images (x, y)" in one_line(folder)
+    folder = unpack(tmp_path / "empty", {"a.png": png(), "x/notes.txt": b""})
+    for name in ("y", "z"):  # without images: 2^40 paths
+        (folder / "x" / name).symlink_to(folder / "x")
+    assert "1 folder without images was left out: x" in open_set(folder).notes
 
 
 def test_an_archive_is_read_by_several_threads(tmp_path):
@@ -306,6 +310,9 @@ def test_deep_and_large_tables_are_errors(tmp_path, monkeypatch):
     deep = b'{"labels": [' + b"[" * 800 + b"]" * 800 + b"]}"
     path = write(tmp_path / "set.zip", dataset_tool() | {"dataset.json": deep})
     assert "(1 row of 1 was refused" in one_line(path)
+    with monkeypatch.context() as patch:  # the encoder may allow fewer levels than the decoder
+        patch.setattr(layout.json, "dumps", lambda value: (_ for _ in ()).throw(RecursionError))
+        assert "not deeply nested lists (1 row" in one_line(path)
     monkeypatch.setattr(layout, "MAX_LABELS_BYTES", 1000)
     assert "1,614 bytes, and at most 1,000" in one_line(path)
 

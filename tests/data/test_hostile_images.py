@@ -203,6 +203,15 @@ def test_pipes_and_devices_are_refused_without_waiting(folder):
         open_folder(folder)
 
 
+def test_a_pipe_that_replaces_a_file_is_refused_without_waiting(folder, monkeypatch):
+    """It is opened after it was checked by name."""
+    os.mkfifo(folder / "b.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(data_files.os, "stat", lambda path: os.lstat(folder / "a.png"))
+        with pytest.raises(UnreadableError, match=r"b\.png cannot be opened: it is a pipe"):
+            data_files.read_file(folder / "b.png")
+
+
 def test_names_are_printed_in_one_line(folder):
     (folder / "b\nc: d\x1b[2J.png").write_bytes(b"text")
     (folder / os.fsdecode(b"\xff.txt")).write_bytes(b"")
