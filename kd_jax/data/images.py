@@ -307,7 +307,9 @@ def decode(
                 raise ValueError(f"it is {image.width}x{image.height} upright")
             # First the crop, so that the rest is not converted. Not the `box` of `resize`: its
             # filter would read pixels outside of the square.
-            square = image.crop((left, top, left + side, top + side))
+            square = image
+            if image.size != (side, side):
+                square = image.crop((left, top, left + side, top + side))
             square = convert(square, channels, background)
             if side != size:
                 square = square.resize((size, size), Image.Resampling.BICUBIC)
@@ -333,8 +335,10 @@ def convert(image: Image.Image, channels: int, background: str | None = None) ->
             grey.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
         image = grey
     if channels != 4 and _has_alpha(image):
-        below = Image.new("RGBA", image.size, parse_colour(background or BACKGROUND))
-        image = Image.alpha_composite(below, image.convert("RGBA")).convert("RGB")
+        colour = parse_colour(background or BACKGROUND)
+        above = image if image.mode == "RGBA" else image.convert("RGBA")
+        # Without names for what is not needed any longer: of the largest images, 256 MiB each.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, colour), above).convert("RGB")
     return image if image.mode == MODE[channels] else image.convert(MODE[channels])
 
 
