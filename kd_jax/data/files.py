@@ -199,7 +199,7 @@ def read_file(path: Path) -> bytes:
             size = os.fstat(file.fileno()).st_size
             check_bytes(size)
             return file.read(size)
-    except (OSError, UnreadableError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         label = printable(str(path))
         raise UnreadableError(f"{label} cannot be opened: {reason(error)}") from None
 
@@ -238,6 +238,8 @@ def examples(names: Sequence[str]) -> str:
 
 def printable(text: str) -> str:
     """The text, with escapes for line breaks, control characters and undecodable bytes."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

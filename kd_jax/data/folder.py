@@ -17,6 +17,7 @@ from kd_jax.data.files import Archive, Files, Folder, counted, printable
 from kd_jax.data.images import (
     MODE,
     NAMES,
+    TRANSPARENT,
     Misfit,
     decode,
     is_solved,
@@ -34,6 +35,7 @@ from kd_jax.data.source import Source, UnreadableError, digest
 DAMAGED = "that cannot be opened"
 RESIZE = "resize=True (--config.data.resize=True; kd-jax evaluate --resize)"
 SKIP = "skip_corrupt=True (--config.run.skip_corrupt=True)"
+BACKGROUND = "background='white' (--config.data.background=white)"
 PATCHES = "in_patches=True (--config.data.patches=True)"
 CONTAINERS = "a .zip, .npz or .npy file"
 
@@ -117,10 +119,12 @@ def open_folder(
     images = _open_set(folder)
     layout = images.layout
     names = [printable(name) for name in layout.names]
-    labels_of_files = [printable(f"{folder}/{name}") for name in layout.names]
+
+    def label_of(number: int) -> str:
+        return printable(f"{folder}/{layout.names[number]}")
 
     def inspect(number: int) -> _File:
-        label, sha256 = labels_of_files[number], ""
+        label, sha256 = label_of(number), ""
         try:
             data = images.read(number)
             sha256 = hashlib.sha256(data).hexdigest()
@@ -177,7 +181,7 @@ def open_folder(
 
     def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
         number, place = crops[i]
-        label, data = labels_of_files[number], images.read(number)
+        label, data = label_of(number), images.read(number)
         if hashlib.sha256(data).hexdigest() != files[number].sha256:
             raise UnreadableError(f"{label} has changed since the set was opened")
         image = images.open(data, label)
@@ -258,6 +262,8 @@ def _hints(problems: Sequence[tuple[str, _File]], large: bool) -> str:
     if convertible:
         listed = f"those {', '.join(convertible)}" if rest or damaged else "them"
         hints.append(f"{RESIZE} converts {listed}")
+        if TRANSPARENT in convertible:
+            hints.append(f"{BACKGROUND} composes those {TRANSPARENT}")
         if large and "of other sizes" in convertible:
             hints.append(f"{PATCHES} cuts images into patches")
     if damaged:
