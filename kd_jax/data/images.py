@@ -83,6 +83,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
         _check_pixels(*_webp_size(data))  # Pillow allocates the pixels of WebP when it is opened.
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         _check_pixels(*image.size)
+        getattr(image, "is_animated", False)  # of GIF, it reads the second frame, and is cached
         if image.format in ("JPEG", "MPO"):
             scans = data.count(b"\xff\xda")  # the marker; in compressed data, 0 follows 255
             if scans * image.width * image.height > MAX_SCANNED:

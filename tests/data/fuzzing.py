@@ -249,7 +249,29 @@ def bmp(rng: random.Random, data: bytes) -> bytes:
     return bytes(result) if rng.random() < 0.7 else garble(rng, bytes(result))
 
 
-MUTATIONS = {"png": png, "jpeg": jpeg, "webp": webp, "bmp": bmp, "tiff": tiff}
+def gif(rng: random.Random, data: bytes) -> bytes:
+    """Changes the screen, the place of a frame, blocks of extensions, or the codes."""
+    result = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        frame = rng.choice([place for place, byte in enumerate(data) if byte == 0x2C])
+        action = rng.choice(["screen", "flags", "frame", "insert", "cut", "garble"])
+        if action == "screen":
+            struct.pack_into("<HH", result, 6, number(rng, 2), number(rng, 2))
+        elif action == "flags":
+            result[10] = rng.randrange(256)
+        elif action == "frame" and frame + 10 < len(result):
+            struct.pack_into("<HHHHB", result, frame + 1, *(number(rng, 2) for _ in range(4)), 135)
+        elif action == "insert":
+            block = bytes([0x21, rng.choice([1, 0xF9, 0xFE, 0xFF]), rng.choice([0, 4, 11, 255])])
+            result[frame:frame] = block + rng.randbytes(rng.choice([0, 4, 20]))
+        elif action == "cut":
+            del result[rng.randrange(13, len(result)) :]
+        else:
+            return bytes(result[:13]) + garble(rng, bytes(result[13:]))
+    return bytes(result)
+
+
+MUTATIONS = {"gif": gif, "png": png, "jpeg": jpeg, "webp": webp, "bmp": bmp, "tiff": tiff}
 
 
 def seeds(kind: str) -> list[bytes]:
@@ -264,7 +286,7 @@ def seeds(kind: str) -> list[bytes]:
     }
     images["P"] = images["RGB"].quantize(16)
     modes = {"png": "L RGB RGBA P", "jpeg": "L RGB CMYK", "webp": "RGB RGBA", "bmp": "L RGB P",
-             "tiff": "L RGB RGBA CMYK P"}[kind].split()  # fmt: skip
+             "gif": "L P", "tiff": "L RGB RGBA CMYK P"}[kind].split()  # fmt: skip
     further: list[dict] = {
         "png": [{"exif": exif}],
         "jpeg": [{"progressive": True}, {"exif": exif}],
@@ -273,6 +295,7 @@ def seeds(kind: str) -> list[bytes]:
             {"compression": name} for name in ("tiff_lzw", "tiff_deflate", "jpeg", "packbits")
         ],
         "bmp": [],
+        "gif": [{"interlace": False}],
     }[kind]
     for mode in modes:
         for options in [{}, *further]:
@@ -281,7 +304,7 @@ def seeds(kind: str) -> list[bytes]:
             file = io.BytesIO()
             images[mode].save(file, kind, **options)
             files.append(file.getvalue())
-    if kind in ("png", "webp", "tiff"):
+    if kind in ("png", "webp", "tiff", "gif"):
         file = io.BytesIO()
         images["RGB"].save(file, kind, save_all=True, append_images=[images["RGB"].rotate(180)])
         files.append(file.getvalue())

@@ -300,6 +300,15 @@ def test_metadata_behind_the_pixels_have_the_same_effect_on_opening_and_reading(
     np.testing.assert_array_equal(read, [upright[:8], upright[4:]])
 
 
+def test_a_damaged_second_frame_is_named(folder):
+    pixels = Image.fromarray(noise(8, 8))
+    file = io.BytesIO()
+    pixels.save(file, "gif", save_all=True, append_images=[pixels.rotate(180)])
+    data = file.getvalue()
+    (folder / "b.png").write_bytes(data[: data.rindex(b"\x2c\0\0\0\0") + 9])
+    assert "(b.png: " in refused(folder)
+
+
 def test_a_file_that_changes_after_it_was_opened_is_unreadable(folder):
     source = open_folder(folder)
     (folder / "a.png").write_bytes(encoded(noise(8, 8, 3), "png"))
