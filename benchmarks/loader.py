@@ -43,6 +43,7 @@ from PIL import Image
 from kd_jax.core.cost import time_interleaved
 from kd_jax.data import Source, batches, prefetch_to_device, strided
 from kd_jax.data.folder import open_folder
+from kd_jax.data.images import open_image
 
 SIDE, PARTS = 256, 5  # odd, so that each part has both kinds of files
 
@@ -65,7 +66,7 @@ def write_photos(folder: Path, count: int) -> None:
 
 def decode(path: Path) -> np.ndarray:
     """Pillow's decoder alone: `[H, W, 3]` uint8."""
-    with Image.open(path) as image:
+    with open_image(path.read_bytes(), str(path)) as image:
         return np.asarray(image.convert("RGB"))
 
 

@@ -60,6 +60,7 @@ def get_config(preset: str = "small") -> ConfigDict:
                 "size": 32,
                 "channels": 1,
                 "resize": False,
+                "background": "",  # a colour behind transparent images; by default white
             },
             "teacher_network": {"width": 8, "steps": 1000},
             "student_network": {"width": 4, "steps": 1500},

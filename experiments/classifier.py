@@ -47,6 +47,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
             "size": 16,
             "channels": 1,
             "resize": False,  # resize images of other sizes
+            "background": "",  # a colour behind transparent images; by default white
         }
     )
     config.teacher.update({"width": 32, "steps": 600})

@@ -57,6 +57,7 @@ def get_config(preset: str = "full") -> ConfigDict:
                 "size": 16,
                 "channels": 1,
                 "resize": False,  # resize images of other sizes
+                "background": "",  # a colour behind transparent images; by default white
             },
             "teacher": {
                 # A weight file, or the folder of a training of another run, whose teacher is

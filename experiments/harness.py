@@ -66,7 +66,10 @@ def options(config: ConfigDict) -> Options:
 def persistent_config(config: ConfigDict, runtime_fields: Sequence[str] = ()) -> dict[str, Any]:
     """The settings that must not change when a run is resumed."""
     excluded = (*runtime_fields, *RUNTIME_FIELDS)
-    return {k: v for k, v in config.to_dict().items() if k not in excluded}
+    result = {k: v for k, v in config.to_dict().items() if k not in excluded}
+    if result.get("data", {}).get("background") == "":
+        del result["data"]["background"]  # which older runs lack
+    return result
 
 
 class Experiment(NamedTuple):

@@ -51,6 +51,7 @@ def base_config() -> ConfigDict:
                 "size": 64,
                 "channels": 3,
                 "resize": False,  # resize images of other sizes
+                "background": "",  # a colour behind transparent images; by default white
                 "patches": False,  # instead cut a folder's images into patches of that size
                 "augment": True,  # random mirroring and rotations by 90 degrees
             },

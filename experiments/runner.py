@@ -694,6 +694,7 @@ def open_images(config: ConfigDict, spec: str, split: str) -> kd_data.Source:
         resize=data.resize,
         in_patches=data.get("patches", False),
         skip_corrupt=config.run.skip_corrupt,
+        background=data.background or None,
     )
     for note in source.notes if distributed.is_primary() else ():
         print(f"{source.name}: {note}", flush=True)

@@ -60,6 +60,7 @@ def get_config(preset: str = "small") -> ConfigDict:
                 "size": 32,
                 "channels": 3,
                 "resize": False,
+                "background": "",  # a colour behind transparent images; by default white
             },
             "teacher_network": {"channel_base": 2048, "channel_max": 64, "steps": 800},
             "student_network": {"channel_base": 512, "channel_max": 16, "steps": 800},

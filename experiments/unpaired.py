@@ -62,6 +62,7 @@ def get_config(preset: str = "laptop") -> ConfigDict:
                 "size": 32,
                 "channels": 3,
                 "resize": False,  # resize images of other sizes
+                "background": "",  # a colour behind transparent images; by default white
             },
             # 10 and 5 in Zhu et al.; with so few steps these would keep generators at the identity.
             "cycle": 1.0,  # weight of the cycle-consistency loss

@@ -1,35 +1,57 @@
-"""A folder of image files, read lazily."""
+"""The images of a folder, a zip archive or a file of NumPy, read lazily."""
 
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from kd_jax.data import arrays
+from kd_jax.data.files import Archive, Files, Folder, counted, printable
 from kd_jax.data.images import (
     MODE,
     NAMES,
+    TRANSPARENT,
     Misfit,
     decode,
+    is_solved,
     loses_bits,
     misfits,
     open_image,
+    parse_colour,
     patches,
     upright_size,
 )
-from kd_jax.data.layout import counted, read_layout
+from kd_jax.data.layout import Layout, read_layout
 from kd_jax.data.origin import SourceWithOrigin
-from kd_jax.data.source import Source, digest
+from kd_jax.data.source import Source, UnreadableError, digest
 
 DAMAGED = "that cannot be opened"
 RESIZE = "resize=True (--config.data.resize=True; kd-jax evaluate --resize)"
 SKIP = "skip_corrupt=True (--config.run.skip_corrupt=True)"
+BACKGROUND = "background='white' (--config.data.background=white)"
 PATCHES = "in_patches=True (--config.data.patches=True)"
+CONTAINERS = "a .zip, .npz or .npy file"
+
+
+class _Set(NamedTuple):
+    """A set of images, of any container.
+
+    Attributes:
+      layout: names and labels.
+      read: `number -> bytes` of a file, or of an array's pixels.
+      open: `(bytes, name in messages) -> image`.
+    """
+
+    layout: Layout
+    read: Callable[[int], bytes]
+    open: Callable[[bytes, str], Image.Image]
 
 
 class _File(NamedTuple):
@@ -58,15 +80,17 @@ def open_folder(
     resize: bool,
     in_patches: bool = False,
     skip_corrupt: bool = False,
+    background: str | None = None,
 ) -> Source:
-    """The images of a folder, or of its sub-folders, one class each.
+    """The images of a folder, or of its sub-folders, one class each; or those of an archive.
 
     Files and classes are in the order of their names; `read_layout` has the rules. All files are
     read here once, for their headers and the fingerprint; pixels are decoded on access. The
-    fingerprint depends on the files' names (relative to the folder), labels and content.
+    fingerprint depends on the files' names (relative to the folder), labels and content, so that
+    a folder and its archive have the same one. A file that has changed since then is unreadable.
 
     Args:
-      folder: the path of the folder.
+      folder: the path of the folder, or of a .zip, .npz or .npy file.
       split: `train`, the only split of a folder.
       size: height and width.
       channels: 1, 3 or 4.
@@ -74,6 +98,8 @@ def open_folder(
       in_patches: whether to convert the colours and cut each image into patches of that size
         instead.
       skip_corrupt: whether to leave out files that cannot be opened as images.
+      background: the colour behind transparent images, which are then accepted in any case; None:
+        white, where images are converted.
 
     Returns:
       A source whose `notes` have one line for each kind of file left out, and for each conversion.
@@ -89,44 +115,47 @@ def open_folder(
         raise ValueError(
             f"{folder} has no split {split!r}, only train: open another folder instead"
         )
-    if not folder.is_dir():
-        hint = ": it is a file (an archive must be unpacked first)" if folder.exists() else ""
-        raise FileNotFoundError(f"there is no folder {folder}{hint}")
-    layout = read_layout(folder)
-    names = [file.relative_to(folder).as_posix() for file in layout.files]
+    colour = parse_colour(background) if background is not None else None
+    images = _open_set(folder)
+    layout = images.layout
+    names = [printable(name) for name in layout.names]
 
-    def inspect(path: Path) -> _File:
-        sha256 = ""
+    def label_of(number: int) -> str:
+        return printable(f"{folder}/{layout.names[number]}")
+
+    def inspect(number: int) -> _File:
+        label, sha256 = label_of(number), ""
         try:
-            data = path.read_bytes()
+            data = images.read(number)
             sha256 = hashlib.sha256(data).hexdigest()
-            with open_image(data, path.name) as image:
+            with images.open(data, label) as image:
                 width, height = image.size
                 if in_patches:
-                    width, height = upright_size(image, data, path.name)
-                differences = misfits(image, None if in_patches else size, channels)
+                    width, height = upright_size(image, data, label)
+                differences = misfits(image, None if in_patches else size, channels, background)
                 if in_patches and min(width, height) < size:
                     differences.append(
                         Misfit(f"smaller than a patch of {size}x{size}", f"{width}x{height}", "")
                     )
                 return _File(sha256, width, height, differences, loses_bits(image))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error).split(": ", 1)[1]
-            return _File(sha256, 0, 0, [Misfit(DAMAGED, str(reason), "left out" * skip_corrupt)])
+        except UnreadableError as error:
+            text = str(error).removeprefix(f"{label} cannot be opened: ")
+            return _File(sha256, 0, 0, [Misfit(DAMAGED, text, "left out" * skip_corrupt)])
 
     # Reading and hashing release the GIL.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        files = list(pool.map(inspect, layout.files))
+        files = list(pool.map(inspect, range(len(names))))
     request = f"{'patches of ' if in_patches else ''}{size}x{size} "
     request += NAMES.get(MODE[channels], MODE[channels])
     converting = resize or in_patches
 
-    def is_solved(misfit: Misfit) -> bool:
-        return bool(misfit.change) and (converting or misfit.kind == DAMAGED)
-
     problems = []
     for name, file in zip(names, files, strict=True):
-        if rest := [misfit for misfit in file.misfits if not is_solved(misfit)]:
+        if rest := [
+            misfit
+            for misfit in file.misfits
+            if not is_solved(misfit, converting or misfit.kind == DAMAGED, background)
+        ]:
             problems.append((name, file._replace(misfits=rest)))
     if problems:
         large = all(min(file.width, file.height) >= size for _, file in problems)
@@ -140,7 +169,10 @@ def open_folder(
         number for number, file in enumerate(files) if all(m.kind != DAMAGED for m in file.misfits)
     ]
     if not intact:
-        raise ValueError(f"{folder}: none of {counted(len(files), 'image')} can be opened")
+        raise ValueError(
+            f"{folder}: none of {counted(len(files), 'image')} can be opened; the first, "
+            f"{names[0]}: {files[0].misfits[0].detail}"
+        )
     crops: list[tuple[int, tuple[int, int] | None]] = []  # the file and the place in it
     for number in intact:
         file = files[number]
@@ -149,22 +181,56 @@ def open_folder(
 
     def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
         number, place = crops[i]
-        path = layout.files[number]
-        return decode(path, str(path), size, channels, resize, place), layout.labels[number]
+        label, data = label_of(number), images.read(number)
+        if hashlib.sha256(data).hexdigest() != files[number].sha256:
+            raise UnreadableError(f"{label} has changed since the set was opened")
+        image = images.open(data, label)
+        pixels = decode(image, label, size, channels, resize, place, background)
+        return pixels, layout.labels[number]
 
-    content = [[names[i], layout.labels[i], files[i].sha256] for i in intact]
+    content = [[layout.names[i], layout.labels[i], files[i].sha256] for i in intact]
     kind = "patches" if in_patches else "images"
+    settings = [size, channels, resize, kind, *([colour] if colour else [])]
     return SourceWithOrigin(
-        name=f"folder:{folder.resolve().name}",
+        name=f"folder:{printable(folder.resolve().name)}",
         image_shape=(size, size, channels),
         num_classes=layout.num_classes,
-        fingerprint=digest("folder", content, layout.num_classes, size, channels, resize, kind),
+        fingerprint=digest("folder", content, layout.num_classes, *settings),
         length=len(crops),
         read=read,
         read_labels=lambda: np.array(layout.labels, np.int32)[[number for number, _ in crops]],
         notes=(*layout.notes, *_notes(names, files)),
         classes=layout.classes,
     )
+
+
+def _open_set(path: Path) -> _Set:
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _set_of_files(Folder(path))
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder {path}")
+    if suffix == ".zip":
+        return _set_of_files(Archive(path))
+    if suffix not in (".npz", ".npy"):
+        raise FileNotFoundError(f"there is no folder {path}: it is a file, but not {CONTAINERS}")
+    stored = arrays.read_arrays(path)
+    pixels, count = stored.images, len(stored.images)
+    labels = [0] * count if stored.labels is None else stored.labels.tolist()
+    names = [f"images[{number}]" for number in range(count)]
+    layout = Layout(names, labels, (), max(labels) + 1, ())
+    shape = (*pixels.shape[1:], 1)[:3]  # grey images may have no axis of channels
+    mode, sides = MODE[shape[2]], (shape[1], shape[0])
+    return _Set(
+        layout,
+        lambda number: pixels[number].tobytes(),
+        lambda data, _: Image.frombytes(mode, sides, data),
+    )
+
+
+def _set_of_files(files: Files) -> _Set:
+    layout = read_layout(files)
+    return _Set(layout, lambda number: files.read(layout.names[number]), open_image)
 
 
 def _by_kind(files: Sequence[tuple[str, _File]]) -> dict[Misfit, list[tuple[str, str]]]:
@@ -196,6 +262,8 @@ def _hints(problems: Sequence[tuple[str, _File]], large: bool) -> str:
     if convertible:
         listed = f"those {', '.join(convertible)}" if rest or damaged else "them"
         hints.append(f"{RESIZE} converts {listed}")
+        if TRANSPARENT in convertible:
+            hints.append(f"{BACKGROUND} composes those {TRANSPARENT}")
         if large and "of other sizes" in convertible:
             hints.append(f"{PATCHES} cuts images into patches")
     if damaged:

@@ -1,6 +1,8 @@
 """TFDS datasets that are prepared as array_record: random access without TensorFlow."""
 
 import difflib
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,22 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow_datasets as tfds
 
-from kd_jax.data.images import check_fits, decode, first_line, open_image
+from kd_jax.data.files import printable, read_file, reason
+from kd_jax.data.images import check_fits, decode, open_image, parse_colour
 from kd_jax.data.origin import SourceWithOrigin
 from kd_jax.data.source import Source, digest
 
+_OWN = "tensorflow_datasets.core.features."
+
 
 def open_prepared(
-    name: str, split: str, size: int, channels: int, cache: Path, resize: bool
+    name: str,
+    split: str,
+    size: int,
+    channels: int,
+    cache: Path,
+    resize: bool,
+    background: str | None = None,
 ) -> Source:
     """A TFDS dataset by name (`cifar10`, `name/config:1.0.0`).
 
@@ -25,12 +36,18 @@ def open_prepared(
       channels: 1, 3 or 4.
       cache: the directory of TFDS datasets.
       resize: whether to resize and convert images that do not match.
+      background: the colour behind transparent images, as of `open_source`.
 
     Raises:
       FileNotFoundError: the dataset is not prepared.
       ValueError: TFDS does not have the dataset, or it is not supported.
     """
+    match = re.fullmatch(r"(\w+)(:[\d.*]+)?(/.*)?", name)
+    if not match:  # For NAMESPACE:NAME, TFDS would download programs of other people and run them.
+        raise ValueError(f"tfds:{printable(name)} is not NAME[/CONFIG][:VERSION] of TFDS's own")
     try:
+        own = tfds.core.naming.camelcase_to_snakecase(match[1])
+        _check_features(Path(cache or tfds.core.constants.DATA_DIR) / own)
         builder = tfds.builder(name, data_dir=cache)
     except tfds.core.DatasetNotFoundError:
         # Community datasets would need the network.
@@ -39,11 +56,43 @@ def open_prepared(
         hint = f"; did you mean {close[0]}?" if close else f", nor does {cache}"
         raise ValueError(f"TFDS has no dataset {name!r}{hint}") from None
     except (ValueError, AssertionError, ImportError) as error:
-        raise ValueError(f"tfds:{name} cannot be opened: {first_line(error)}") from None
-    return from_builder(builder, split, size, channels, resize)
+        raise ValueError(f"tfds:{name} cannot be opened: {reason(error)}") from None
+    return from_builder(builder, split, size, channels, resize, background)
 
 
-def from_builder(builder: Any, split: str, size: int, channels: int, resize: bool) -> Source:
+def _check_features(folder: Path) -> None:
+    """Checks that the files of a dataset name only TFDS's own features.
+
+    TFDS imports the modules that `features.json` names.
+
+    Raises:
+      ValueError: a file names another module, or is damaged.
+    """
+    for path in folder.glob("**/features.json"):
+        try:
+            pending = [json.loads(read_file(path))]
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {reason(error)}") from None
+        while pending:
+            value = pending.pop()
+            if isinstance(value, list):
+                pending += value
+            elif isinstance(value, dict):
+                pending += value.values()
+                for key in ("pythonClassName", "type"):
+                    name = value.get(key)
+                    if isinstance(name, str) and "." in name and not name.startswith(_OWN):
+                        raise ValueError(f"{path} names {printable(name[:80])}, not one of TFDS's")
+
+
+def from_builder(
+    builder: Any,
+    split: str,
+    size: int,
+    channels: int,
+    resize: bool,
+    background: str | None = None,
+) -> Source:
     """The images and labels of a prepared builder.
 
     The fingerprint assumes that a TFDS name and version determine the content. (Sizes in bytes are
@@ -55,6 +104,7 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
       size: height and width.
       channels: 1, 3 or 4.
       resize: whether to resize and convert images that do not match.
+      background: the colour behind transparent images, as of `open_source`.
 
     Raises:
       FileNotFoundError: the dataset is not prepared.
@@ -75,8 +125,8 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
             "loses rows; prepare it again with file_format='array_record'"
         )
     features = dict(info.features.items())
-    image = features.get("image")
-    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+    feature = features.get("image")
+    if not isinstance(feature, tfds.features.Image) or feature.np_dtype != np.uint8:
         raise ValueError(f"{name} has no 8-bit feature 'image'; it has {', '.join(features)}")
     has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
     num_classes = features["label"].num_classes if has_label else 1
@@ -88,13 +138,13 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
             raise ValueError(f"no images in split {split!r}")
         records = builder.as_data_source(split=split, decoders=skip)
     except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(f"{name}: {first_line(error)}") from None
+        raise ValueError(f"{name}: {reason(error)}") from None
 
     def record(i: int) -> tuple[bytes, int]:
         try:
             example = records[i]
         except Exception as error:  # array_record has no exception types.
-            raise ValueError(f"{name} {split}[{i}] cannot be read: {first_line(error)}") from None
+            raise ValueError(f"{name} {split}[{i}] cannot be read: {reason(error)}") from None
         label = int(example["label"]) if has_label else 0
         if not 0 <= label < num_classes:  # TFDS uses -1 for hidden labels.
             raise ValueError(f"{name} {split}[{i}] has label {label}: {split} has no labels")
@@ -102,17 +152,21 @@ def from_builder(builder: Any, split: str, size: int, channels: int, resize: boo
 
     def read(i: int) -> tuple[npt.NDArray[np.uint8], int]:
         encoded, label = record(i)
-        return decode(encoded, f"{name} {split}[{i}]", size, channels, resize), label
+        place = f"{name} {split}[{i}]"
+        image = open_image(encoded, place)
+        return decode(image, place, size, channels, resize, background=background), label
 
     first = f"{name} {split}[0]"
-    check_fits(open_image(record(0)[0], first), first, size, channels, resize)
+    with open_image(record(0)[0], first) as image:
+        check_fits(image, first, size, channels, resize, background)
+    colour = [parse_colour(background)] if background is not None else []
     instructions = split_info.file_instructions
     files = [[Path(part.filename).name, part.skip, part.take] for part in instructions]
     return SourceWithOrigin(
         name=f"tfds:{name} {split}",
         image_shape=(size, size, channels),
         num_classes=num_classes,
-        fingerprint=digest(name, files, size, channels, resize),
+        fingerprint=digest(name, files, size, channels, resize, *colour),
         length=len(records),
         read=read,
         read_labels=lambda: np.array([record(i)[1] for i in range(len(records))], np.int32),

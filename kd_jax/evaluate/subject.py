@@ -11,6 +11,7 @@ import numpy as np
 from kd_jax.core.files import naming
 from kd_jax.core.mesh import make_mesh
 from kd_jax.data import Source, open_source, subset
+from kd_jax.data.files import Folder
 from kd_jax.data.layout import KINDS, SUFFIXES, read_layout
 from kd_jax.data.origin import SourceWithOrigin
 from kd_jax.data.source import read_examples
@@ -134,8 +135,10 @@ def _first_shape(path: Path, resize: bool) -> tuple[int, int, int]:
     """The shape of a folder's first image, `(H, H, C)`; colour with transparency is colour."""
     from kd_jax.data.images import open_image
 
-    file = read_layout(path).files[0]
-    with open_image(file, str(file)) as image:
+    folder = Folder(path)
+    name = read_layout(folder).names[0]
+    file = path / name
+    with open_image(folder.read(name), str(file)) as image:
         width, height = image.size
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
     if height != width and not resize:

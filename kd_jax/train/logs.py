@@ -85,9 +85,10 @@ class TensorBoardWriter:
     def write_picture(self, step: int, file: Path) -> None:
         """Adds a picture from a PNG file."""
         import numpy as np
-        from PIL import Image
 
-        with Image.open(file) as image:
+        from kd_jax.data.images import open_image
+
+        with open_image(file.read_bytes(), str(file)) as image:
             pixels = np.asarray(image.convert("RGB"))
         self._writer.add_image("samples", pixels, step, dataformats="HWC")
 

@@ -432,7 +432,7 @@ INVALID = {
     "not a png": (
         lambda f: (save(f / "a.png", RED), (f / "b.png").write_text("?")),
         ValueError,
-        r"set: 1 of 2 images does not fit .* \(b\.png: it is not an image\); skip_corrupt=True",
+        r"set: 1 of 2 .* does not fit .* \(b\.png: it is not an image \(PNG.*\)\); skip_corrupt=",
     ),
     "size": (
         two_sizes,
@@ -574,22 +574,22 @@ def test_other_exceptions_of_decoders_become_one_line(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
-def test_random_damage_results_in_an_image_or_one_line(tmp_path, suffix, monkeypatch):
-    monkeypatch.setattr(source, "IN_MEMORY_BYTES", 0)
+def test_random_damage_results_in_an_image_or_one_line(tmp_path, suffix):
+    from kd_jax.data.images import decode, open_image
+
     rng = np.random.default_rng(0)
     path = save(tmp_path / f"a.{suffix}", rng.integers(0, 256, (32, 32, 3)))
-    images = open_source(f"folder:{tmp_path}", "train", 32, 3)
     whole, messages = path.read_bytes(), []
     for _ in range(200):
         data = bytearray(whole[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.5 else whole)
         data[rng.integers(len(data))] = rng.integers(256)
-        path.write_bytes(data)
         try:
-            assert images[0]["image"].shape == (32, 32, 3)  # Not all damage is detected.
+            pixels = decode(open_image(bytes(data), "a"), "a", 32, 3, False)
+            assert pixels.shape == (32, 32, 3)  # Not all damage is detected.
         except ValueError as error:
             messages.append(str(error))
     assert len(messages) > 50
-    assert all(m.startswith(str(path)) and "\n" not in m for m in messages)
+    assert all(m.startswith("a ") and "\n" not in m for m in messages)
 
 
 def test_the_fingerprint_of_a_folder_depends_on_its_content(tmp_path):

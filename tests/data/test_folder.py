@@ -174,7 +174,7 @@ def test_the_notes_count_all_that_was_left_out_or_changed(tmp_path):
     source = open_folder(tmp_path / "photos", resize=True, skip_corrupt=True)
     notes = dict(note.split(": ", 1) for note in source.notes)
     assert notes == {
-        "5 files are not png, jpg, webp or bmp images and were left out": (
+        "5 files are not png, jpg, webp, bmp or tiff images and were left out": (
             "README, Thumbs.db, clip.mp4, ..."
         ),
         "4 hidden entries were left out": ".DS_Store, ._plain0.png, .hidden, ...",
@@ -211,6 +211,7 @@ def test_without_resizing_an_error_summarizes_all_images(tmp_path):
         "1 black and white (bits.png)",
         "1 CMYK (cmyk.jpg)",
         "resize=True (--config.data.resize=True",
+        "background='white' (--config.data.background=white) composes those with transparency",
         "skip_corrupt=True (--config.run.skip_corrupt=True",
     ):
         assert clause in message
@@ -297,7 +298,8 @@ def test_classes_may_have_other_files(tmp_path):
     assert source.classes == ("cat", "dog")
     assert source.read_labels().tolist() == [0, 1, 1]
     assert source.notes == (
-        "2 files are not png, jpg, webp or bmp images and were left out: labels.txt, cat/Thumbs.db",
+        "2 files are not png, jpg, webp, bmp or tiff images and were left out: "
+        "labels.txt, cat/Thumbs.db",
         "2 hidden entries were left out: .git, dog/.DS_Store",
         "1 folder without images was left out: dog/empty",
     )

@@ -118,5 +118,5 @@ def test_a_patch_outside_of_a_replaced_image_is_an_error(tmp_path):
     save_random(tmp_path / "set/1.png", 16, 16)
     source = open_patches(tmp_path / "set")
     save_random(tmp_path / "set/1.png", 16, 8)
-    with pytest.raises(ValueError, match=r"1\.png has changed: it is 16x8"):
+    with pytest.raises(ValueError, match=r"1\.png has changed"):
         source[3]

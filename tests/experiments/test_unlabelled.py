@@ -10,7 +10,7 @@ from PIL import Image
 from reports import read_figures, read_report, values
 from selection import quick
 
-from experiments import biggan, digits, generation, harness, objectives, stylegan2
+from experiments import biggan, digits, generation, harness, objectives, runner, stylegan2
 from kd_jax.report.pictures import to_uint8
 
 ROOT = Path(__file__).parents[2]
@@ -98,3 +98,15 @@ def test_features_that_do_not_fit_are_refused(name, changes, message, folder):
     with pytest.raises(ValueError, match=message) as caught:
         {"objectives": objectives, "biggan": biggan, **EXPERIMENTS}[name].build(config)
     assert "\n" not in str(caught.value)
+
+
+def test_the_background_is_a_setting_that_older_runs_lack(folder):
+    config = tiny("digits", folder)
+    assert "background" not in harness.persistent_config(config)["data"]
+    Image.new("RGBA", (16, 16)).save(folder / "0.png")
+    with pytest.raises(ValueError, match=r"1 with transparency \(0\.png\)"):
+        runner.open_images(config, config.data.source, "train")
+    config.data.background = "#ff0000"
+    assert harness.persistent_config(config)["data"]["background"] == "#ff0000"
+    source = runner.open_images(config, config.data.source, "train")
+    np.testing.assert_array_equal(source[0]["image"][3, 3], [1, -1, -1])
