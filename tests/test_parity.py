@@ -21,6 +21,7 @@ PARTS = (
     "metrics",
     "ops",
     "perceptual",
+    "realesrgan",
     "snapshots",
     "stylegan1",
     "stylegan2",

@@ -14,6 +14,7 @@ from kd_jax.pretrained import (
     dcgan,
     inception,
     perceptual,
+    realesrgan,
     snapshots,
     stylegan1,
     stylegan2,
@@ -136,6 +137,14 @@ KINDS = (
         translation.pixel_discriminator,
         False,
     ),
+    Kind("RRDBNet (Real-ESRGAN)", realesrgan.is_rrdb, realesrgan.rrdb, True),
+    Kind("SRVGGNetCompact (Real-ESRGAN)", realesrgan.is_srvgg, realesrgan.srvgg, True),
+    Kind(
+        "U-Net discriminator (Real-ESRGAN)",
+        realesrgan.is_unet_discriminator,
+        realesrgan.unet_discriminator,
+        False,
+    ),
     Kind(
         "Inception-v3 (torchvision)",
         _is_torchvision_inception,
@@ -168,8 +177,8 @@ KINDS = (
 )
 """The supported kinds of state dicts, recognised by their tensor names."""
 
-AVERAGED = ("G_ema", "Gs", "g_ema", "generator_smooth", "g_running", "ema")
-"""Names of the averaged generator in files; it is loaded by default."""
+AVERAGED = ("G_ema", "Gs", "g_ema", "generator_smooth", "g_running", "ema", "params_ema")
+"""Names of the averaged networks in files; they are loaded by default."""
 
 _TF_NAMES = ("G", "D", "Gs")
 
@@ -206,8 +215,8 @@ def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any
     Supported are NVIDIA's StyleGAN2 and StyleGAN3 snapshots (PyTorch, and TensorFlow's of
     StyleGAN2), and the state dicts, as `.pkl`, `.pt`, `.pth` or `.safetensors`, of rosinality's and
     genforce's StyleGAN1 and StyleGAN2, Hugging Face's BigGAN-deep, Brock's BigGAN and BigGAN-deep,
-    PyTorch's example DCGAN, pix2pix and CycleGAN, the Inception-v3 of the FID and torchvision's,
-    and LPIPS and its trunks.
+    PyTorch's example DCGAN, pix2pix and CycleGAN, Real-ESRGAN, the Inception-v3 of the FID and
+    torchvision's, and LPIPS and its trunks.
 
     Args:
       path: the file. Its format is recognised by its content, not by its name.
@@ -237,8 +246,9 @@ def choose(path: str | os.PathLike[str], available: Mapping[str, Part], part: st
             raise ValueError(f"{path}: no part {part!r}; it has {', '.join(available)}")
         return part
     generators = [name for name, candidate in available.items() if candidate.generates]
-    averaged = [name for name in AVERAGED if name in generators]
-    candidates = averaged or generators or list(available)
+    candidates = generators or list(available)
+    averaged = [name for name in AVERAGED if name in candidates]
+    candidates = averaged or candidates
     if not averaged and len(candidates) > 1:
         raise ValueError(f"{path}: specify the part to load: {', '.join(available)}")
     return candidates[0]

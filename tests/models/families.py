@@ -14,6 +14,7 @@ from kd_jax.models import (
     mlp,
     pair,
     perceptual,
+    realesrgan,
     resnet,
     stylegan1,
     stylegan2,
@@ -93,6 +94,9 @@ FAMILIES = {
     ),
     "superres rrdb": (partial(superres.rrdb, 2, 8, 1, 4), (image(8),)),
     "superres separable": (partial(superres.srresnet, 2, 8, 2, separable=True), (image(8),)),
+    "realesrgan rrdb": (partial(realesrgan.rrdb, 2, 8, 1, 4), (image(8),)),
+    "realesrgan srvgg": (partial(realesrgan.srvgg, 2, 8, 1), (image(8),)),
+    "realesrgan discriminator": (partial(realesrgan.unet_discriminator, 4), (image(16),)),
     "inpainting": (
         partial(inpainting.gated_generator, 4, residual=False), (image(16), (B, 16, 16, 1))
     ),

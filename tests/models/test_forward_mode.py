@@ -15,6 +15,7 @@ from kd_jax.models import (
     dcgan,
     inpainting,
     mlp,
+    realesrgan,
     resnet,
     stylegan1,
     stylegan2,
@@ -103,6 +104,9 @@ NETWORKS = {
     ),
     "superres rrdb": (partial(superres.rrdb, 2, 4, 1, 2), (image(8),)),
     "superres separable": (partial(superres.srresnet, 2, 4, 1, separable=True), (image(8),)),
+    "realesrgan rrdb": (partial(realesrgan.rrdb, 2, 4, 1, 2), (image(4),)),
+    "realesrgan srvgg": (partial(realesrgan.srvgg, 2, 4, 1), (image(4),)),
+    "realesrgan discriminator": (partial(realesrgan.unet_discriminator, 2), (image(8),)),
     "inpainting": (
         partial(inpainting.gated_generator, 4, residual=False),
         (image(16), (B, 16, 16, 1)),

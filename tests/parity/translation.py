@@ -10,13 +10,9 @@ from flax import traverse_util
 
 from kd_jax.pretrained import translation
 from kd_jax.pretrained.convert import Converted
-from parity.golden import Family, File, Outputs
+from parity.golden import Family, File, Outputs, weights
 
 Layers = Mapping[str, Any]
-
-
-def weights(file: File) -> dict[str, np.ndarray]:
-    return {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
 
 
 def resnet(file: File) -> Outputs:
