@@ -1,7 +1,6 @@
 """Image-to-image networks: published counts, fields of view, and the effects of options."""
 
 import json
-
 from functools import partial
 
 import jax
