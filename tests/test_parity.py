@@ -21,6 +21,7 @@ PARTS = (
     "metrics",
     "ops",
     "perceptual",
+    "r3gan",
     "realesrgan",
     "snapshots",
     "stylegan1",

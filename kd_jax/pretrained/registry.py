@@ -14,6 +14,7 @@ from kd_jax.pretrained import (
     dcgan,
     inception,
     perceptual,
+    r3gan,
     realesrgan,
     snapshots,
     stylegan1,
@@ -137,6 +138,8 @@ KINDS = (
         translation.pixel_discriminator,
         False,
     ),
+    Kind("R3GAN generator", r3gan.is_generator, r3gan.generator, True),
+    Kind("R3GAN discriminator", r3gan.is_discriminator, r3gan.discriminator, False),
     Kind("RRDBNet (Real-ESRGAN)", realesrgan.is_rrdb, realesrgan.rrdb, True),
     Kind("SRVGGNetCompact (Real-ESRGAN)", realesrgan.is_srvgg, realesrgan.srvgg, True),
     Kind(
@@ -215,8 +218,8 @@ def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any
     Supported are NVIDIA's StyleGAN2 and StyleGAN3 snapshots (PyTorch, and TensorFlow's of
     StyleGAN2), and the state dicts, as `.pkl`, `.pt`, `.pth` or `.safetensors`, of rosinality's and
     genforce's StyleGAN1 and StyleGAN2, Hugging Face's BigGAN-deep, Brock's BigGAN and BigGAN-deep,
-    PyTorch's example DCGAN, pix2pix and CycleGAN, Real-ESRGAN, the Inception-v3 of the FID and
-    torchvision's, and LPIPS and its trunks.
+    PyTorch's example DCGAN, pix2pix and CycleGAN, R3GAN, Real-ESRGAN, the Inception-v3 of the FID
+    and torchvision's, and LPIPS and its trunks.
 
     Args:
       path: the file. Its format is recognised by its content, not by its name.
