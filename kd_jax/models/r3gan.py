@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
@@ -211,14 +210,7 @@ class GroupedConv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", _scaled(self.gain), shape).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        x = jax.lax.conv_general_dilated(
-            x.astype(self.dtype),
-            kernel,
-            window_strides=(1, 1),
-            padding=[((self.kernel - 1) // 2,) * 2] * 2,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
-        )
+        x = ops.grouped_conv(x.astype(self.dtype), kernel, self.groups)
         return x + bias[None, None, None]
 
 

@@ -14,6 +14,7 @@ from kd_jax.models import (
     mlp,
     pair,
     perceptual,
+    r3gan,
     realesrgan,
     resnet,
     stylegan1,
@@ -88,6 +89,14 @@ FAMILIES = {
     ),
     "stylegan3 generator": (
         partial(stylegan3.generator, 16, num_layers=3, num_critical=1, **STYLE), (Z,)
+    ),
+    "r3gan generator": (
+        partial(r3gan.generator, (8, 4), (2, 1), blocks=1, latent=8, classes=CLASSES, embedding=4),
+        (Z, LABELS),
+    ),
+    "r3gan discriminator": (
+        partial(r3gan.discriminator, (8, 8), (2, 1), blocks=1, classes=CLASSES, embedding=4),
+        (image(8), LABELS),
     ),
     "superres srresnet": (
         partial(superres.srresnet, 2, 8, 2, batch_norm=True), (image(8),)

@@ -15,6 +15,7 @@ from kd_jax.models import (
     dcgan,
     inpainting,
     mlp,
+    r3gan,
     realesrgan,
     resnet,
     stylegan1,
@@ -104,6 +105,14 @@ NETWORKS = {
     ),
     "superres rrdb": (partial(superres.rrdb, 2, 4, 1, 2), (image(8),)),
     "superres separable": (partial(superres.srresnet, 2, 4, 1, separable=True), (image(8),)),
+    "r3gan generator": (
+        partial(r3gan.generator, (4, 2), (2, 1), blocks=1, latent=8, classes=CLASSES, embedding=4),
+        (Z, LABELS),
+    ),
+    "r3gan discriminator": (
+        partial(r3gan.discriminator, (2, 4), (2, 1), blocks=1, classes=CLASSES, embedding=4),
+        (image(8), LABELS),
+    ),
     "realesrgan rrdb": (partial(realesrgan.rrdb, 2, 4, 1, 2), (image(4),)),
     "realesrgan srvgg": (partial(realesrgan.srvgg, 2, 4, 1), (image(4),)),
     "realesrgan discriminator": (partial(realesrgan.unet_discriminator, 2), (image(8),)),
