@@ -205,5 +205,5 @@ class _StageReader:
         self.reader.check_all_read()
         variables = traverse_util.unflatten_dict(self.variables, sep="/")
         if config["classes"]:
-            inputs = [*inputs, jax.ShapeDtypeStruct((1, config["classes"]), jnp.float32)]
+            inputs = [*inputs, jax.ShapeDtypeStruct((1,), jnp.int32)]
         return check_variables(self.what, Converted(network, variables, config), *inputs)
