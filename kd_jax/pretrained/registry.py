@@ -13,6 +13,7 @@ from kd_jax.pretrained import (
     biggan,
     dcgan,
     inception,
+    ncnn,
     perceptual,
     r3gan,
     realesrgan,
@@ -25,6 +26,7 @@ from kd_jax.pretrained import (
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.io.allowed_types import Persistent, TFNetwork
 from kd_jax.pretrained.io.containers import read
+from kd_jax.pretrained.io.ncnn import Graph
 
 
 class Kind(NamedTuple):
@@ -219,7 +221,8 @@ def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any
     StyleGAN2), and the state dicts, as `.pkl`, `.pt`, `.pth` or `.safetensors`, of rosinality's and
     genforce's StyleGAN1 and StyleGAN2, Hugging Face's BigGAN-deep, Brock's BigGAN and BigGAN-deep,
     PyTorch's example DCGAN, pix2pix and CycleGAN, R3GAN, Real-ESRGAN, the Inception-v3 of the FID
-    and torchvision's, and LPIPS and its trunks.
+    and torchvision's, and LPIPS and its trunks; and Real-ESRGAN's generators in ncnn's format, a
+    `.param` file with the `.bin` file beside it.
 
     Args:
       path: the file. Its format is recognised by its content, not by its name.
@@ -298,6 +301,8 @@ def _parts(tree: Any) -> dict[str, Part]:
             )
             for name, network in zip(names, tree, strict=True)
         }
+    if isinstance(tree, Graph):
+        return {"generator": Part(*ncnn.converter(tree), True)}
     if not isinstance(tree, Mapping):
         return {}
     modules = {k: v for k, v in tree.items() if isinstance(v, Persistent)}

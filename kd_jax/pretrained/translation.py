@@ -73,8 +73,10 @@ def resnet_generator(
         contradicts the file.
     """
     reader = _LayerReader(tensors, "a ResNet generator", "model.", 1, tracked)
+    # Reimplementations call a block's layers `block`.
+    inner = "block" if reader.has("model.10.block.") else "conv_block"
     blocks: list[str] = []
-    while reader.has(block := f"model.{10 + len(blocks)}.conv_block."):
+    while reader.has(block := f"model.{10 + len(blocks)}.{inner}."):
         blocks.append(block)
     # A block is padding, convolution, norm, ReLU and perhaps dropout, then padding, convolution and
     # norm again; zero padding is part of the convolutions.

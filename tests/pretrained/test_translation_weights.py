@@ -264,6 +264,12 @@ def test_the_first_files_of_parallel_training():
     translation.patch_discriminator(unbiased)
 
 
+def test_other_names_of_blocks():
+    original = resnet(2, 1, "instance affine")
+    renamed = {k.replace("conv_block", "block"): v for k, v in original.tensors.items()}
+    assert_close(original, translation.resnet_generator(float32(renamed)), 8, 8)
+
+
 def test_running_statistics_are_used_on_request_or_with_a_scale():
     tensors = float32(patch(2, 1, "instance tracked").tensors)
     assert translation.patch_discriminator(tensors).config["norm"] == Instance(1e-5, True, True)
