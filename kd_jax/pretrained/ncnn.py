@@ -60,9 +60,9 @@ def _srvgg(graph: Graph) -> Converted:
     walk.expect(layer, {9: _NONE})
     if len(slopes) != 1 or (slope := slopes.pop()) not in _SLOPES:
         raise ValueError(f"not {walk.what}: its activations are not PReLUs, nor of slope 0 or 0.1")
-    walk.left.remove(shuffle)
-    (scale, _), output = walk.expect(shuffle, {1: 0}).values(), shuffle.output
-    walk.add(output, walk.enlarge(graph.source, scale))
+    walk.need("PixelShuffle", layer.output)
+    scale = walk.expect(shuffle, {1: 0})[0]
+    walk.add(shuffle.output, walk.enlarge(graph.source, scale))
     return realesrgan.srvgg(walk.finish(), scale=scale, activation=_SLOPES[slope])
 
 
@@ -75,24 +75,28 @@ class _Walk:
     """
 
     def __init__(self, graph: Graph, what: str):
-        self.what, self.left = what, list(graph.layers)
+        self.what = what
+        self.left: dict[tuple[str, tuple[str, ...]], list[Layer]] = {}
+        for layer in graph.layers:
+            self.left.setdefault((layer.kind, layer.inputs), []).append(layer)
         self.tensors: dict[str, np.ndarray] = {}
 
     def find(self, kind: str, *inputs: str) -> Layer | None:
-        """The only layer of this type that reads these blobs and has not been taken, or None."""
-        fitting = [x for x in self.left if x.kind == kind and x.inputs == inputs]
+        """The only layer of this type that reads these blobs and has not been read, or None."""
+        fitting = self.left.get((kind, inputs), [])
         return fitting[0] if len(fitting) == 1 else None
 
     def need(self, kind: str, *inputs: str) -> Layer:
         """`find`, and removes the layer from those that are left; a ValueError if there is none."""
         layer = self.find(kind, *inputs)
         if layer is None:
-            others = [x for x in self.left if inputs[0] in x.inputs] or self.left
-            first = f"{others[0].kind} {others[0].name}" if others else "no layer"
+            others = [key for key in self.left if inputs[0] in key[1]] or list(self.left)
+            first = self.left[others[0]][0] if others else None
             raise ValueError(
-                f"not {self.what}: a single {kind} of {', '.join(inputs)} is needed, not {first}"
+                f"not {self.what}: a single {kind} of {', '.join(inputs)} is needed, not "
+                f"{f'{first.kind} {first.name}' if first else 'the end'}"
             )
-        self.left.remove(layer)
+        del self.left[kind, inputs]
         return layer
 
     def expect(self, layer: Layer, values: Mapping[int, Value]) -> Mapping[int, Any]:
@@ -143,8 +147,7 @@ class _Walk:
         self.expect(conv, {9: _NONE})
         prelu = self.find("PReLU", conv.output)
         if prelu is not None and name:
-            self.left.remove(prelu)
-            self.tensors[name] = prelu.arrays["slope"]
+            self.tensors[name] = self.need("PReLU", conv.output).arrays["slope"]
             return prelu.output, None
         relu = self.need("ReLU", conv.output)
         return relu.output, round(self.expect(relu, {})[0], 6)
@@ -190,6 +193,6 @@ class _Walk:
     def finish(self) -> dict[str, np.ndarray]:
         """The tensors by their original names; a ValueError if a layer is left."""
         if self.left:
-            layer = self.left[0]
+            ((layer, *_), *_) = self.left.values()
             raise ValueError(f"not {self.what}: it also has the {layer.kind} {layer.name}")
         return self.tensors

@@ -169,7 +169,10 @@ def _parameters(kind: str, name: str, words: list[str]) -> dict[int, Value]:
         if not array and len(values) != 1:
             raise ValueError(f"is damaged: {name} has the parameter {printable(word)}")
         if key in parameters:
-            if isinstance(value, tuple) != isinstance(parameters[key], tuple):
+            expected = type(parameters[key])
+            if expected is float and isinstance(value, int):
+                value = float(value)
+            if type(value) is not expected:
                 raise ValueError(f"is damaged: {name} has the parameter {printable(word)}")
             parameters[key] = value
         elif value != _TRIVIAL.get(kind, {}).get(key, 0):
