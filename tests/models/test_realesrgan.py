@@ -79,6 +79,21 @@ def test_srvgg_adds_its_input_with_repeated_pixels(activation):
     np.testing.assert_allclose(output(network, {"params": zero}, x), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("activation", "negative"), [("prelu", -0.5), ("relu", 0.0), ("leakyrelu", -0.2)]
+)
+def test_activations_by_hand(activation, negative):
+    """Kernels of zero and biases of -2 and 3."""
+    x = _images(1, 1)
+    network = realesrgan.srvgg(1, 2, 0, activation=activation)
+    params = jax.tree.map(jnp.zeros_like, drawn(network, x))["params"]
+    params["layer_0"]["bias"] = jnp.array([-2.0, 3.0])
+    if activation == "prelu":
+        params["slope_0"] += 0.25
+    _, taps, _ = jax.jit(network.apply)({"params": params}, x)
+    np.testing.assert_allclose(taps["layer_0"][0, 0, 0], [negative, 3], atol=1e-6)
+
+
 def test_images_are_computed_in_the_unit_range():
     """A bias of 3/4 of the last layer is 3/4 of the range from -1 to 1."""
     x = _images(2, 2)
@@ -101,6 +116,18 @@ def test_a_discriminator_scores_pixels():
     assert outputs(without, 9, 23)[0].shape == (B, 8, 16)
     with pytest.raises(ValueError, match=r"multiples of 8, not of shape \(2, 9, 23, 3\)"):
         outputs(realesrgan.unet_discriminator(2), 9, 23)
+
+
+def test_a_discriminator_without_skip_connections():
+    x = _images(8, 8)
+    networks = [realesrgan.unet_discriminator(1, skip=skip) for skip in (True, False)]
+    variables = drawn(networks[0], x)
+    (_, skip, _), (_, without, _) = (jax.jit(n.apply)(variables, x) for n in networks)
+    expected = without["up_2"] + without["down_2"]
+    np.testing.assert_allclose(
+        skip["up_2"], expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max()
+    )
+    assert not np.allclose(skip["head_1"], without["head_1"])
 
 
 def test_arguments_out_of_range_raise():

@@ -111,7 +111,8 @@ def _network(
 
 
 def _labels(file: File) -> list[np.ndarray]:
-    return [file["in/c"]] if "in/c" in file else []
+    known = {f"in/{name}" for name in ("z", "img", "real", "probe")}
+    return [file[name] for name in file if name.startswith("in/") and name not in known]
 
 
 def _filters(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

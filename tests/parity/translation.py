@@ -71,7 +71,8 @@ def pixel(file: File) -> Outputs:
 def _options(file: File) -> dict[str, bool]:
     """What the file does not determine: whether the statistics of instance norms are used."""
     kwargs = file.config.get("norm_kwargs")
-    return {"tracked": kwargs["track_running_stats"]} if kwargs else {}
+    instance = kwargs and file.config["norm"] == "instance"
+    return {"tracked": kwargs["track_running_stats"]} if instance else {}
 
 
 def _leaky(x):
