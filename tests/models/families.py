@@ -116,6 +116,10 @@ FAMILIES = {
     ),
     "patch discriminator": (partial(translation.patch_discriminator, 4, layers=2), (image(32),)),
     "pixel discriminator": (partial(translation.pixel_discriminator, 4), (image(8),)),
+    "affine instance norm": (
+        partial(translation.pixel_discriminator, 4, norm=translation.Instance(1e-5, True, True)),
+        (image(8),),
+    ),
     "text generator": (partial(text.generator, 16, 4, **WORDS), (Z, TOKENS)),
     "text discriminator": (partial(text.discriminator, 16, 4, **WORDS), (image(16), TOKENS)),
     "waveform generator": (partial(waveform.generator, 2, 4, 2), ((B, 32, 1),)),

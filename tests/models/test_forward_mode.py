@@ -124,6 +124,10 @@ NETWORKS = {
     "translation unet": (partial(translation.unet_generator, 2, downs=4), (image(16),)),
     "patch discriminator": (partial(translation.patch_discriminator, 2, layers=2), (image(32),)),
     "pixel discriminator": (partial(translation.pixel_discriminator, 2), (image(8),)),
+    "affine instance norm": (
+        partial(translation.pixel_discriminator, 2, norm=translation.Instance(1e-5, True)),
+        (image(8),),
+    ),
     "waveform generator": (partial(waveform.generator, 2, 4, 1), ((B, 32, 1),)),
     "waveform discriminator": (partial(waveform.discriminator, 4, 2), ((B, 32, 1), (B, 32, 1))),
     "classifier": (partial(classifier.classifier, CLASSES, 4), (image(16),)),

@@ -69,7 +69,7 @@ def pixel(file: File) -> Outputs:
 
 
 def _options(file: File) -> dict[str, bool]:
-    """What the file does not determine: whether the statistics of instance norms are used."""
+    """Whether the statistics of instance norms are used, which the file does not determine."""
     kwargs = file.config.get("norm_kwargs")
     instance = kwargs and file.config["norm"] == "instance"
     return {"tracked": kwargs["track_running_stats"]} if instance else {}

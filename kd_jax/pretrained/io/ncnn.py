@@ -3,7 +3,7 @@
 The text has the magic number 7767517, the numbers of layers and blobs, and a line for each layer:
 type, name, numbers of inputs and outputs, their names, and parameters `key=value`; the key -23300-k
 has an array as the parameter k. The weights follow one another in the order of the layers: a
-kernel after a tag of four bytes that tells its type, other arrays in float32; all little-endian.
+kernel after a tag of four bytes for its type, other arrays in float32; all little-endian.
 
 Only the types of layers in `PARAMETERS` are read, with the parameters there: those of plain
 convolutional networks of images. Everything else is refused by name. Nothing is executed.
