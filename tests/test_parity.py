@@ -21,6 +21,8 @@ PARTS = (
     "metrics",
     "ops",
     "perceptual",
+    "r3gan",
+    "realesrgan",
     "snapshots",
     "stylegan1",
     "stylegan2",

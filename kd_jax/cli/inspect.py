@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="kd-jax inspect", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("file", help="a .pkl, .pt, .pth or .safetensors file")
+    parser.add_argument("file", help="a .pkl, .pt, .pth, .safetensors or .param file")
     parser.add_argument("--out", help="a new folder for samples and a checkpoint")
     parser.add_argument("--part", help="the network in the file; default: the averaged generator")
     parser.add_argument(

@@ -169,21 +169,36 @@ def rrdb_axes(variables: Variables) -> Axes:
     leaves = tensors(variables)
     group = "stem"
     axes = layer_axes(leaves, "stem", None, group)
-    for block in range(count_blocks(variables)):
-        for dense in range(3):
-            path = f"block_{block}/dense_{dense}"
-            grown = [group]
-            for index in range(_DENSE):
-                name = f"{path}/conv_{index}"
-                axes |= conv_axes(leaves, name, tuple(grown), name)
-                grown.append(name)
-            axes |= conv_axes(leaves, f"{path}/conv_{_DENSE}", tuple(grown), group)
+    for index in range(count_blocks(variables)):
+        axes |= dense_axes(leaves, f"block_{index}", group)
     axes |= layer_axes(leaves, "trunk", group, group)
     for name in (*_upsamplings(variables), "full"):
         axes |= layer_axes(leaves, name, group, name)
         group = name
     axes |= layer_axes(leaves, "image", group, None)
     group_widths(variables, axes)
+    return axes
+
+
+def dense_axes(leaves: Mapping[str, Any], path: str, channels: str) -> dict[str, tuple[Axis, ...]]:
+    """The axes of a `ResidualInResidual`, for `kd_jax.pruning`; `dense_M/conv_K` are its groups.
+
+    Args:
+      leaves: the network's variables by path (`kd_jax.core.axes.tensors`).
+      path: the block's path, which is part of its groups' names.
+      channels: the group of its inputs and outputs.
+
+    Raises:
+      ValueError: there is no such block.
+    """
+    axes: dict[str, tuple[Axis, ...]] = {}
+    for dense in range(3):
+        grown = [channels]
+        for index in range(_DENSE):
+            name = f"{path}/dense_{dense}/conv_{index}"
+            axes |= conv_axes(leaves, name, tuple(grown), name)
+            grown.append(name)
+        axes |= conv_axes(leaves, f"{path}/dense_{dense}/conv_{_DENSE}", tuple(grown), channels)
     return axes
 
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax import ops
-from kd_jax.core.axes import Axes, Axis, group_widths, tensors
+from kd_jax.core.axes import Axes, Axis, NormScale, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
@@ -38,17 +38,48 @@ UNDROPPED = 3  # number of the U-Net's largest sides without dropout
 class InstanceNorm(nn.Module):
     """Standardizes each channel of each image (Ulyanov et al. 2016).
 
-    It has no parameters and no running statistics: training and inference are the same.
+    Without running statistics training and inference are the same.
+
+    Attributes:
+      train: whether the image's statistics are used if there are running ones, which are updated.
+      epsilon, affine, tracked, momentum: as in `Instance`.
+      dtype: dtype of the result; everything is computed in float32.
     """
 
+    train: bool = False
     epsilon: float = 1e-5
+    affine: bool = False
+    tracked: bool = False
+    momentum: float = 0.9
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = at_least_float32(x)
         mean, var = (statistic(axis=(1, 2), keepdims=True) for statistic in (x.mean, x.var))
-        return ((x - mean) * jax.lax.rsqrt(var + self.epsilon)).astype(self.dtype)
+        if self.tracked:
+            mean, var = self._track(mean, var, x.shape[1] * x.shape[2])
+        x = (x - mean) * jax.lax.rsqrt(var + self.epsilon)
+        if self.affine:
+            scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+            bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+            x = x * scale[None, None, None] + bias[None, None, None]
+        return x.astype(self.dtype)
+
+    def _track(self, mean: Array, var: Array, count: int) -> tuple[Array, Array]:
+        """In training these statistics, which update the running ones; in inference the latter."""
+        width = mean.shape[-1:]
+        running_mean = self.variable(COLLECTION, "mean", jnp.zeros, width)
+        running_var = self.variable(COLLECTION, "var", jnp.ones, width)
+        if not self.train:
+            shape = (1, 1, 1, -1)
+            return running_mean.value.reshape(shape), running_var.value.reshape(shape)
+        if not self.is_initializing():
+            unbiased = var * (count / max(count - 1, 1))
+            for running, values in ((running_mean, mean), (running_var, unbiased)):
+                step = (1 - self.momentum) * (values.mean(axis=(0, 1, 2)) - running.value)
+                running.value = running.value + step  # `+=` would modify a NumPy array in place
+        return mean, var
 
 
 class Instance(NamedTuple):
@@ -56,14 +87,20 @@ class Instance(NamedTuple):
 
     Attributes:
       epsilon: added to the variance.
+      affine: whether a scale and a bias per channel follow.
+      tracked: whether inference uses running statistics instead of the image's: averages over the
+        training images, of unbiased variances, as PyTorch's `track_running_stats`.
+      momentum: share of the running statistics that a training step retains, in [0, 1).
     """
 
     epsilon: float = 1e-5
+    affine: bool = False
+    tracked: bool = False
+    momentum: float = 0.9
 
     def layer(self, *, train: bool, dtype: Any, name: str) -> nn.Module:
         """The normalisation as a layer."""
-        del train
-        return InstanceNorm(self.epsilon, dtype, name=name)
+        return InstanceNorm(train, *self, dtype=dtype, name=name)
 
 
 class Batch(NamedTuple):
@@ -335,7 +372,11 @@ def _layer_axes(
 
 def _norm_axes(leaves: Mapping[str, Any], path: str, channels: Axis) -> dict[str, tuple[Axis, ...]]:
     """Empty for a normalisation without variables."""
-    return norm_axes(leaves, path, channels) if f"{COLLECTION}/{path}/mean" in leaves else {}
+    if f"{COLLECTION}/{path}/mean" in leaves:
+        return norm_axes(leaves, path, channels)
+    if f"params/{path}/scale" not in leaves:
+        return {}
+    return {f"params/{path}/scale": (NormScale(channels),), f"params/{path}/bias": (channels,)}
 
 
 def _widths(kind: str, width: int | Sequence[int], multiples: Mapping[str, int]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from kd_jax.ops.batch import minibatch_stddev
 from kd_jax.ops.convolution import conv, conv_transpose
 from kd_jax.ops.depthwise import depthwise_conv
 from kd_jax.ops.filling import harmonic_inpaint
+from kd_jax.ops.grouped import grouped_conv
 from kd_jax.ops.modulated import conv_resample, modulated_conv
 from kd_jax.ops.resample import (
     downsample2d,
@@ -28,6 +29,7 @@ __all__ = [
     "downsample2d",
     "filter2d",
     "filtered_lrelu",
+    "grouped_conv",
     "harmonic_inpaint",
     "interpolate",
     "leaky_relu",

@@ -7,7 +7,6 @@
   divided by their singular values once, on reading, and the network has no spectral normalisation.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from flax import traverse_util
 from kd_jax.core.network import Network
 from kd_jax.core.types import Array
 from kd_jax.models import biggan, biggan_deep, resnet, tinygan
-from kd_jax.models.layers.spectral import SpectralNorm, singular_values
+from kd_jax.models.layers.spectral import SpectralNorm
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 
 _PARALLEL = "module."
@@ -383,21 +382,8 @@ class _Converter:
             values = [reader.vector(f"{source}.sv{i}", (1,))[0] for i in numbers]
             self.put(f"spectral/{target}/sigma", jnp.stack(values))
         elif f"{source}.weight_u" in reader:
-            self._stored_vectors(target, source)
-
-    def _stored_vectors(self, target: str, source: str) -> None:
-        """Adds both vectors of PyTorch's own spectral normalisation, and their singular value."""
-        reader, weight = self.reader, f"{source}.weight_orig"
-        rows, *inputs = reader.shape(weight)
-        u = reader.vector(f"{source}.weight_u", (rows,))
-        v = reader.vector(f"{source}.weight_v", (math.prod(inputs),))
-        matrix = jnp.asarray(reader.take(weight).reshape(rows, -1).T)
-        sigma = singular_values(matrix, u[None], v[None])
-        if len(inputs) == 3:  # flattened as channels, rows, columns; channels come last in kd_jax
-            v = v.reshape(inputs).transpose(1, 2, 0).reshape(-1)
-        self.put(f"spectral/{target}/u", u[None])
-        self.put(f"spectral/{target}/v", v[None])
-        self.put(f"spectral/{target}/sigma", sigma)
+            for name, value in reader.spectral_vectors(source).items():
+                self.put(f"spectral/{target}/{name}", value)
 
 
 def _strip_prefix(names: Iterable[str]) -> set[str]:

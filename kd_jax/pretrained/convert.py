@@ -1,5 +1,6 @@
 """Shared by the converters: a state dict reader that records which tensors have been read."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from kd_jax.core.network import Network, shape_differences
 from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
+from kd_jax.models.layers.spectral import singular_values
 
 StateDict = Mapping[str, np.ndarray]
 """A PyTorch module's tensors by their dotted names, in PyTorch's layouts."""
@@ -101,7 +103,8 @@ class StateDictReader:
             )
         with np.errstate(over="ignore"):  # float64 values may become infinite
             result = value.astype(np.float32)
-        if not np.isfinite(result).all():
+        # A conversion may be differentiated: of traced tensors there are no values.
+        if isinstance(result, np.ndarray) and not np.isfinite(result).all():
             count = int((~np.isfinite(result)).sum())
             raise ValueError(
                 f"{self.what}: {name} has {count:,} of {result.size:,} values that are not finite"
@@ -124,6 +127,23 @@ class StateDictReader:
     def image(self, name: str) -> Array:
         """Features `[..., channels, height, width]`, as `[..., height, width, channels]`."""
         return jnp.asarray(np.moveaxis(self.take(name), -3, -1))
+
+    def spectral_vectors(self, source: str) -> dict[str, Array]:
+        """The state of `torch.nn.utils.spectral_norm` of the layer `source`, without its weight.
+
+        Returns:
+          The variables of `kd_jax.models.layers.spectral`: `u`, `v` and their singular value
+          `sigma`.
+        """
+        weight = f"{source}.weight_orig"
+        rows, *inputs = self.shape(weight)
+        u = self.vector(f"{source}.weight_u", (rows,))
+        v = self.vector(f"{source}.weight_v", (math.prod(inputs),))
+        matrix = jnp.asarray(self.take(weight).reshape(rows, -1).T)
+        sigma = singular_values(matrix, u[None], v[None])
+        if len(inputs) == 3:  # flattened as channels, rows, columns; channels come last in kd_jax
+            v = v.reshape(inputs).transpose(1, 2, 0).reshape(-1)
+        return {"u": u[None], "v": v[None], "sigma": sigma}
 
     def drop(self, *names: str) -> None:
         """Marks tensors as read that are not needed (counters, values that are recomputed)."""

@@ -14,7 +14,10 @@ from kd_jax.pretrained import (
     biggan,
     dcgan,
     inception,
+    ncnn,
     perceptual,
+    r3gan,
+    realesrgan,
     snapshots,
     stylegan1,
     stylegan2,
@@ -24,6 +27,7 @@ from kd_jax.pretrained import (
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.io.allowed_types import Persistent, TFNetwork
 from kd_jax.pretrained.io.containers import read
+from kd_jax.pretrained.io.ncnn import Graph
 from kd_jax.pretrained.state_dicts import is_averaged, state_dicts
 
 
@@ -138,6 +142,16 @@ KINDS = (
         translation.pixel_discriminator,
         False,
     ),
+    Kind("R3GAN generator", r3gan.is_generator, r3gan.generator, True),
+    Kind("R3GAN discriminator", r3gan.is_discriminator, r3gan.discriminator, False),
+    Kind("RRDBNet (Real-ESRGAN)", realesrgan.is_rrdb, realesrgan.rrdb, True),
+    Kind("SRVGGNetCompact (Real-ESRGAN)", realesrgan.is_srvgg, realesrgan.srvgg, True),
+    Kind(
+        "U-Net discriminator (Real-ESRGAN)",
+        realesrgan.is_unet_discriminator,
+        realesrgan.unet_discriminator,
+        False,
+    ),
     Kind(
         "Inception-v3 (torchvision)",
         _is_torchvision_inception,
@@ -214,8 +228,9 @@ def load(path: str | os.PathLike[str], part: str | None = None, **overrides: Any
     Supported are NVIDIA's StyleGAN2 and StyleGAN3 snapshots (PyTorch, and TensorFlow's of
     StyleGAN2), and the state dicts, as `.pkl`, `.pt`, `.pth` or `.safetensors`, of rosinality's and
     genforce's StyleGAN1 and StyleGAN2, Hugging Face's BigGAN-deep, Brock's BigGAN and BigGAN-deep,
-    PyTorch's example DCGAN, pix2pix and CycleGAN, the Inception-v3 of the FID and torchvision's,
-    and LPIPS and its trunks.
+    PyTorch's example DCGAN, pix2pix and CycleGAN, R3GAN, Real-ESRGAN, the Inception-v3 of the FID
+    and torchvision's, and LPIPS and its trunks; and Real-ESRGAN's generators in ncnn's format, a
+    `.param` file with the `.bin` file beside it.
 
     Args:
       path: the file. Its format is recognised by its content, not by its name.
@@ -245,10 +260,12 @@ def choose(path: str | os.PathLike[str], available: Mapping[str, Part], part: st
             raise ValueError(f"{path}: no part {part!r}; it has {', '.join(available)}")
         return part
     generators = [name for name, candidate in available.items() if candidate.generates]
-    averaged = [name for name in generators if is_averaged(name)]
+    known = [name for name, candidate in available.items() if candidate.kind != UNKNOWN]
+    unknown = [name for name in available if name not in known]
+    networks = [name for name in known if name in generators] or known
+    averaged = [name for name in networks if is_averaged(name)]
     # Never the raw generator in place of an averaged one that cannot be read.
-    unknown = [name for name, candidate in available.items() if candidate.kind == UNKNOWN]
-    candidates = averaged or unknown or generators or list(available)
+    candidates = averaged or unknown or networks
     if len(candidates) > 1:
         raise ValueError(
             f"{path}: specify the part to load: {', '.join(available)} (part=NAME; of commands, "
@@ -305,6 +322,8 @@ def _parts(tree: Any) -> dict[str, Part]:
             )
             for name, network in zip(names, tree, strict=True)
         }
+    if isinstance(tree, Graph):
+        return {"generator": Part(*ncnn.converter(tree), True)}
     if not isinstance(tree, Mapping):
         return {}
     modules = {k: v for k, v in tree.items() if isinstance(v, Persistent)}

@@ -1,8 +1,10 @@
 """Pix2pix's and CycleGAN's published networks, `*_net_G*.pth` and `*_net_D*.pth`.
 
 Their layers are numbered, `model.N`, counting those without tensors: padding, activation, dropout.
-The first files (2017) contain unused statistics of instance normalisation, which are left out, as
-is the prefix `module.` of data-parallel training.
+The authors' first programs stored statistics of instance normalisation, which their later ones
+delete on reading. They are left out here, too, unless the norm also has a scale and a bias, which
+the authors' programs never had; the readers' argument `tracked` decides otherwise. The prefix
+`module.` of data-parallel training is left out as well.
 
 A convolution that is not followed by batch normalisation has a bias here; it is zero if the
 original does not have one.
@@ -18,7 +20,7 @@ from flax import traverse_util
 from kd_jax.core.network import Network
 from kd_jax.core.types import Array
 from kd_jax.models import translation
-from kd_jax.models.translation import BATCH, INSTANCE, Norm
+from kd_jax.models.translation import BATCH, Instance, Norm
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 
 SIDE = 256
@@ -49,7 +51,11 @@ def is_pixel_discriminator(names: Iterable[str]) -> bool:
 
 
 def resnet_generator(
-    tensors: StateDict, *, padding: str | None = None, dropout: float | None = None
+    tensors: StateDict,
+    *,
+    padding: str | None = None,
+    dropout: float | None = None,
+    tracked: bool | None = None,
 ) -> Converted:
     """`kd_jax.models.translation.resnet_generator`.
 
@@ -59,14 +65,18 @@ def resnet_generator(
         others, but not "reflect", which is the default, from "replicate".
       dropout: the dropout rate in training; by default `DROPOUT` if the layers' numbers leave room
         for dropout, else 0.
+      tracked: whether instance normalisation uses the running statistics in the file in inference.
+        By default it does if it also has a scale and a bias.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a wrong shape, and is named; or the
-        padding contradicts the file.
+      ValueError: a tensor is missing, unknown or of a wrong shape, and is named; or an argument
+        contradicts the file.
     """
-    reader = _LayerReader(tensors, "a ResNet generator", "model.", 1)
+    reader = _LayerReader(tensors, "a ResNet generator", "model.", 1, tracked)
+    # Reimplementations call a block's layers `block`.
+    inner = "block" if reader.has("model.10.block.") else "conv_block"
     blocks: list[str] = []
-    while reader.has(block := f"model.{10 + len(blocks)}.conv_block."):
+    while reader.has(block := f"model.{10 + len(blocks)}.{inner}."):
         blocks.append(block)
     # A block is padding, convolution, norm, ReLU and perhaps dropout, then padding, convolution and
     # norm again; zero padding is part of the convolutions.
@@ -102,15 +112,20 @@ def resnet_generator(
     return reader.convert(translation.resnet_generator, config)
 
 
-def unet_generator(tensors: StateDict, *, dropout: float = DROPOUT) -> Converted:
+def unet_generator(
+    tensors: StateDict, *, dropout: float = DROPOUT, tracked: bool | None = None
+) -> Converted:
     """`kd_jax.models.translation.unet_generator`.
 
     Args:
       tensors: its state dict.
       dropout: the dropout rate in training, which the file does not determine.
+      tracked: whether instance normalisation uses the running statistics in the file in inference.
+        By default it does if it also has a scale and a bias.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a wrong shape, and is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape, and is named; or `tracked`
+        contradicts the file.
     """
     # A level is LeakyReLU, convolution, norm, the next level, ReLU, transposed convolution, norm.
     # The outermost has neither LeakyReLU nor norms; the innermost only the second norm.
@@ -118,7 +133,7 @@ def unet_generator(tensors: StateDict, *, dropout: float = DROPOUT) -> Converted
     while any(name.startswith(f"{levels[-1]}3.model.") for name in names):
         levels.append(f"{levels[-1]}3.model.")
     last = len(levels) - 1
-    reader = _LayerReader(tensors, "a U-Net generator", levels[last], 3)
+    reader = _LayerReader(tensors, "a U-Net generator", levels[last], 3, tracked)
     down = [reader.conv("down_0/conv", "model.model.0", 4)]
     for index in range(1, last):
         down.append(reader.layer(f"down_{index}", levels[index], 1, 4, down[-1]))
@@ -139,7 +154,7 @@ def unet_generator(tensors: StateDict, *, dropout: float = DROPOUT) -> Converted
     return reader.convert(translation.unet_generator, config, max(SIDE, 2 ** len(levels)))
 
 
-def patch_discriminator(tensors: StateDict) -> Converted:
+def patch_discriminator(tensors: StateDict, *, tracked: bool | None = None) -> Converted:
     """`kd_jax.models.translation.patch_discriminator`.
 
     The tensors of a conditional discriminator determine its number of input channels, but not which
@@ -147,11 +162,14 @@ def patch_discriminator(tensors: StateDict) -> Converted:
 
     Args:
       tensors: its state dict.
+      tracked: whether instance normalisation uses the running statistics in the file in inference.
+        By default it does if it also has a scale and a bias.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape, and is named; or `tracked`
+        contradicts the file.
     """
-    reader = _LayerReader(tensors, "a patch discriminator", "model.", 2)
+    reader = _LayerReader(tensors, "a patch discriminator", "model.", 2, tracked)
     # Convolution and LeakyReLU; repeated convolution, norm and LeakyReLU; a last convolution.
     layers = 0
     while reader.has(f"model.{3 * layers + 5}."):
@@ -164,16 +182,19 @@ def patch_discriminator(tensors: StateDict) -> Converted:
     return reader.convert(translation.patch_discriminator, config)
 
 
-def pixel_discriminator(tensors: StateDict) -> Converted:
+def pixel_discriminator(tensors: StateDict, *, tracked: bool | None = None) -> Converted:
     """`kd_jax.models.translation.pixel_discriminator`; see `patch_discriminator`.
 
     Args:
       tensors: its state dict.
+      tracked: whether instance normalisation uses the running statistics in the file in inference.
+        By default it does if it also has a scale and a bias.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape, and is named; or `tracked`
+        contradicts the file.
     """
-    reader = _LayerReader(tensors, "a pixel discriminator", "net.", 2)
+    reader = _LayerReader(tensors, "a pixel discriminator", "net.", 2, tracked)
     first = reader.conv("layer_0/conv", "net.0", 1, bias=True)
     second = reader.layer("layer_1", "net.", 2, 1, first)
     reader.conv("score", "net.5", 1, second, 1)
@@ -192,24 +213,40 @@ def _strip_parallel(names: Iterable[str]) -> list[str]:
 class _LayerReader:
     """Converts numbered layers, whose norms follow their convolutions.
 
-    All norms are of one kind. Batch normalisation has weights; with instance normalisation every
-    convolution has a bias; without normalisation only convolutions with `bias=True` have one.
+    All norms are of one kind. Batch normalisation has weights; with instance normalisation, which
+    may have them, every convolution has a bias; without normalisation only convolutions with
+    `bias=True` have one.
 
     Args:
       tensors: the state dict.
       what: the expected network, for error messages.
       prefix: the prefix of a layer that has a norm.
       at: the number of that layer.
+      tracked: as in the readers.
+
+    Raises:
+      ValueError: `tracked` is set, but there is no instance normalisation.
     """
 
-    def __init__(self, tensors: StateDict, what: str, prefix: str, at: int):
+    def __init__(
+        self, tensors: StateDict, what: str, prefix: str, at: int, tracked: bool | None = None
+    ):
         own = dict(zip(_strip_parallel(tensors), tensors.values(), strict=True))
         self.reader, self.what = StateDictReader(own, what), what
         self.norm: Norm | None = None
-        if f"{prefix}{at + 1}.weight" in own:
+        affine = f"{prefix}{at + 1}.weight" in own
+        statistics = f"{prefix}{at + 1}.running_mean" in own
+        if f"{prefix}{at}.bias" in own or (statistics and not affine):
+            self.norm = Instance(
+                affine=affine, tracked=affine and statistics if tracked is None else tracked
+            )
+        elif affine:
             self.norm = BATCH
-        elif f"{prefix}{at}.bias" in own or f"{prefix}{at + 1}.running_mean" in own:
-            self.norm = INSTANCE
+        if tracked is not None and not isinstance(self.norm, Instance):
+            kind = "batch normalisation" if affine else "no normalisation"
+            raise ValueError(
+                f"{what}: tracked={tracked} is for instance normalisation; the tensors have {kind}"
+            )
         self.channels = 0
         self.variables: dict[str, Array] = {}
 
@@ -243,7 +280,7 @@ class _LayerReader:
           The number of output channels.
         """
         width = self._kernel(ours, source, side, inputs, outputs, transposed)
-        has_bias = bias or self.norm == INSTANCE
+        has_bias = bias or isinstance(self.norm, Instance)
         self.variables[f"params/{ours}/bias"] = (
             self.reader.vector(f"{source}.bias", (width,)) if has_bias else jnp.zeros(width)
         )
@@ -263,17 +300,23 @@ class _LayerReader:
         """Reads the convolution of this number and the norm after it; see `conv`."""
         source, norm = f"{prefix}{at}", f"{prefix}{at + 1}"
         self.reader.drop(f"{norm}.num_batches_tracked")
-        if self.norm != BATCH:
+        if self.norm == BATCH:
+            width = self._kernel(f"{ours}/conv", source, side, inputs, outputs, transposed)
+        else:
+            width = self.conv(f"{ours}/conv", source, side, inputs, outputs, transposed=transposed)
+        affine = self.norm == BATCH or (isinstance(self.norm, Instance) and self.norm.affine)
+        tracked = self.norm == BATCH or (isinstance(self.norm, Instance) and self.norm.tracked)
+        if not tracked:
             self.reader.drop(f"{norm}.running_mean", f"{norm}.running_var")
-            return self.conv(f"{ours}/conv", source, side, inputs, outputs, transposed=transposed)
-        width = self._kernel(f"{ours}/conv", source, side, inputs, outputs, transposed)
-        for path, name in (
-            ("params/{}/norm/scale", "weight"),
-            ("params/{}/norm/bias", "bias"),
-            ("batch_stats/{}/norm/mean", "running_mean"),
-            ("batch_stats/{}/norm/var", "running_var"),
+        for path, name, exists in (
+            ("params/{}/norm/scale", "weight", affine),
+            ("params/{}/norm/bias", "bias", affine),
+            ("batch_stats/{}/norm/mean", "running_mean", tracked),
+            ("batch_stats/{}/norm/var", "running_var", tracked),
         ):
-            self.variables[path.format(ours)] = self.reader.vector(f"{norm}.{name}", (width,))
+            if exists:
+                value = self.reader.vector(f"{norm}.{name}", (width,))
+                self.variables[path.format(ours)] = value
         return width
 
     def convert(

@@ -14,6 +14,8 @@ from kd_jax.models import (
     mlp,
     pair,
     perceptual,
+    r3gan,
+    realesrgan,
     resnet,
     stylegan1,
     stylegan2,
@@ -88,11 +90,22 @@ FAMILIES = {
     "stylegan3 generator": (
         partial(stylegan3.generator, 16, num_layers=3, num_critical=1, **STYLE), (Z,)
     ),
+    "r3gan generator": (
+        partial(r3gan.generator, (8, 4), (2, 1), blocks=1, latent=8, classes=CLASSES, embedding=4),
+        (Z, LABELS),
+    ),
+    "r3gan discriminator": (
+        partial(r3gan.discriminator, (8, 8), (2, 1), blocks=1, classes=CLASSES, embedding=4),
+        (image(8), LABELS),
+    ),
     "superres srresnet": (
         partial(superres.srresnet, 2, 8, 2, batch_norm=True), (image(8),)
     ),
     "superres rrdb": (partial(superres.rrdb, 2, 8, 1, 4), (image(8),)),
     "superres separable": (partial(superres.srresnet, 2, 8, 2, separable=True), (image(8),)),
+    "realesrgan rrdb": (partial(realesrgan.rrdb, 2, 8, 1, 4), (image(8),)),
+    "realesrgan srvgg": (partial(realesrgan.srvgg, 2, 8, 1), (image(8),)),
+    "realesrgan discriminator": (partial(realesrgan.unet_discriminator, 4), (image(16),)),
     "inpainting": (
         partial(inpainting.gated_generator, 4, residual=False), (image(16), (B, 16, 16, 1))
     ),
@@ -103,6 +116,10 @@ FAMILIES = {
     ),
     "patch discriminator": (partial(translation.patch_discriminator, 4, layers=2), (image(32),)),
     "pixel discriminator": (partial(translation.pixel_discriminator, 4), (image(8),)),
+    "affine instance norm": (
+        partial(translation.pixel_discriminator, 4, norm=translation.Instance(1e-5, True, True)),
+        (image(8),),
+    ),
     "text generator": (partial(text.generator, 16, 4, **WORDS), (Z, TOKENS)),
     "text discriminator": (partial(text.discriminator, 16, 4, **WORDS), (image(16), TOKENS)),
     "waveform generator": (partial(waveform.generator, 2, 4, 2), ((B, 32, 1),)),

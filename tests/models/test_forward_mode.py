@@ -15,6 +15,8 @@ from kd_jax.models import (
     dcgan,
     inpainting,
     mlp,
+    r3gan,
+    realesrgan,
     resnet,
     stylegan1,
     stylegan2,
@@ -103,6 +105,17 @@ NETWORKS = {
     ),
     "superres rrdb": (partial(superres.rrdb, 2, 4, 1, 2), (image(8),)),
     "superres separable": (partial(superres.srresnet, 2, 4, 1, separable=True), (image(8),)),
+    "r3gan generator": (
+        partial(r3gan.generator, (4, 2), (2, 1), blocks=1, latent=8, classes=CLASSES, embedding=4),
+        (Z, LABELS),
+    ),
+    "r3gan discriminator": (
+        partial(r3gan.discriminator, (2, 4), (2, 1), blocks=1, classes=CLASSES, embedding=4),
+        (image(8), LABELS),
+    ),
+    "realesrgan rrdb": (partial(realesrgan.rrdb, 2, 4, 1, 2), (image(4),)),
+    "realesrgan srvgg": (partial(realesrgan.srvgg, 2, 4, 1), (image(4),)),
+    "realesrgan discriminator": (partial(realesrgan.unet_discriminator, 2), (image(8),)),
     "inpainting": (
         partial(inpainting.gated_generator, 4, residual=False),
         (image(16), (B, 16, 16, 1)),
@@ -111,6 +124,10 @@ NETWORKS = {
     "translation unet": (partial(translation.unet_generator, 2, downs=4), (image(16),)),
     "patch discriminator": (partial(translation.patch_discriminator, 2, layers=2), (image(32),)),
     "pixel discriminator": (partial(translation.pixel_discriminator, 2), (image(8),)),
+    "affine instance norm": (
+        partial(translation.pixel_discriminator, 2, norm=translation.Instance(1e-5, True)),
+        (image(8),),
+    ),
     "waveform generator": (partial(waveform.generator, 2, 4, 1), ((B, 32, 1),)),
     "waveform discriminator": (partial(waveform.discriminator, 4, 2), ((B, 32, 1), (B, 32, 1))),
     "classifier": (partial(classifier.classifier, CLASSES, 4), (image(16),)),

@@ -1,6 +1,7 @@
 """Image-to-image networks: published counts, fields of view, and the effects of options."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from selection import quick
 from kd_jax.core.architecture import describe, rebuild
 from kd_jax.losses import adversarial
 from kd_jax.models import translation
-from kd_jax.models.translation import BATCH, INSTANCE, PADDINGS, Batch
+from kd_jax.models.translation import BATCH, INSTANCE, PADDINGS, Batch, Instance
 
 B = 2
 RNG = np.random.default_rng(0)
@@ -133,6 +134,28 @@ def test_instance_norm_by_hand():
     mean, var = x.mean(axis=(1, 2), keepdims=True), x.var(axis=(1, 2), keepdims=True)
     ours = translation.InstanceNorm(epsilon=0.1).apply({}, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(ours, (x - mean) / np.sqrt(var + 0.1), rtol=1e-4, atol=1e-5)
+
+
+def test_running_statistics_of_an_instance_norm_by_hand():
+    """Averages over the images, of unbiased variances; training uses each image's own."""
+    x = RNG.normal(3, 2, size=(B, 4, 5, 3))
+    mean, var = x.mean(axis=(1, 2), keepdims=True), x.var(axis=(1, 2), keepdims=True)
+    norm = partial(translation.InstanceNorm, affine=True, tracked=True, momentum=0.75)
+    scale, bias = np.array([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]])
+    stats = {"mean": np.array([1.0, 2.0, 3.0]), "var": np.array([4.0, 1.0, 9.0])}
+    variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": stats}
+    variables = jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
+    x = x.astype(np.float32)
+    ours, after = norm(train=True).apply(variables, x, mutable="batch_stats")
+    expected = (x - mean) / np.sqrt(var + 1e-5) * scale + bias
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+    unbiased = var.mean(axis=(0, 1, 2)) * 20 / 19
+    for name, batch in (("mean", mean.mean(axis=(0, 1, 2))), ("var", unbiased)):
+        expected = 0.75 * stats[name] + 0.25 * batch
+        np.testing.assert_allclose(after["batch_stats"][name], expected, rtol=1e-5)
+    ours = norm(train=False).apply(variables, x)
+    expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5) * scale + bias
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_transposed_convolution_is_centred_on_even_pixels():
@@ -290,6 +313,16 @@ SHRINKING = {
         translation.discriminator_axes,
         {"layer_0": 4, "layer_1": 8, "layer_2": 16},
     ),
+    "affine": (
+        lambda width: translation.pixel_discriminator(width, norm=Instance(0.1, affine=True)),
+        translation.discriminator_axes,
+        {"layer_0": 4, "layer_1": 8},
+    ),
+    "tracked": (
+        lambda width: translation.pixel_discriminator(width, norm=Instance(30.0, True, True)),
+        translation.discriminator_axes,
+        {"layer_0": 4, "layer_1": 8},
+    ),
     "pixel": (
         translation.pixel_discriminator,
         translation.discriminator_axes,
@@ -298,7 +331,9 @@ SHRINKING = {
 }
 
 
-@pytest.mark.parametrize("name", quick(SHRINKING, 2))
+@pytest.mark.parametrize(
+    "name", quick(SHRINKING, lambda name: name in ("resnet", "separable", "affine"))
+)
 def test_channels_can_be_pruned(name):
     make, describe_axes, groups = SHRINKING[name]
     x = noise(16, 16)

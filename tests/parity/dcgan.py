@@ -3,14 +3,9 @@
 import re
 
 import jax
-import numpy as np
 
 from kd_jax.pretrained import dcgan
-from parity.golden import Family, File, Outputs
-
-
-def weights(file: File) -> dict[str, np.ndarray]:
-    return {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
+from parity.golden import Family, File, Outputs, weights
 
 
 def generator(file: File) -> Outputs:

@@ -61,6 +61,17 @@ def nhwc(x: np.ndarray) -> np.ndarray:
     return x.transpose(0, 2, 3, 1) if x.ndim == 4 else x
 
 
+def weights(file: File) -> dict[str, np.ndarray]:
+    """The original state dict."""
+    return {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
+
+
+def split_floating(tensors: Mapping[str, np.ndarray]) -> tuple[dict, dict]:
+    """The tensors that have gradients, and the others."""
+    floating = {k: v for k, v in tensors.items() if np.issubdtype(v.dtype, np.floating)}
+    return floating, {k: v for k, v in tensors.items() if k not in floating}
+
+
 def oihw(x: np.ndarray) -> np.ndarray:
     """A kernel, `[O, H, W, I]` after `nhwc`, as `[H, W, I, O]`."""
     return x.transpose(1, 2, 3, 0)

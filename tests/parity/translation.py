@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,20 +11,18 @@ from flax import traverse_util
 
 from kd_jax.pretrained import translation
 from kd_jax.pretrained.convert import Converted
-from parity.golden import Family, File, Outputs
+from parity.golden import Family, File, Outputs, split_floating, weights
 
 Layers = Mapping[str, Any]
-
-
-def weights(file: File) -> dict[str, np.ndarray]:
-    return {k.removeprefix("sd/"): file.arrays[k] for k in file if k.startswith("sd/")}
 
 
 def resnet(file: File) -> Outputs:
     config = file.config
 
     def read(tensors):
-        return translation.resnet_generator(tensors, padding=config["padding_type"])
+        return translation.resnet_generator(
+            tensors, padding=config["padding_type"], **_options(file)
+        )
 
     converted = read(weights(file))
     inferred = converted.config
@@ -42,16 +41,18 @@ def resnet(file: File) -> Outputs:
 
 
 def unet(file: File) -> Outputs:
-    converted = translation.unet_generator(weights(file))
+    read = partial(translation.unet_generator, **_options(file))
+    converted = read(weights(file))
     assert converted.config["downs"] == file.config["num_downs"]
-    return _outputs(file, converted, translation.unet_generator)[0]
+    return _outputs(file, converted, read)[0]
 
 
 def patch(file: File) -> Outputs:
-    converted = translation.patch_discriminator(weights(file))
+    read = partial(translation.patch_discriminator, **_options(file))
+    converted = read(weights(file))
     count = converted.config["layers"]
     assert count == file.config["n_layers"]
-    outputs, layers = _outputs(file, converted, translation.patch_discriminator)
+    outputs, layers = _outputs(file, converted, read)
     # A conditional discriminator takes the source before the image.
     source, image = np.split(file["in/x"], [file["in/x"].shape[-1] // 2], axis=-1)
     scores = converted.network.apply(converted.variables, image, source)[0]
@@ -63,8 +64,15 @@ def patch(file: File) -> Outputs:
 
 
 def pixel(file: File) -> Outputs:
-    converted = translation.pixel_discriminator(weights(file))
-    return _outputs(file, converted, translation.pixel_discriminator)[0]
+    read = partial(translation.pixel_discriminator, **_options(file))
+    return _outputs(file, read(weights(file)), read)[0]
+
+
+def _options(file: File) -> dict[str, bool]:
+    """Whether the statistics of instance norms are used, which the file does not determine."""
+    kwargs = file.config.get("norm_kwargs")
+    instance = kwargs and file.config["norm"] == "instance"
+    return {"tracked": kwargs["track_running_stats"]} if instance else {}
 
 
 def _leaky(x):
@@ -96,7 +104,34 @@ def _outputs(file: File, converted: Converted, read: Callable) -> tuple[dict[str
         "out/eval": output[..., None] if scores else output,
         "out/train": trained[..., None] if scores else trained,
     }
-    return outputs | _buffers(file, read, variables), state["intermediates"]
+    outputs |= _buffers(file, read, variables) | _gradients(file, converted, read)
+    return outputs, state["intermediates"]
+
+
+def _gradients(file: File, converted: Converted, read: Callable) -> Outputs:
+    """Those of the product with `in/probe`, by the original tensors."""
+    outputs: dict[str, Any] = {}
+    floating, others = split_floating(weights(file))
+    for mode in ("eval", "train"):
+        prefix = f"out/grad/{mode}_"
+        if not any(key.startswith(prefix) for key in file):
+            continue
+
+        def total(tensors, x, train=mode == "train"):
+            variables = read(tensors | others).variables
+            output = converted.network.apply(variables, x, train=train)[0]
+            return (output.reshape(file["in/probe"].shape) * file["in/probe"]).sum()
+
+        by_tensor, by_x = jax.jit(jax.grad(total, (0, 1)))(floating, file["in/x"])
+        largest = max(float(np.abs(g).max()) for g in by_tensor.values())
+        for name, gradient in by_tensor.items():
+            theirs = file.arrays.get(prefix + name, np.inf)
+            # A bias before an image's own mean has no effect: its gradient is rounding error.
+            of_conv = name.endswith(".bias") and floating[f"{name[:-5]}.weight"].ndim == 4
+            error = max(np.abs(gradient).max(), np.abs(theirs).max())
+            outputs[prefix + name] = theirs if of_conv and error < 1e-6 * largest else gradient
+        outputs[prefix + "x"] = by_x
+    return outputs
 
 
 def _activations(
@@ -133,13 +168,23 @@ def _buffers(file: File, read: Callable, variables) -> Outputs:
     for i, name in enumerate(statistics):
         outputs[prefix + name] = after[places[i + 1]]
     for name in set(names) - set(statistics):
-        outputs[prefix + name] = weights(file)[name] + 1
+        # PyTorch counts the steps of batch normalisation only.
+        outputs[prefix + name] = weights(file)[name] + (file.config["norm"] == "batch")
     return outputs
 
 
+def _tolerance(name: str) -> float:
+    return 1e-4 if "act" in name or "grad" in name else 1e-5
+
+
+def _as_stored(name: str) -> bool:
+    return name.startswith("out/grad/") and not name.endswith("_x")
+
+
 FAMILIES = {
-    "resnet_g": Family(resnet, lambda name: 1e-4 if "act" in name else 2e-5),
-    "unet_g": Family(unet, lambda name: 1e-5),
-    "patchgan_d": Family(patch, lambda name: 1e-5),
-    "pixel_d": Family(pixel, lambda name: 1e-5),
+    "resnet_g": Family(resnet, lambda name: 1e-4 if "act" in name else 2e-5, _as_stored),
+    "resnet": Family(resnet, _tolerance, _as_stored),
+    "unet": Family(unet, _tolerance, _as_stored),
+    "patchgan": Family(patch, lambda name: 1e-5, _as_stored),
+    "pixel": Family(pixel, lambda name: 1e-5, _as_stored),
 }

@@ -12,10 +12,12 @@ import pytest
 from pretrained.io.test_containers import torch_zip
 
 from kd_jax import pretrained
+from kd_jax.models.translation import Instance
 from kd_jax.pretrained import registry, translation
 
 RNG = np.random.default_rng(0)
-NORMS = ("batch", "instance", "none")
+NORMS = ("batch", "instance", "instance affine", "instance tracked", "none")
+AFFINE, STATISTICS = ("weight", "bias"), ("running_mean", "running_var")
 
 
 class Conv:
@@ -57,9 +59,10 @@ class ConvTranspose:
 class Norm:
     def __init__(self, kind, width):
         self.kind, self.tensors = kind, {}
-        if kind == "batch":
-            names = ("weight", "bias", "running_mean")
-            self.tensors = {name: RNG.normal(size=width) for name in names}
+        names = {"batch": AFFINE + STATISTICS, "instance affine": AFFINE}
+        names["instance tracked"] = names["batch"]
+        self.tensors = {name: RNG.normal(size=width) for name in names.get(kind, ())}
+        if "running_var" in self.tensors:
             self.tensors["running_var"] = RNG.uniform(0.5, 2, width)
             self.tensors["num_batches_tracked"] = np.array(7)
 
@@ -67,12 +70,10 @@ class Norm:
         if self.kind == "none":
             return x
         mean, var = x.mean(axis=(2, 3), keepdims=True), x.var(axis=(2, 3), keepdims=True)
-        scale, bias = 1.0, 0.0
-        if self.kind == "batch":
-            mean, var, scale, bias = (
-                self.tensors[name][None, :, None, None]
-                for name in ("running_mean", "running_var", "weight", "bias")
-            )
+        values = {"running_mean": mean, "running_var": var, "weight": 1.0, "bias": 0.0}
+        for name in values.keys() & self.tensors.keys():
+            values[name] = self.tensors[name][None, :, None, None]
+        mean, var, scale, bias = values.values()
         return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
 
 
@@ -112,7 +113,7 @@ def pad(reach, mode):
 
 
 def resnet(width, blocks, norm, padding="reflect", dropout=False, inputs=3, outputs=3):
-    bias = norm == "instance"
+    bias = norm.startswith("instance")
 
     def half():
         around = {"reflect": [pad(1, "reflect")], "replicate": [pad(1, "edge")], "zero": []}
@@ -131,7 +132,7 @@ def resnet(width, blocks, norm, padding="reflect", dropout=False, inputs=3, outp
 
 
 def unet(width, downs, norm, inputs=3, outputs=3):
-    bias = norm == "instance"
+    bias = norm.startswith("instance")
     widths = [width * min(2**i, 8) for i in range(downs)]
 
     def level(index):
@@ -154,7 +155,7 @@ def unet(width, downs, norm, inputs=3, outputs=3):
 
 
 def patch(width, count, norm, inputs=3):
-    bias = norm == "instance"
+    bias = norm.startswith("instance")
     layers, before = [Conv(inputs, width, 4, 2, 1), LEAKY], width
     for i in range(1, count + 1):
         after = width * min(2**i, 8)
@@ -165,7 +166,7 @@ def patch(width, count, norm, inputs=3):
 
 
 def pixel(width, norm, inputs=3):
-    bias = norm == "instance"
+    bias = norm.startswith("instance")
     layers = [Conv(inputs, width, 1), LEAKY, Conv(width, 2 * width, 1, bias=bias)]
     return Sequential(
         [*layers, Norm(norm, 2 * width), LEAKY, Conv(2 * width, 1, 1, bias=bias)], "net."
@@ -196,6 +197,7 @@ def assert_close(original, converted, *sides):
         ("batch", "zero", True, 1),
         ("batch", "replicate", True, 2),
         ("instance", "zero", False, 2),
+        ("instance affine", "reflect", True, 1),
         ("none", "reflect", True, 1),
         ("none", "reflect", False, 0),
     ],
@@ -205,7 +207,9 @@ def test_resnet_generators(norm, padding, dropout, blocks):
     options = {"padding": padding} if padding == "replicate" else {}
     converted = translation.resnet_generator(float32(original.tensors), **options)
     config = dict(converted.config)
-    assert type(config.pop("norm")).__name__.lower().startswith(norm)
+    kind, *options = norm.split()
+    assert type(config["norm"]).__name__.lower().startswith(kind)
+    assert getattr(config.pop("norm"), "affine", False) == (options == ["affine"])
     assert config == {
         "width": [2, 4, 8, *[8] * blocks, 4, 2],
         "channels": 2,
@@ -216,7 +220,7 @@ def test_resnet_generators(norm, padding, dropout, blocks):
     assert_close(original, converted, 16, 20)
 
 
-@pytest.mark.parametrize(("norm", "downs"), [("instance", 2), ("none", 3), ("batch", 6)])
+@pytest.mark.parametrize(("norm", "downs"), [("instance tracked", 2), ("none", 3), ("batch", 6)])
 def test_unet_generators(norm, downs):
     original = unet(2, downs, norm, inputs=1, outputs=2)
     converted = translation.unet_generator(float32(original.tensors), dropout=0.25)
@@ -226,7 +230,9 @@ def test_unet_generators(norm, downs):
     assert_close(original, converted, 2**downs, 2 ** (downs + 1))
 
 
-@pytest.mark.parametrize(("norm", "layers"), [("batch", 1), ("instance", 2), ("none", 5)])
+@pytest.mark.parametrize(
+    ("norm", "layers"), [("batch", 1), ("instance", 2), ("instance affine", 1), ("none", 5)]
+)
 def test_patch_discriminators(norm, layers):
     original = patch(2, layers, norm, inputs=4)
     converted = translation.patch_discriminator(float32(original.tensors))
@@ -256,6 +262,29 @@ def test_the_first_files_of_parallel_training():
         k: v for k, v in float32(patch(2, 2, "batch").tensors).items() if "tracked" not in k
     }
     translation.patch_discriminator(unbiased)
+
+
+def test_other_names_of_blocks():
+    original = resnet(2, 1, "instance affine")
+    renamed = {k.replace("conv_block", "block"): v for k, v in original.tensors.items()}
+    assert_close(original, translation.resnet_generator(float32(renamed)), 8, 8)
+
+
+def test_running_statistics_are_used_on_request_or_with_a_scale():
+    tensors = float32(patch(2, 1, "instance tracked").tensors)
+    assert translation.patch_discriminator(tensors).config["norm"] == Instance(1e-5, True, True)
+    without = translation.patch_discriminator(tensors, tracked=False)
+    assert without.config["norm"] == Instance(1e-5, True, False)
+    plain = {k: v for k, v in tensors.items() if k not in ("model.3.weight", "model.3.bias")}
+    assert translation.patch_discriminator(plain).config["norm"] == Instance()
+    used = translation.patch_discriminator(plain, tracked=True)
+    assert used.config["norm"] == Instance(1e-5, False, True)
+    mean = used.variables["batch_stats"]["layer_1"]["norm"]["mean"]
+    np.testing.assert_array_equal(mean, tensors["model.3.running_mean"])
+    with pytest.raises(ValueError, match=r"net\.3\.running_mean is missing"):
+        translation.pixel_discriminator(float32(pixel(2, "instance").tensors), tracked=True)
+    with pytest.raises(ValueError, match=r"tracked=True .* batch normalisation"):
+        translation.patch_discriminator(float32(patch(2, 1, "batch").tensors), tracked=True)
 
 
 KINDS = {

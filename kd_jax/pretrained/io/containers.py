@@ -4,7 +4,8 @@
 
 * pickles: the snapshots of NVIDIA's repositories (PyTorch and TensorFlow);
 * files of `torch.save`: a zip archive since PyTorch 1.6, consecutive pickles before;
-* safetensors.
+* safetensors;
+* ncnn's graphs `.param`, whose weights are in the file `.bin` of the same name beside them.
 
 Nothing in a file is executed, imported or written to disk; see `kd_jax.pretrained.io.unpickle`.
 """
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.pretrained.io import archive
+from kd_jax.pretrained.io import archive, ncnn
 from kd_jax.pretrained.io.allowed_types import (
     DTYPES,
     MAX_RANK,
@@ -62,7 +63,7 @@ def read(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Any:
       the file's bytes, read-only), `allowed_types.Persistent` and `TFNetwork` for
       networks, and dicts for other objects, reduced to their attributes. A state dict or a
       safetensors file gives a dict of arrays by name; an NVIDIA snapshot a dict with the keys
-      `G_ema`, `D`, ...; a TensorFlow snapshot a tuple (G, D, Gs).
+      `G_ema`, `D`, ...; a TensorFlow snapshot a tuple (G, D, Gs); an ncnn graph an `ncnn.Graph`.
 
     Raises:
       UnsafeFileError: the file contains something other than plain data, or claims more data than
@@ -70,11 +71,23 @@ def read(path: str | os.PathLike, *, max_bytes: int = MAX_BYTES) -> Any:
       ValueError: it is missing, damaged, too large or of an unknown format.
     """
     try:
-        return _read(_read_bytes(Path(path), max_bytes))
+        data = _read_bytes(Path(path), max_bytes)
+        if bytes(data[: len(ncnn.MAGIC)]) == ncnn.MAGIC:
+            return ncnn.parse(data, _beside(Path(path), max_bytes))
+        return _read(data)
     except ValueError as error:
         kind = UnsafeFileError if isinstance(error, UnsafeFileError) else ValueError
         name = str(path) if str(path).isprintable() else ascii(str(path))
         raise kind(f"{name}: {error}") from None
+
+
+def _beside(path: Path, limit: int) -> memoryview:
+    """The weights of an ncnn graph."""
+    weights = path.with_suffix(".bin")
+    try:
+        return _read_bytes(weights, limit)
+    except ValueError as error:
+        raise ValueError(f"is an ncnn graph, whose weights {weights.name!r} {error}") from None
 
 
 def _read_bytes(path: Path, limit: int) -> memoryview:
@@ -110,6 +123,8 @@ def _read(data: memoryview) -> Any:
         raise ValueError("is a git-lfs pointer to the weights, not the weights: fetch them first")
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise ValueError("is a web page, not a weight file: the download returned HTML")
+    if start.startswith(b"Gk0\x01"):
+        raise ValueError("has the weights of an ncnn network: read its graph, the .param file")
     raise ValueError(
         f"starts with {start[:8]!r}, which is not a pickle, PyTorch file or safetensors file"
     )
