@@ -16,13 +16,13 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments import settings
 from kd_jax import data as kd_data
-from kd_jax.core.checks import UsageError, user_errors
+from kd_jax.core.checks import UsageError, differences, shorten, user_errors
 from kd_jax.core.files import cache_dir, naming, write_atomically
 from kd_jax.core.mesh import check_batch_size, compile_step, make_mesh
 from kd_jax.core.streams import survive_closed_streams
 from kd_jax.core.types import Batch
 from kd_jax.train import distributed
-from kd_jax.train.checkpoint import CheckpointError, differences, shorten
+from kd_jax.train.checkpoint import CheckpointError
 from kd_jax.train.loop import NonFiniteError
 from kd_jax.train.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal, exit_at_once
 from kd_jax.train.training import Options, TrainingPlan
@@ -114,6 +114,7 @@ def execute(
     with user_errors(), naming("read the data or a network"):
         settings.check_ranges(config)
         options(config)
+        distributed.check_same("setting", json.loads(json.dumps(config.to_dict())), UsageError)
         task = experiment.build(config)
     if dry_run:
         print_plan(config, *experiment.plan(config, task))

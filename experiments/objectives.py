@@ -16,7 +16,6 @@ started with one workdir share the trainings.
 Hardware and results: two CPU cores; the table in docs/results.md.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -32,7 +31,7 @@ from experiments import digits, generation, harness, methods, runner
 from experiments.runner import Comparison, Result, Run
 from kd_jax import data as kd_data
 from kd_jax.core.cost import time_interleaved
-from kd_jax.core.files import file_lock, write_atomically
+from kd_jax.core.files import file_lock, read_json, write_json
 from kd_jax.core.mesh import compile_step
 from kd_jax.core.setup import Teacher
 from kd_jax.core.types import Batch
@@ -296,10 +295,10 @@ def main(config: ConfigDict, comparison: Comparison, workdir: Path) -> None:
     names = select_methods(config)
     with file_lock(workdir / "report", wait=True):
         path = workdir / "costs.json"
-        costs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        costs = read_json(path, checked=True) if path.exists() else {}
         if costs.keys() != set(names):
             costs = measure_step_costs(config, comparison)
-            write_atomically(path, json.dumps(costs, indent=1) + "\n")
+            write_json(path, costs)
         figures: dict[str, dict[str, Figure | str]] = {}
         for name, method in tuned.items():
             name = name.rpartition("/")[2]

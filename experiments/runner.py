@@ -7,6 +7,7 @@ not finished, keeps each one's result in its folder, and writes the report of al
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from experiments import harness
 from kd_jax import data as kd_data
-from kd_jax.core.files import file_lock, write_atomically
+from kd_jax.core.files import file_lock, file_sha256, read_json, write_json
 from kd_jax.core.mesh import fully_sharded, replicated
 from kd_jax.core.network import Network, disconnect
 from kd_jax.core.objective import Inputs, MakeInputs
@@ -138,6 +139,10 @@ class Comparison(NamedTuple):
     )
 
 
+RESULT_FILES = ("shown.npy", "metrics.jsonl")
+"""Files of a training that the report reads beside its result."""
+
+
 class Result(NamedTuple):
     """The result of one training.
 
@@ -217,12 +222,14 @@ class Run:
             if distributed.is_primary():
                 folder.mkdir(parents=True, exist_ok=True)
                 np.save(folder / "shown.npy", shown)
+                files = [name for name in RESULT_FILES if (folder / name).exists()]
                 stored = {
                     "settings": self._result_settings(training),
                     **result._asdict(),
                     "metrics": {name: figure._asdict() for name, figure in metrics.items()},
+                    "files": {name: file_sha256(folder / name) for name in files},
                 }
-                write_atomically(folder / "result.json", json.dumps(stored, indent=1) + "\n")
+                write_json(folder / "result.json", stored)
         return result
 
     def shown(self, training: Training, seed: int) -> Predictions:
@@ -305,12 +312,22 @@ class Run:
         return json.loads(json.dumps(settings))
 
     def _read(self, training: Training, seed: int) -> Result | None:
-        """The stored result, unless it was computed with other settings."""
-        path = self.folder(training, seed) / "result.json"
+        """The stored result, unless it was computed with other settings, or is damaged."""
+        folder = self.folder(training, seed)
+        path = folder / "result.json"
         # All processes must agree on what is left to do.
         if not distributed.broadcast(path.exists()):
             return None
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            stored = read_json(path, checked=True)
+            for name, sha256 in stored.pop("files").items():
+                if not (folder / name).exists() or file_sha256(folder / name) != sha256:
+                    raise ValueError(f"{folder / name} is damaged or missing")
+        except (OSError, ValueError) as error:  # another process may remove it at the same time
+            if distributed.is_primary():
+                print(f"{error}; the training is evaluated again", file=sys.stderr, flush=True)
+                path.unlink(missing_ok=True)
+            return None
         if stored.pop("settings") != self._result_settings(training):
             return None
         stored["metrics"] = {name: Figure(**figure) for name, figure in stored["metrics"].items()}

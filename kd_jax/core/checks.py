@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,3 +124,22 @@ def non_numeric(tree: Any) -> str | None:
 
 
 _NOT_NUMBERS = tuple("OSUMm")  # numpy's kinds: objects, bytes, strings, dates and durations
+
+
+def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
+    """The differences of two trees of JSON values, one line each."""
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        for key in [*there, *(k for k in here if k not in there)]:
+            name = f"{path}.{key}" if path else str(key)
+            if key in there and key in here:
+                yield from differences(there[key], here[key], name)
+            else:
+                yield f"{name} is only {'here' if key in here else 'there'}"
+    elif there != here:
+        yield f"{path} is {there!r} there, {here!r} here"
+
+
+def shorten(lines: Sequence[str], most: int = 4) -> str:
+    """The first lines in one, and the number of the others."""
+    rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
+    return "; ".join(lines[:most]) + rest

@@ -1,10 +1,11 @@
 """Files that several processes may use, atomic writes and locks; and files that may be damaged."""
 
 import contextlib
+import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,18 @@ def check_regular(path: Path) -> None:
         raise ValueError(f"{path} is not a regular file")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object with its checksum, the entry `sha256`, for `read_json(checked=True)`."""
+    stored = json.loads(json.dumps(dict(value)))
+    write_atomically(path, json.dumps({**stored, "sha256": _checksum(stored)}, indent=1) + "\n")
+
+
+def read_json(path: Path, *, checked: bool = False) -> dict[str, Any]:
     """The JSON object in a file that anyone may have written.
+
+    Args:
+      path: the file.
+      checked: whether it was written by `write_json`; the checksum is verified and removed.
 
     Raises:
       ValueError: it is not a regular file, too large, damaged, or not an object; one line that
@@ -83,7 +94,19 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: it is not JSON ({_first_line(error)})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} is damaged: it holds a {type(value).__name__}, not an object")
+    if checked and value.pop("sha256", None) != _checksum(value):
+        raise ValueError(f"{path} is damaged: its content does not have the sha256 in it")
     return value
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,9 @@
 """Named feature extractors, whose features the metrics are computed on."""
 
+import glob
 import hashlib
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,8 +78,7 @@ def classifier_extractor(
       batch: the training batch size.
       progress: called with the number of finished steps, unless the weights are cached.
 
-    Raises:
-      ValueError: the cached file (named in the message) is damaged.
+    A damaged file of the cache is named on stderr, and made again.
     """
     network = classifier(classes)
     abstract = jax.eval_shape(network.init, jax.random.key(0), images[:1])
@@ -85,20 +86,30 @@ def classifier_extractor(
     for part in (images.tobytes(), labels.tobytes(), repr(abstract).encode()):
         digest.update(part)
     digest.update(f"{classes} {steps} {batch} {_LEARNING_RATE}".encode())
-    path = cache / "classifiers" / f"{name}-{digest.hexdigest()[:16]}.msgpack"
-    if not path.exists():
+    folder, key = cache / "classifiers", f"{name}-{digest.hexdigest()[:16]}"
+    stored = _read_weights(folder, key)
+    if stored is None:
         trained = jax.device_get(
             _train(network, jnp.asarray(images), jnp.asarray(labels), steps, batch, progress)
         )
+        stored = serialization.to_bytes(trained)
+        path = folder / f"{key}.{hashlib.sha256(stored).hexdigest()}.msgpack"
         with naming(f"write {path} to the cache"):
-            write_atomically(path, serialization.to_bytes(trained))
-    stored = path.read_bytes()
-    try:
-        variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
-    except Exception as error:  # msgpack raises errors of many kinds for damaged bytes
-        raise ValueError(f"{path} is damaged; delete it to train the classifier again") from error
+            write_atomically(path, stored)
+    variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
     weights_hash = hashlib.sha256(stored).hexdigest()[:8]
     return from_network(f"{name}-classifier-{weights_hash}", network, variables)
+
+
+def _read_weights(folder: Path, key: str) -> bytes | None:
+    """The cached weights, whose file's name has their hash: those that do not are removed."""
+    for path in sorted(folder.glob(f"{glob.escape(key)}.*.msgpack")):
+        stored = path.read_bytes()
+        if path.name == f"{key}.{hashlib.sha256(stored).hexdigest()}.msgpack":
+            return stored
+        print(f"{path} is damaged: the classifier is trained again", file=sys.stderr, flush=True)
+        path.unlink(missing_ok=True)
+    return None
 
 
 def from_network(

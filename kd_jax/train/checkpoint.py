@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from kd_jax.core.architecture import Architecture, check_variables, rebuild
+from kd_jax.core.checks import differences, shorten
 from kd_jax.core.files import read_json
 from kd_jax.core.network import by_path, disconnect
 from kd_jax.core.state import TrainState
@@ -516,11 +517,13 @@ def _make_meta(
     return {
         "configuration": json.loads(json.dumps(dict(configuration))),
         **({"architecture": dict(architecture)} if architecture else {}),
-        "environment": {
-            "processes": jax.process_count(),
-            **{name: _version(name) for name in LIBRARIES},
-        },
+        "environment": {"processes": jax.process_count(), **versions()},
     }
+
+
+def versions() -> dict[str, str | None]:
+    """The versions of `LIBRARIES`."""
+    return {name: _version(name) for name in LIBRARIES}
 
 
 def _version(name: str) -> str | None:
@@ -546,25 +549,6 @@ def _read_meta(folder: Path) -> dict[str, Any]:
         if not isinstance(meta.setdefault(name, {}), dict):
             raise CheckpointError(f"{path} is damaged: {name} is not an object")
     return meta
-
-
-def differences(there: Any, here: Any, path: str = "") -> Iterator[str]:
-    """The differences of two trees of JSON values, one line each."""
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        for key in [*there, *(k for k in here if k not in there)]:
-            name = f"{path}.{key}" if path else str(key)
-            if key in there and key in here:
-                yield from differences(there[key], here[key], name)
-            else:
-                yield f"{name} is only {'here' if key in here else 'there'}"
-    elif there != here:
-        yield f"{path} is {there!r} there, {here!r} here"
-
-
-def shorten(lines: Sequence[str], most: int = 4) -> str:
-    """The first lines in one, and the number of the others."""
-    rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
-    return "; ".join(lines[:most]) + rest
 
 
 def _stored(state: TrainState) -> dict[str, Any]:

@@ -4,10 +4,12 @@ Every process runs the same program on its own part of the data. All processes c
 primary one (process 0) writes files. With one process nothing here communicates.
 """
 
+import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -16,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kd_jax.core.checks import differences, shorten
 from kd_jax.core.types import Array
 
 T = TypeVar("T")
@@ -51,12 +54,16 @@ def initialize(
         raise ValueError(f"process={process} is not in [0, processes={processes})")
     if coordinator is not None and not coordinator.rpartition(":")[2].isdecimal():
         raise ValueError(f"coordinator={coordinator!r} is not HOST:PORT")
+    heartbeat = int(os.environ.get("KD_JAX_HEARTBEAT", "100"))
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            heartbeat_timeout_seconds=int(os.environ.get("KD_JAX_HEARTBEAT", "100")),
+            heartbeat_timeout_seconds=heartbeat,
+            # For processes that are killed before they connect. By default JAX's 300 s, since
+            # clusters may start processes minutes apart.
+            initialization_timeout=3 * heartbeat,
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -98,6 +105,40 @@ def run_on_primary(act: Callable[[], T], error: type[Exception]) -> T | None:
     if received:
         raise error(received.decode(errors="replace"))
     return result
+
+
+def check_same(name: str, value: Mapping[str, Any], error: type[Exception]) -> None:
+    """Checks that all processes have the same settings: others would train on, each in its way.
+
+    Args:
+      name: the name of an entry, for the message: "setting".
+      value: JSON values; all processes must call.
+      error: the type of the exception that all processes raise at a difference. Its message is one
+        line that names the first process which differs from the primary one, and its differences.
+    """
+    if jax.process_count() == 1:
+        return
+    primary = json.loads(_share(json.dumps(value).encode(), is_primary()))
+    here = json.loads(json.dumps(value))
+    changes = list(differences(primary, here))
+    differing = allgather(bool(changes))
+    if not any(differing):
+        return
+    first = differing.index(1)
+    line = _share(shorten(changes).encode(), jax.process_index() == first).decode()
+    raise error(
+        f"process {first} has another {name} than process 0 (there: process 0, here: process "
+        f"{first}): {line}"
+    )
+
+
+def _share(content: bytes, is_source: bool) -> bytes:
+    """The content of the source process, in all processes."""
+    share = partial(multihost_utils.broadcast_one_to_all, is_source=is_source)
+    buffer = np.zeros(int(share(np.int32(len(content)))), np.uint8)
+    if is_source:
+        buffer[:] = np.frombuffer(content, np.uint8)
+    return bytes(np.asarray(share(buffer)))
 
 
 def abort(code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 (`clu` itself needs TensorFlow.)
 """
 
+import hashlib
 import json
 import math
 import os
@@ -20,21 +21,49 @@ class JsonlWriter:
       path: the file; created if absent.
       step: the step from which the run resumes; lines of later steps, which the resumed run writes
         again, are removed, and so is an incomplete last line.
+      checksum: what `checksum` returned at that step; None to verify nothing.
       dry: write nothing; for all processes but the primary one.
+
+    Raises:
+      ValueError: a line is damaged, or the lines do not have the checksum; the file is not changed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], step: int = 0, *, dry: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        step: int = 0,
+        *,
+        checksum: str | None = None,
+        dry: bool = False,
+    ):
         self._path = Path(os.devnull if dry else path)
         self._lines: list[str] = []
+        self._hash = hashlib.sha256()
         if not dry:
-            lines = [json.dumps(row) for row in read_jsonl(self._path) if row["step"] <= step]
-            write_atomically(self._path, "".join(f"{line}\n" for line in lines))
+            rows = [row for row in read_jsonl(self._path) if row["step"] <= step]
+            for row in rows:
+                self._update(row)
+            if checksum not in (None, self.checksum()):
+                raise ValueError(
+                    f"{self._path} is damaged: its {len(rows)} lines up to step {step} are not "
+                    "those that were written (config.run.allow_changes=True continues with them)"
+                )
+            write_atomically(self._path, "".join(f"{json.dumps(row)}\n" for row in rows))
         self._file = self._path.open("ab", buffering=0)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds a line with these scalars, which must be finite; `flush` writes it."""
         row = {"step": int(step), **{k: float(v) for k, v in scalars.items()}}
         self._lines.append(json.dumps(row, allow_nan=False) + "\n")
+        self._update(row)
+
+    def checksum(self) -> str:
+        """The SHA-256 of all lines so far, without their times, which differ between equal runs."""
+        return self._hash.hexdigest()
+
+    def _update(self, row: Mapping[str, float]) -> None:
+        figures = {name: value for name, value in row.items() if name != "wall_time"}
+        self._hash.update(json.dumps(figures, sort_keys=True).encode())
 
     def flush(self) -> None:
         """Writes the added lines to the file.
@@ -108,19 +137,26 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, float]]:
     """The rows of a metrics file, without an incomplete last line; empty if there is no file.
 
     Raises:
-      ValueError: a line other than the last is not valid JSON; the message names file and line.
+      ValueError: a line other than the last is not a row in valid JSON; the message names file and
+        line.
     """
     path = Path(path)
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: byte {error.start} is not UTF-8") from None
     rows = []
     for number, line in enumerate(lines, start=1):
         if not line:
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict) or type(row.get("step")) is not int:
+                raise ValueError("no row with a step")
+            rows.append(row)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise ValueError(
-                    f"{path}, line {number} is not valid JSON: {line[:80]!r}"
+                    f"{path}, line {number} is not valid JSON with a step: {line[:80]!r}"
                 ) from error
     return rows

@@ -5,7 +5,6 @@ Orbax detects neither an interrupted save nor a damaged file. A step's folder th
 save.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from kd_jax.core.files import check_regular, read_json
+from kd_jax.core.files import check_regular, file_sha256, read_json
 
 MANIFEST = "manifest.json"
 GENERATOR_ITEMS = ("generator", "meta")
@@ -38,14 +37,9 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from sorted(f for f in folder.rglob("*") if f.is_file() and f.name != MANIFEST)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write(folder: Path) -> None:
     """Completes a step: writes the manifest of its folder."""
-    sums = {file.relative_to(folder).as_posix(): _sha256(file) for file in _files(folder)}
+    sums = {file.relative_to(folder).as_posix(): file_sha256(file) for file in _files(folder)}
     partial = folder / f"{MANIFEST}.partial"
     with partial.open("w", encoding="utf-8") as file:
         json.dump(sums, file, indent=1)
@@ -92,7 +86,7 @@ def verify(folder: Path, items: Sequence[str]) -> str | None:
             if not file.exists():
                 return f"{file} is missing"
             check_regular(file)
-            if _sha256(file) != expected:
+            if file_sha256(file) != expected:
                 return f"{file} is damaged (its sha256 differs from the recorded one)"
         except OSError as error:
             return f"{file} cannot be read: {error.strerror or type(error).__name__}"

@@ -1,7 +1,6 @@
 """A resumable training: checkpoints, metrics, sample grids, diagnostics, graceful shutdown."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from jax.sharding import Mesh
 
 from kd_jax.core.architecture import describe
 from kd_jax.core.checks import UsageError, user_errors
-from kd_jax.core.files import file_lock, write_atomically
+from kd_jax.core.files import file_lock, read_json, write_json
 from kd_jax.core.mesh import (
     Rule,
     compile_step,
@@ -30,7 +29,7 @@ from kd_jax.core.types import Array, Batch, Variables
 from kd_jax.core.wrappers import skip_nonfinite, with_skip_count
 from kd_jax.data import BatchIterator, prefetch_to_device
 from kd_jax.train import diagnostics, distributed
-from kd_jax.train.checkpoint import BestCheckpoint, CheckpointError, Checkpoints
+from kd_jax.train.checkpoint import BestCheckpoint, CheckpointError, Checkpoints, versions
 from kd_jax.train.logs import JsonlWriter, TensorBoardWriter, duration
 from kd_jax.train.loop import Hook, Metrics, NonFiniteError, NonFinitePolicy, Progress, fit
 from kd_jax.train.shutdown import ShutdownSignal
@@ -61,6 +60,15 @@ class Options(NamedTuple):
 
 
 DEFAULT_OPTIONS = Options()
+
+_NUMERICS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+"""Settings of JAX that change numbers: all processes of a training must have the same."""
 """The default options: stop at the first error."""
 
 
@@ -198,6 +206,19 @@ def train(
     if plan.teacher is not None:
         fingerprint = int(diagnostics.fingerprint(plan.teacher))
         configuration = {**configuration, "teacher's fingerprint": fingerprint}
+    distributed.check_same(
+        "setting",
+        {
+            **configuration,
+            "seed": seed,
+            "schedule": schedule._asdict(),
+            "options": options._asdict(),
+            "steps": plan.steps,
+            "versions": versions(),
+            "jax": {name: getattr(jax.config, name) for name in _NUMERICS},
+        },
+        UsageError,
+    )
     compiled = compile_step(skip_nonfinite(plan.step, options.patience), mesh, rule)
     like = jax.eval_shape(init)
     with user_errors():  # reports terms that do not fit before anything is compiled or written
@@ -287,9 +308,14 @@ def train(
 
 
 def read_changes(directory: Path) -> list[str]:
-    """The settings of a training that changed when it was resumed, one line each."""
+    """The settings of a training that changed when it was resumed, one line each.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
     path = directory / "changes.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    changes: list[str] = read_json(path, checked=True)["changes"] if path.exists() else []
+    return changes
 
 
 class _Training:
@@ -297,6 +323,7 @@ class _Training:
 
     checkpoints: Checkpoints
     prefetched = False
+    _checksum: str | None = None  # of the metrics at the restored step
 
     def __init__(
         self,
@@ -368,6 +395,8 @@ class _Training:
         state, position = restored
         step, steps = int(state.step), self.plan.steps
         self.window += position["window"]
+        if not self.options.allow_changes:
+            self._checksum = position.get("metrics")
         self.changes += position.get("changes", [])
         self.changes += [f"until step {step}: {line}" for line in self.checkpoints.changes]
         try:
@@ -383,8 +412,7 @@ class _Training:
                 "set more steps, or choose another folder"
             )
         if self.changes and distributed.is_primary():
-            path = self.directory / "changes.json"
-            write_atomically(path, json.dumps(self.changes, indent=1) + "\n")
+            write_json(self.directory / "changes.json", {"changes": self.changes})
         self.log_line(f"at step {step} of {steps}")
         return state
 
@@ -393,7 +421,7 @@ class _Training:
         self._metrics = self.directory / "metrics.jsonl"
         with user_errors():
             writer = distributed.run_on_primary(
-                lambda: JsonlWriter(self._metrics, step), UsageError
+                lambda: JsonlWriter(self._metrics, step, checksum=self._checksum), UsageError
             )
         self._writer = writer or JsonlWriter(self._metrics, dry=True)
         closing.push(self._close_writer)
@@ -465,7 +493,7 @@ class _Training:
 
         def save_all() -> None:
             self._flush(step)  # a training resumed from this step needs the lines before it
-            self.checkpoints.save(step, state, data)
+            self.checkpoints.save(step, state, {**data, "metrics": self._writer.checksum()})
 
         self._save_or_warn(self.checkpoints.wait)  # for the previous checkpoint
         self._save_or_warn(save_all)

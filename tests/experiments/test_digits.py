@@ -179,6 +179,47 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
 CLASSES = 10
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("result.json", lambda content: content.replace(b"7.25", b"7.24")),
+        ("result.json", lambda content: content[:-20]),
+        ("result.json", lambda content: b"{}"),
+        ("shown.npy", lambda content: content[:-1] + b"\x01"),
+        ("shown.npy", None),
+        ("metrics.jsonl", lambda content: content.replace(b"1", b"2")),
+    ],
+    ids=["a digit", "cut", "empty", "a byte", "lost", "metrics"],
+)
+def test_a_damaged_result_is_named_and_evaluated_again(tmp_path, capsys, name, change):
+    config = tiny()
+    run = runner.Run(config, digits.build(config), tmp_path)
+    training = run.comparison.teacher
+    folder = run.folder(training, 0)
+    folder.mkdir(parents=True)
+    np.save(folder / "shown.npy", np.zeros((2, 16, 16, 1), np.uint8))
+    (folder / "metrics.jsonl").write_text('{"step": 1}\n')
+    figure = runner.Figure(7.25, values=(7.25,))._asdict()
+    content = {
+        "settings": run._result_settings(training),
+        "metrics": {"frechet": figure},
+        "changes": [],
+        "files": {file: files.file_sha256(folder / file) for file in runner.RESULT_FILES},
+    }
+    files.write_json(folder / "result.json", content)
+    assert run._read(training, 0).metrics["frechet"].value == 7.25
+    if change is None:
+        (folder / name).unlink()
+    else:
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(change(before))
+        assert (folder / name).read_bytes() != before
+    assert run._read(training, 0) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert name in line
+    assert not (folder / "result.json").exists()
+
+
 def save_teacher(folder, latent=8, classes=CLASSES, channels=1, seed=0):
     """A teacher of another run: a described generator with random variables."""
     network = dcgan.generator(16, 8, channels=channels, classes=classes)

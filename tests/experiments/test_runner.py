@@ -24,6 +24,7 @@ from experiments import (
 )
 from experiments.runner import Comparison, Evaluation, Run, Training
 from kd_jax import data as kd_data
+from kd_jax.core.files import write_json
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs
 from kd_jax.core.setup import Teacher
@@ -319,7 +320,7 @@ def test_one_seed_has_the_spread_over_draws_and_no_verdict(tmp_path, trained):
 def test_changed_settings_are_in_the_report(tmp_path, trained):
     folder = tmp_path / "seed0" / "distilled"
     folder.mkdir(parents=True)
-    (folder / "changes.json").write_text('["until step 2: rate is 1 there, 2 here"]')
+    write_json(folder / "changes.json", {"changes": ["until step 2: rate is 1 there, 2 here"]})
     runner.main(ConfigDict(CONFIG | {"seeds": (0,)}), fake_comparison(), tmp_path)
     assert (
         "**Settings changed on the way:** seed0/distilled: until step 2: rate is 1 there, 2 here."

@@ -151,3 +151,52 @@ def test_sharded_over_processes(tmp_path):
     whole, parts = (faults.everything(tmp_path / name) for name in ("run", "parts"))
     keys = ("generator", "training", "next batches", "best")
     assert {k: whole[k] for k in keys} == {k: parts[k] for k in keys}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        (["--patience=1"], {}, "options.patience is 0 there, 1 here"),
+        ([], {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}, "jax.jax_default_matmul_precision"),
+        (["--steps=11"], {}, "steps is 10 there, 11 here"),
+    ],
+    ids=["options", "precision", "steps"],
+)
+def test_processes_with_different_settings_are_refused(tmp_path, arguments, environment, named):
+    coordinator = f"127.0.0.1:{free_port()}"
+    processes = [
+        faults.start(
+            tmp_path / "run",
+            "--steps=10",
+            f"--coordinator={coordinator}",
+            "--processes=2",
+            f"--process={number}",
+            *arguments[: number * len(arguments)],
+            **(environment if number else {}),
+        )
+        for number in (0, 1)
+    ]
+    codes, outputs = finish(processes)
+    assert codes == [2, 2], outputs
+    for _, error in outputs:
+        line = error.strip().splitlines()[-1]
+        assert "process 1 has another setting" in line
+        assert named in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_without_its_peers_gives_up(tmp_path):
+    started = time.monotonic()
+    process = faults.start(
+        tmp_path / "run",
+        "--steps=10",
+        f"--coordinator=127.0.0.1:{free_port()}",
+        "--processes=2",
+        "--process=0",
+        KD_JAX_HEARTBEAT="3",
+    )
+    (code,), _ = finish([process])
+    assert code != 0
+    assert time.monotonic() - started < 60

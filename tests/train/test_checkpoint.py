@@ -21,6 +21,7 @@ import pytest
 
 import kd_jax as kd
 from kd_jax.core.architecture import describe
+from kd_jax.core.checks import differences
 from kd_jax.core.mesh import shardings
 from kd_jax.core.network import connect
 from kd_jax.train import checkpoint
@@ -29,7 +30,6 @@ from kd_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     DamagedCheckpointWarning,
-    differences,
     load_generator,
     load_network,
     save_generator,

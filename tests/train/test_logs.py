@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import resource
 
 import jax.numpy as jnp
@@ -88,7 +89,7 @@ def test_an_invalid_file_is_not_modified(tmp_path):
     path = tmp_path / "m.jsonl"
     broken = '{"step": 1}\nnot JSON\n{"step": 3}\n'
     path.write_text(broken)
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 2 .*JSON: 'not JSON'"):
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 2 .*JSON.*: 'not JSON'"):
         JsonlWriter(path, step=3)
     assert path.read_text() == broken
 
@@ -121,3 +122,36 @@ def test_a_full_disk_neither_truncates_nor_loses_lines(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     writer.close()
     assert [row["step"] for row in read_jsonl(tmp_path / "m.jsonl")] == [1, 2, 3, 4]
+
+
+def test_changed_lines_are_refused_and_kept(tmp_path):
+    path = tmp_path / "m.jsonl"
+    writer = JsonlWriter(path)
+    checksums = []
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"a": step / 7, "wall_time": 0.1 * step})
+        checksums.append(writer.checksum())
+    writer.close()
+    checksum = checksums[1]
+    content = path.read_text()
+    JsonlWriter(path, 2, checksum=checksum).close()  # lines after the step do not matter
+    assert len(read_jsonl(path)) == 2
+    path.write_text(content.replace('"wall_time": 0.1', '"wall_time": 9.0'))
+    JsonlWriter(path, 2, checksum=checksum).close()  # times do not, either
+    for changed in (content.replace("0.14", "0.15"), content.replace('"a"', '"b"', 1), ""):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            JsonlWriter(path, 2, checksum=checksum)
+        assert path.read_text() == changed
+    JsonlWriter(path, 2).close()
+
+
+@pytest.mark.parametrize("line", ["3", "[]", '{"stop": 1}', '{"step": "x"}', "[" * 100_000])
+def test_lines_that_are_no_rows_are_named(tmp_path, line):
+    path = tmp_path / "m.jsonl"
+    path.write_text(f'{line}\n{{"step": 1}}\n')
+    with pytest.raises(ValueError, match="line 1"):
+        read_jsonl(path)
+    path.write_bytes(b'{"step": 1, "\xff": 1}\n')
+    with pytest.raises(ValueError, match=r"m\.jsonl is damaged"):
+        read_jsonl(path)
