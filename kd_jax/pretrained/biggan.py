@@ -328,6 +328,7 @@ class _Converter:
         read = reader.dense if len(reader.shape(name)) == 2 else reader.kernel
         self.put(f"params/{target}/kernel", read(name)[..., outputs])
         if f"{source}.bias" in reader:
+            _shape(reader, f"{source}.bias", 1)
             self.put(f"params/{target}/bias", reader.vector(f"{source}.bias")[outputs])
         self._vectors(target, source, outputs)
 
@@ -377,6 +378,8 @@ class _Converter:
         reader = self.reader
         if f"{source}.u0" in reader:
             numbers = range(_vectors(reader, source))
+            for number in numbers:
+                _shape(reader, f"{source}.u{number}", 2)
             u = [reader.vector(f"{source}.u{i}")[0, outputs] for i in numbers]
             self.put(f"spectral/{target}/u", jnp.stack(u))
             values = [reader.vector(f"{source}.sv{i}", (1,))[0] for i in numbers]

@@ -89,14 +89,16 @@ class StateDictReader:
         """A tensor in its own layout, as float32.
 
         Raises:
-          ValueError: there is no tensor of that name, it has another shape, or its values are not
-            finite floating-point numbers (in float32).
+          ValueError: there is no tensor of that name, it has another shape or no values, or they
+            are not finite floating-point numbers (in float32).
         """
         stored = self.shape(name)
         if shape is not None and stored != tuple(shape):
             raise ValueError(f"{self.what}: {name} has shape {stored} instead of {tuple(shape)}")
         self.unread.pop(name, None)
         value = self.tensors[name]
+        if not value.size:
+            raise ValueError(f"{self.what}: {name} is empty, of shape {stored}")
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise ValueError(
                 f"{self.what}: {name} has numbers of type {value.dtype}, not floating-point"

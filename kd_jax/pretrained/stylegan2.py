@@ -691,7 +691,12 @@ def _one_filter(what: str, filters: list[np.ndarray]) -> tuple:
     """The filter shared by all layers, normalised to unit gain."""
     if not filters:
         return (1, 3, 3, 1)  # the authors' default
-    normal = [np.asarray(taps, np.float64) / np.sum(taps, dtype=np.float64) for taps in filters]
+    sums = [np.sum(taps, dtype=np.float64) for taps in filters]
+    if not all(sums):
+        raise ValueError(f"{what}: a resampling filter sums to 0")
+    normal = [
+        np.asarray(taps, np.float64) / total for taps, total in zip(filters, sums, strict=True)
+    ]
     for taps in normal:
         if taps.shape != normal[0].shape or np.abs(taps - normal[0]).max() > 1e-6:
             raise ValueError(f"{what}: its layers have different resampling filters")
