@@ -128,8 +128,10 @@ def _make_apply(converted: Converted, truncation: float | None) -> Callable[...,
     )
     try:
         jax.eval_shape(apply, converted.variables, *converted.inputs)
-    except TypeError as error:
-        raise ValueError(f"--truncation={truncation} does not fit: {error}") from None
+    except TypeError:
+        if truncation is None:
+            raise
+        raise ValueError(f"--truncation={truncation}: this network takes no truncation") from None
     return apply
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, PartitionSpec
 from kd_jax.core.files import naming
 from kd_jax.core.mesh import BATCH, make_mesh, place, place_batch
 from kd_jax.core.network import Network
+from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
 from kd_jax.metrics.ppl import slerp
 from kd_jax.model import FOLDERS, load
@@ -41,6 +42,9 @@ class EvaluatedGenerator(NamedTuple):
     inputs: tuple[jax.ShapeDtypeStruct, ...]
     classes: int
     options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return record_repr(self)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
