@@ -513,6 +513,7 @@ def test_nan_error_names_step_and_term_and_checkpoints_stay_finite(tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint_is_named_and_the_previous_one_restored(tmp_path, capsys):
     config = tiny()
     execute(config, tmp_path)

@@ -43,7 +43,11 @@ def unbroken(tmp_path_factory):
     return faults.everything(folder)
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=str)
+@pytest.mark.parametrize(
+    "which",
+    [signal.SIGTERM, signal.SIGHUP, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "SIGHUP", "SIGINT"],
+)
 @pytest.mark.parametrize("number", quick([6, 1, 5, 7, 22]))
 def test_a_signal_saves_the_current_step(tmp_path, monkeypatch, unbroken, which, number):
     monkeypatch.setattr(harness, "STOP", ShutdownSignal())

@@ -23,6 +23,7 @@ def make(data, cache):
     )
 
 
+@pytest.mark.slow
 def test_training_is_deterministic_and_names_the_weights(data, tmp_path):
     a, b = make(data, tmp_path / "a"), make(data, tmp_path / "b")
     assert a.name == b.name
@@ -129,6 +130,7 @@ def test_random_features_order_images_by_their_damage():
     assert distances["others"] < distances["noise"] < distances["more noise"]
 
 
+@pytest.mark.slow
 def test_random_features_are_the_same_everywhere():
     first, again = extractor.random_network(), extractor.random_network(batch=3)
     assert first.name == again.name

@@ -167,6 +167,7 @@ def test_second_derivatives(name):
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5 * np.abs(one).max() + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", ["const", "none", "random", "arrays"])
 def test_noise_inputs_of_stylegan2(noise):
     make, inputs, _ = CASES["stylegan2"]

@@ -130,5 +130,5 @@ def _as_stored(name: str) -> bool:
 FAMILIES = {
     "r3gan_g": Family(generator, as_stored=_as_stored),
     "r3gan_d": Family(discriminator, as_stored=_as_stored),
-    "r3gan_loss": Family(losses, as_stored=_as_stored),
+    "r3gan_loss": Family(losses, as_stored=_as_stored, slow=True),
 }
