@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from kd_jax.core.family import Interface, interface_of
 from kd_jax.core.network import Network
 from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Variables
@@ -39,6 +40,11 @@ class Model(NamedTuple):
 
     def __repr__(self) -> str:
         return record_repr(self)
+
+    @property
+    def interface(self) -> Interface:
+        """Its inputs and its output, if it generates images; otherwise a ValueError is raised."""
+        return interface_of(self.network, self.variables, self.inputs, self.classes)
 
 
 def load(

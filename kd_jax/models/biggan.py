@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array
 from kd_jax.models import resnet
@@ -265,3 +266,6 @@ class Discriminator(nn.Module):
         summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
         return resnet.projection_scores(summed, labels, dense, embed), taps
+
+
+FAMILY = Family("biggan", (Generator,), narrowed("widths"), generator_axes)

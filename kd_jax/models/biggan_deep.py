@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, parts, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models import biggan, resnet
@@ -475,3 +476,9 @@ class Discriminator(nn.Module):
         summed = taps["features"] = at_least_float32(jax.nn.relu(x)).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
         return resnet.projection_scores(summed, labels, dense, embed), taps
+
+
+# Blocks that drop channels have other axes than those that do not.
+FAMILY = Family(
+    "biggan_deep", (Generator,), narrowed("widths", distinct=True), generator_axes
+)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.factories import make_gan
@@ -420,3 +421,14 @@ _leaky_relu = partial(nn.leaky_relu, negative_slope=0.2)
 
 def _side(x: Array) -> str:
     return f"{x.shape[1]}x{x.shape[2]}"
+
+
+FAMILY = Family(
+    "dcgan",
+    (Generator,),
+    narrowed("widths"),
+    generator_axes,
+    student=lambda like, width: generator(
+        like.size, width, channels=like.channels, classes=like.classes
+    ),
+)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.factories import make_gan
@@ -153,3 +154,15 @@ def _with_label(x: Array, labels: Array | None, classes: int) -> Array:
     if labels is None:
         return x
     return jnp.concatenate([x, jax.nn.one_hot(labels, classes, dtype=x.dtype)], axis=-1)
+
+
+FAMILY = Family(
+    "mlp",
+    (Generator,),
+    narrowed("widths"),
+    generator_axes,
+    discriminator=lambda like: discriminator(classes=like.classes),
+    student=lambda like, width: generator(
+        like.size, width, channels=like.channels, classes=like.classes
+    ),
+)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, scale_widths
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.spectral import Conv, Dense, layer_axes
@@ -485,3 +486,17 @@ def _check(kind: str, channels: int, classes: int, embedding: int, latent: int =
         )
     if (classes > 0) != (embedding > 0):
         raise ValueError(f"{kind} with classes={classes} cannot have embedding={embedding}")
+
+
+def _narrow(module: Generator, share: float) -> Generator:
+    hidden = [
+        groups * scale_widths(hidden // groups, share)
+        for groups, hidden in zip(module.groups, module.hidden, strict=True)
+    ]
+    # Stages of different widths are joined by a convolution, others are not.
+    return module.clone(
+        width=scale_widths(module.width, share, distinct=True), hidden=tuple(hidden)
+    )
+
+
+FAMILY = Family("r3gan", (Generator,), _narrow, generator_axes)

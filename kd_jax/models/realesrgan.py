@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, evenly_spaced_taps, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.spectral import Conv, SpectralNorm, layer_axes
@@ -381,3 +382,26 @@ def _check(kind: str, **counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"{kind}'s {name}={count} must be at least 1")
+
+
+FAMILIES = (
+    Family(
+        "rrdb",
+        (RRDBNet,),
+        narrowed("width", "growth"),
+        rrdb_axes,
+        taps=evenly_spaced_taps,
+        method="pixel",
+    ),
+    Family(
+        "srvgg",
+        (SRVGGNet,),
+        narrowed("width"),
+        srvgg_axes,
+        student=lambda like, width: srvgg(
+            like.scale, width, channels=like.channels, inputs=like.inputs[0].shape[-1]
+        ),
+        taps=evenly_spaced_taps,
+        method="pixel",
+    ),
+)

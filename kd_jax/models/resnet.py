@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.factories import make_gan
@@ -377,3 +378,14 @@ def projection_scores(
 def side(x: Array) -> str:
     """The tap name of features `[B, H, W, C]` by their side, e.g. `8x8`."""
     return f"{x.shape[1]}x{x.shape[2]}"
+
+
+FAMILY = Family(
+    "resnet",
+    (Generator,),
+    narrowed("widths"),
+    generator_axes,
+    student=lambda like, width: generator(
+        like.size, width, channels=like.channels, classes=like.classes
+    ),
+)

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.factories import make_gan
@@ -765,3 +766,20 @@ def _hashable_filter(blur: Filter) -> Filter2D:
     """The 2-D filter as tuples: fields of a module must be hashable."""
     array = ops.resampling_filter(blur, separable=False)
     return tuple(tuple(row) for row in array.tolist())
+
+
+FAMILY = Family(
+    "stylegan1",
+    (Generator,),
+    narrowed("widths"),
+    generator_axes,
+    student=lambda like, width: generator(
+        like.size,
+        channels=like.channels,
+        classes=like.classes,
+        latent=like.latent,
+        depth=2,
+        channel_base=width * like.size,
+        channel_max=8 * width,
+    ),
+)

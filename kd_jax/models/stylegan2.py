@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.factories import make_gan
@@ -792,3 +793,21 @@ def _hashable_filter(resample_filter: Filter) -> Filter2D:
 
 def _freeze(options: ReadOnly[str, Any] | None) -> tuple[tuple[str, Any], ...]:
     return tuple(sorted((options or {}).items()))
+
+
+FAMILY = Family(
+    "stylegan2",
+    (Generator,),
+    narrowed("widths"),
+    generator_axes,
+    student=lambda like, width: generator(
+        like.size,
+        channels=like.channels,
+        classes=like.classes,
+        latent=like.latent,
+        style=like.latent,
+        mapping={"depth": 2},
+        channel_base=width * like.size,
+        channel_max=8 * width,
+    ),
+)

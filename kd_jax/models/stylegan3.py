@@ -23,6 +23,7 @@ import numpy as np
 
 from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, scale_widths
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.remat import remat as remat_block
@@ -609,3 +610,11 @@ class SynthesisLayer(nn.Module):
             slope=1.0 if last else 0.2,
             clamp=self.clamp,
         )
+
+
+def _narrow(module: Generator, share: float) -> Generator:
+    *widths, image = module.widths  # the last width is the number of the image's channels
+    return module.clone(widths=(*scale_widths(widths, share), image))
+
+
+FAMILY = Family("stylegan3", (Generator,), _narrow, generator_axes)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, evenly_spaced_taps, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.norm import BatchNorm, norm_axes
@@ -468,3 +469,26 @@ def _check(kind: str, scale: int, **counts: int) -> None:
 def _check_images(images: Array, channels: int) -> None:
     if images.ndim != 4 or images.shape[3] != channels:
         raise ValueError(f"images [B, h, w, {channels}] are needed, not shape {images.shape}")
+
+
+FAMILIES = (
+    Family(
+        "srresnet",
+        (SRResNet,),
+        narrowed("width"),
+        srresnet_axes,
+        student=lambda like, width: srresnet(
+            like.scale, width, 8, channels=like.channels, window=3, separable=True
+        ),
+        taps=evenly_spaced_taps,
+        method="pixel",
+    ),
+    Family(
+        "interpolating_rrdb",
+        (RRDBNet,),
+        narrowed("width", "growth"),
+        rrdb_axes,
+        taps=evenly_spaced_taps,
+        method="pixel",
+    ),
+)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, InputAxis, Repeat, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models import biggan, resnet
@@ -292,3 +293,18 @@ class Discriminator(nn.Module):
         summed = taps["features"] = at_least_float32(x).sum(axis=(1, 2))
         dense, embed = partial(Dense, **layer), partial(Embed, classes=self.classes, **layer)
         return resnet.projection_scores(summed, labels, dense, embed), taps
+
+
+FAMILY = Family(
+    "tinygan",
+    (Generator,),
+    narrowed("widths"),
+    generator_axes,
+    student=lambda like, width: generator(
+        like.size,
+        width,
+        channels=like.channels,
+        classes=like.classes,
+        hierarchical=like.classes > 0,
+    ),
+)

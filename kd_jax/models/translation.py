@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, NormScale, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, evenly_spaced_taps, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.dcgan import Conv
@@ -682,3 +683,18 @@ def _dropout(module: nn.Module, x: Array, share: float, train: bool) -> Array:
     """Dropout in training, if `apply` has a key."""
     deterministic = not (train and module.has_rng("params"))
     return nn.Dropout(share, deterministic=deterministic)(x)
+
+
+FAMILIES = (
+    Family(
+        "translation_resnet",
+        (ResNetGenerator,),
+        narrowed("widths"),
+        resnet_generator_axes,
+        student=lambda like, width: resnet_generator(
+            width, channels=like.channels, blocks=6, separable=True
+        ),
+        taps=evenly_spaced_taps,
+    ),
+    Family("unet", (UNetGenerator,), narrowed("widths"), unet_generator_axes),
+)

@@ -28,10 +28,9 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         batch, height, width, features = x.shape
-        if features < 8 or height % 2 or width % 2:
-            raise ValueError(
-                f"attention needs at least 8 channels and even sides, not features {x.shape}"
-            )
+        if height % 2 or width % 2:
+            raise ValueError(f"attention needs features with even sides, not {x.shape}")
+        keys, values = max(features // 8, 1), max(features // 2, 1)
 
         def project(x: Array, features: int, name: str) -> Array:
             return self.conv(features, kernel=1, use_bias=False, name=name)(x)
@@ -39,13 +38,13 @@ class SelfAttention(nn.Module):
         def flatten(x: Array) -> Array:
             return x.reshape(batch, -1, x.shape[-1])
 
-        query = flatten(project(x, features // 8, "query"))
-        key = flatten(_max_pool(project(x, features // 8, "key")))
-        value = flatten(_max_pool(project(x, features // 2, "value")))
+        query = flatten(project(x, keys, "query"))
+        key = flatten(_max_pool(project(x, keys, "key")))
+        value = flatten(_max_pool(project(x, values, "value")))
         logits = at_least_float32(jnp.einsum("bqc,bkc->bqk", query, key))
         weights = jax.nn.softmax(logits).astype(value.dtype)
         mixed = jnp.einsum("bqk,bkc->bqc", weights, value)
-        mixed = mixed.reshape(batch, height, width, features // 2)
+        mixed = mixed.reshape(batch, height, width, values)
         gamma = self.param("gamma", nn.initializers.zeros, ())
         return x + gamma.astype(x.dtype) * project(mixed, features, "output")
 
