@@ -109,6 +109,9 @@ _LAZY = {
     "metrics": ("kd_jax.metrics", None),
     "fit": ("kd_jax.train.loop", "fit"),
     "load": ("kd_jax.model", "load"),
+    "distill": ("kd_jax.distillation", "distill"),
+    "prune": ("kd_jax.distillation", "prune"),
+    "distillation": ("kd_jax.distillation", None),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_jax.core.checks import UsageError
+from kd_jax.core.checks import UsageError, differences, shorten
 
 
 def cache_dir() -> Path:
@@ -140,3 +140,40 @@ def file_lock(folder: Path, name: str = ".lock", *, wait: bool = False) -> Itera
                 "system with locks, so that two processes cannot write to it at once"
             ) from None
         yield
+
+
+def claim_folder(folder: Path, name: str, settings: Mapping[str, Any], what: str) -> bool:
+    """Claims a folder for these settings, or checks that it already belongs to them.
+
+    Args:
+      folder: a new or an empty folder, or one with the file `name`.
+      name: the file that the settings are kept in.
+      settings: JSON values.
+      what: the folder's content in words, for messages.
+
+    Returns:
+      Whether the folder belonged to them before.
+
+    Raises:
+      UsageError: the folder holds other files, or `what` with other settings; the message names the
+        first differences.
+    """
+    path, here = folder / name, json.loads(json.dumps(dict(settings)))
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    if path.exists():
+        try:
+            stored = read_json(path, checked=True)
+        except ValueError as error:
+            raise UsageError(f"{error}; choose another folder, or delete this one") from None
+        if changes := list(differences(stored, here)):
+            raise UsageError(
+                f"{folder} holds {what} with other settings: {shorten(changes)}; choose another "
+                "folder, or delete this one"
+            )
+        return True
+    if folder.exists() and any(not file.name.startswith(f"{name}.") for file in folder.iterdir()):
+        raise UsageError(f"{folder} holds other files; choose a new or an empty folder")
+    with naming(f"write to {folder}"):
+        write_json(path, here)
+    return False

@@ -23,12 +23,15 @@ class Inputs(NamedTuple):
       condition: the discriminator's inputs after the image: `(labels,)`.
       real: the real images `[B, ...]` for the discriminator, or the targets; None without either.
       extra: further arrays that the terms of a task read (masks, class labels, ...), by name.
+      answer: the teacher's output for these inputs, where it was computed before. The teacher then
+        runs only for features and further passes that a term reads.
     """
 
     generator: tuple[Any, ...]
     condition: tuple[Any, ...] = ()
     real: Array | None = None
     extra: Mapping[str, Any] = {}
+    answer: Array | None = None
 
 
 MakeInputs: TypeAlias = Callable[[Array, Batch], Inputs]

@@ -344,9 +344,15 @@ def _run_networks(
 
     if networks.teacher is not None:
         bound = _frozen(networks.teacher, frozen.generator, "generator")
-        forward = forward._replace(
-            teacher=GeneratorPass(*jax.lax.stop_gradient(bound(*inputs.generator)), bound)
-        )
+        answer, features = jax.lax.stop_gradient(bound(*inputs.generator))
+        if inputs.answer is not None:
+            if inputs.answer.shape != answer.shape:
+                raise ValueError(
+                    f"inputs.answer has shape {inputs.answer.shape}, and the teacher's output "
+                    f"{answer.shape}"
+                )
+            answer = inputs.answer
+        forward = forward._replace(teacher=GeneratorPass(answer, features, bound))
     if networks.teacher_discriminator is not None:
         forward = forward._replace(
             teacher_discriminator=_frozen(

@@ -24,7 +24,15 @@ from kd_jax.data.pipeline import (
     zipped_batches,
 )
 from kd_jax.data.prefetch import PrefetchedBatches, prefetch_to_device
-from kd_jax.data.source import Source, UnreadableError, cache_in_memory, load_all, strided, subset
+from kd_jax.data.source import (
+    Source,
+    UnreadableError,
+    cache_in_memory,
+    hold_out,
+    load_all,
+    strided,
+    subset,
+)
 
 __all__ = [
     "BatchIterator",
@@ -38,6 +46,7 @@ __all__ = [
     "batches",
     "check_same_classes",
     "generated_batches",
+    "hold_out",
     "load_all",
     "open_source",
     "overlap",

@@ -153,6 +153,13 @@ def strided(source: Source, step: int, start: int = 0) -> Source:
     return _select(source, indices, f"{source.name}[{start}::{step}]")
 
 
+def hold_out(source: Source, step: int) -> tuple[Source, Source]:
+    """Every `step`-th image, from the first on, and all others: the others first."""
+    others = np.array([i for i in range(len(source)) if i % step])
+    kept = _select(source, others, f"{source.name} without every {step}th image")
+    return kept, strided(source, step)
+
+
 def _select(source: Source, indices: npt.NDArray[Any], name: str) -> Source:
     return cache_in_memory(
         replace(

@@ -479,6 +479,4 @@ class Discriminator(nn.Module):
 
 
 # Blocks that drop channels have other axes than those that do not.
-FAMILY = Family(
-    "biggan_deep", (Generator,), narrowed("widths", distinct=True), generator_axes
-)
+FAMILY = Family("biggan_deep", (Generator,), narrowed("widths", distinct=True), generator_axes)

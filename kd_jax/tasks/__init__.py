@@ -8,6 +8,7 @@ Tasks with a target image put it into `Inputs.real`, which terms read as `forwar
 """
 
 from kd_jax.tasks import degradations
+from kd_jax.tasks.answers import answered
 from kd_jax.tasks.audio import bandwidth_extension
 from kd_jax.tasks.classification import classification
 from kd_jax.tasks.generation import latents, noise
@@ -17,6 +18,7 @@ from kd_jax.tasks.translation import paired, unpaired
 
 __all__ = [
     "MakeMask",
+    "answered",
     "bandwidth_extension",
     "classification",
     "degradations",

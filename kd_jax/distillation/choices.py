@@ -1,0 +1,482 @@
+"""The parts of a distillation: what the caller passes, and choices for everything else."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from kd_jax import data as kd_data
+from kd_jax.core.architecture import describe
+from kd_jax.core.family import Family, Interface
+from kd_jax.core.files import naming
+from kd_jax.core.network import CONNECTORS, Network, tap_shapes
+from kd_jax.core.representation import record_repr
+from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
+from kd_jax.core.state import init_state
+from kd_jax.core.step import make_train_step
+from kd_jax.core.types import Batch, Variables
+from kd_jax.distillation.answers import variables_digest
+from kd_jax.distillation.examples import Examples, image_examples, latent_examples
+from kd_jax.distillation.methods import METHODS, Parts, make_losses
+from kd_jax.distillation.prune import prune, student_of
+from kd_jax.methods import nonsaturating
+from kd_jax.metrics.extractor import Perceptual, lpips
+from kd_jax.model import Model, load
+from kd_jax.models.families import family_named, family_of, make_discriminator
+from kd_jax.models.perceptual import HEADS
+from kd_jax.pretrained import perceptual as perceptual_weights, registry
+from kd_jax.pretrained.convert import Converted
+from kd_jax.tasks import answered
+from kd_jax.train.training import TrainingPlan
+
+DEFAULT_STEPS = 5000
+
+DEFAULT_BUDGET = 1 / 10
+"""The share of the teacher's multiply-accumulates that a student has by default."""
+
+HELD_OUT = 10
+"""Of a folder of images, one of so many is held out for the measurement."""
+
+
+class Distillation(NamedTuple):
+    """Everything that a distillation consists of, before it runs; `_replace` changes a part.
+
+    Attributes:
+      teacher: the teacher.
+      student: the student's generator, without connectors.
+      make_setup: `steps -> setup`: networks, losses, optimizers and task of the student's training.
+      initial: initial variables by network, where they are not random.
+      frozen: the variables of the frozen networks.
+      examples: the inputs to train on.
+      held_out: inputs to measure on, of a teacher that takes images; None for latents.
+      real: real images to train on; None if the teacher's images stand for them.
+      perceptual: LPIPS; None without weights.
+      batch_size: the size of the global batch.
+      choices: one line for each choice that was made, and why.
+      settings: the settings that a folder of this distillation is compared by, as JSON values.
+    """
+
+    teacher: Model
+    student: Network
+    make_setup: Callable[[int], Setup]
+    initial: Mapping[str, Variables]
+    frozen: Teacher
+    examples: Examples
+    held_out: Examples | None
+    real: kd_data.Source | None
+    perceptual: Perceptual | None
+    batch_size: int
+    choices: Sequence[str]
+    settings: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return record_repr(self)
+
+
+def make_distillation(
+    teacher: Model | str | os.PathLike[str],
+    *,
+    part: str | None = None,
+    load_options: Mapping[str, Any] = {},
+    macs: float | None = None,
+    parameters: float | None = None,
+    latency: float | None = None,
+    student: Model | Network | str | None = None,
+    family: Family | None = None,
+    method: str = "auto",
+    losses: PerNetwork | None = None,
+    discriminator: Network | None = None,
+    optimizers: PerNetwork | None = None,
+    images: kd_data.Source | str | None = None,
+    resize: bool = False,
+    size: int | None = None,
+    latents: int | None = None,
+    perceptual: Sequence[str | os.PathLike[str]] = (),
+    batch_size: int | None = None,
+    learning_rate: float = 5e-4,
+    ema: float = 0.999,
+) -> Distillation:
+    """Chooses the parts of a distillation; nothing is written, and no network runs.
+
+    Args:
+      teacher: a model, or what `kd_jax.load` reads.
+      part: of a file, the name of the network; by default the averaged generator.
+      load_options: of a file, arguments of the network's factory that it does not determine.
+      macs: the student's budget of multiply-accumulates of an image: below 1, a share of the
+        teacher's. By default a tenth of them, unless there is another budget or a student.
+      parameters: or of parameters, in the same way.
+      latency: or in seconds for one image on this machine.
+      student: a model or a network with the teacher's interface; or the name of a family of
+        `kd_jax.models.families`. By default the teacher with fewer channels.
+      family: the description of the teacher's architecture; by default that of its module.
+      method: a name in `kd_jax.distillation.METHODS`, or `auto`: that of the family.
+      losses: or the losses of both networks.
+      discriminator: the student's discriminator; by default that of the file, if it has one for the
+        same images, or else one of the family's. Not used by methods without a discriminator.
+      optimizers: of both networks; by default Adam with warm-up and cosine decay, which is made for
+        the number of steps.
+      images: real images: a source, or what `kd_jax.data.open_source` reads. A teacher of images is
+        trained on them; by default on the embedded photographs. For a teacher that takes latents,
+        its own samples stand for real images by default.
+      resize: whether to convert images of other sizes and colours.
+      size: of a teacher that takes images, the side of the outputs to train on.
+      latents: the number of different latents; by default they are new in every batch.
+      perceptual: files for a perceptual distance: a torchvision network, and LPIPS's weights.
+      batch_size: by default 32, or 8 for a teacher that takes images.
+      learning_rate: of the generator; that of the discriminator is less than half of it.
+      ema: the decay of the student's average.
+
+    Raises:
+      ValueError: an argument does not fit; one line.
+      OSError, CheckpointError: a file cannot be read.
+    """
+    path = None if isinstance(teacher, Model) else Path(teacher).expanduser()
+    if not isinstance(teacher, Model):
+        with naming(f"read the teacher {teacher}"):
+            teacher = load(teacher, part, options=load_options, latest=True, generator=True)
+    elif part is not None or load_options:
+        raise ValueError("part and load_options are those of a file, and the teacher is a model")
+    family = family or family_of(teacher.network)
+    interface = teacher.interface
+    if len(interface.inputs) > 1 + (interface.classes > 0):
+        raise ValueError(f"a teacher with {interface.describe()} is not supported")
+    name = family.method if method == "auto" else method
+    if losses is None and name not in METHODS:
+        raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
+    if interface.takes_images:
+        if latents is not None:
+            raise ValueError(f"latents={latents}: the teacher takes images")
+        teacher, examples, held_out = _open_images(teacher, images, size, family.patch, resize)
+        interface, real = teacher.interface, None
+        inputs = f"{examples.name}; the teacher's answers are the targets"
+    else:
+        if size is not None:
+            raise ValueError(f"size={size}: the teacher takes latents; its images have their size")
+        examples, held_out = latent_examples(interface, latents), None
+        real = None if images is None else _open_real(interface, images, resize)
+        stand = "the teacher's images stand for real ones" if real is None else f"real: {real.name}"
+        inputs = f"{examples.name}; {stand}"
+    choices = [f"teacher: {family.name}, {interface.describe()}"]
+    budget = {"macs": macs, "parameters": parameters, "latency": latency}
+    network, initial = _choose_student(teacher, family, student, budget, choices)
+    choices.append(f"inputs: {inputs}")
+    batch_size = batch_size or (8 if interface.takes_images else 32)
+    example = tuple(
+        jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in teacher.inputs
+    )
+    adversarial = bool(losses.discriminator) if losses else METHODS[name].adversarial
+    own, own_variables = _file_discriminator(path, interface)
+    if discriminator is None and adversarial:
+        discriminator = own or make_discriminator(family, interface)
+        if own_variables is not None:
+            initial["discriminator"] = own_variables
+        choices.append(f"discriminator: {'that of the file' if own else discriminator}")
+    extractor, distance = _open_perceptual(perceptual)
+    shapes, theirs = (tap_shapes(net, *example) for net in (network, teacher.network))
+    parts = Parts(
+        student=network,
+        teacher=teacher.network,
+        teacher_variables=teacher.variables,
+        inputs=example,
+        taps=[
+            tap
+            for tap in family.taps(theirs)
+            if tap in shapes and shapes[tap][:-1] == theirs[tap][:-1]
+        ],
+        adversarial=adversarial_losses(),
+        discriminator_taps=_taps_of(discriminator, interface),
+        teacher_discriminator_taps=_taps_of(own, interface),
+        layers=_layers(extractor),
+        heads=extractor.variables.get(HEADS) if extractor else None,
+        steps=DEFAULT_STEPS,
+    )
+    if losses is None:
+        why = f"the default of {family.name}" if method == "auto" else "as requested"
+        choices.append(f"method: {name}, {METHODS[name].about} ({why})")
+    if extractor is not None:
+        choices.append(f"perceptual distance: {distance.name if distance else 'equal weights'}")
+
+    def make_setup(steps: int) -> Setup:
+        if losses is not None:
+            trained, terms = network, losses
+        else:
+            trained, terms = make_losses(name, METHODS[name], parts._replace(steps=steps))
+        return Setup(
+            Networks(
+                trained,
+                discriminator if adversarial else None,
+                teacher.network,
+                own,
+                extractor.network if extractor else None,
+            ),
+            terms,
+            optimizers or default_optimizers(learning_rate, steps, adversarial),
+            answered(conditional=interface.classes > 0),
+            ema,
+        )
+
+    distillation = Distillation(
+        teacher=teacher,
+        student=network,
+        make_setup=make_setup,
+        initial=initial,
+        frozen=Teacher(
+            teacher.variables, own_variables, extractor.variables if extractor else None
+        ),
+        examples=examples,
+        held_out=held_out,
+        real=real,
+        perceptual=distance,
+        batch_size=batch_size,
+        choices=choices,
+        settings={
+            "teacher": variables_digest(teacher.variables),
+            "student": describe(network, *teacher.inputs),
+            "inputs": [examples.name, examples.fingerprint],
+            "real images": real.fingerprint if real else None,
+            "method": "own" if losses else name,
+            "perceptual": distance.name if distance else None,
+            "batch size": batch_size,
+            "learning rate": learning_rate,
+            "average": ema,
+        },
+    )
+    _trace(distillation)
+    return distillation
+
+
+def default_optimizers(learning_rate: float, steps: int, adversarial: bool) -> PerNetwork:
+    """Adam with a warm-up of a fiftieth of the steps and a cosine decay to a tenth of the rate.
+
+    Args:
+      learning_rate: of the generator; the discriminator's is 0.4 of it.
+      steps: the number of training steps.
+      adversarial: whether there is a discriminator; the generator's momentum is then 0.
+    """
+
+    def adam(rate: float) -> optax.GradientTransformation:
+        warmup = max(1, steps // 50)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.1 * rate, rate, warmup, max(steps, warmup + 1), 0.1 * rate
+        )
+        return optax.adam(schedule, b1=0.0 if adversarial else 0.9, b2=0.99)
+
+    return PerNetwork(adam(learning_rate), adam(0.4 * learning_rate))
+
+
+def make_plan(distillation: Distillation, steps: int, baseline: bool = False) -> TrainingPlan:
+    """The training plan of the student, or of the baseline, which has the adversarial losses only.
+
+    Args:
+      distillation: the distillation.
+      steps: the number of steps.
+      baseline: whether to plan the baseline.
+    """
+    setup = distillation.make_setup(steps)
+    if baseline:
+        networks = setup.networks
+        discriminator = networks.discriminator or make_discriminator(
+            family_of(distillation.teacher.network), distillation.teacher.interface
+        )
+        setup = Setup(
+            networks._replace(generator=distillation.student, discriminator=discriminator),
+            adversarial_losses(),
+            setup.optimizers,
+            setup.task,
+            setup.ema,
+        )
+
+    def init(key: Any, batch: Batch) -> Any:
+        initial = dict(distillation.initial)
+        if "generator" in initial and setup.networks.generator != distillation.student:
+            inputs = setup.task(key, batch).generator
+            fresh = setup.networks.generator.init(key, *inputs)
+            connectors = {k: v for k, v in fresh["params"].items() if k == CONNECTORS}
+            own = initial["generator"]
+            initial["generator"] = {**own, "params": {**own["params"], **connectors}}
+        return init_state(setup, key, batch, initial=initial)
+
+    return TrainingPlan(
+        init=init,
+        step=make_train_step(setup),
+        teacher=distillation.frozen,
+        steps=steps,
+        setup=setup,
+    )
+
+
+def adversarial_losses() -> PerNetwork:
+    """The adversarial losses of all methods: non-saturating, with R1 at every fourth step."""
+    return nonsaturating(gamma=1.0, every=4)
+
+
+def _choose_student(
+    teacher: Model,
+    family: Family,
+    student: Model | Network | str | None,
+    budget: Mapping[str, float | None],
+    choices: list[str],
+) -> tuple[Network, dict[str, Variables]]:
+    """The student's network, and its initial variables unless they are random."""
+    given = {name: value for name, value in budget.items() if value is not None}
+    if isinstance(student, Model | Network):
+        if given:
+            raise ValueError(f"{next(iter(given))} is a budget, and the student is there already")
+        network = student if isinstance(student, Network) else student.network
+        variables = None if isinstance(student, Network) else student.variables
+        example = variables or jax.eval_shape(network.init, jax.random.key(0), *teacher.inputs)
+        output = jax.eval_shape(
+            lambda v, *x: network.apply(v, *x)[0], example, *teacher.inputs
+        ).shape[1:]
+        if output != teacher.interface.output:
+            raise ValueError(
+                f"the student generates {output}, and the teacher {teacher.interface.output}"
+            )
+        choices.append("student: as passed")
+        return network, {} if variables is None else {"generator": variables}
+    limits: dict[str, Any] = given or {"macs": DEFAULT_BUDGET}
+    wish = ", ".join(f"{name} {value:.4g}" for name, value in limits.items())
+    if isinstance(student, str):
+        chosen = family_named(student)
+        network = student_of(chosen, teacher, **limits)
+        choices.append(f"student: {chosen.name}, {network}, the widest within {wish}")
+        return network, {}
+    pruned = prune(teacher, family=family, **limits)
+    choices.append(
+        f"student: {pruned.network}, the teacher's channels of the largest weights within {wish}"
+    )
+    return pruned.network, {"generator": pruned.variables}
+
+
+def _open_images(
+    teacher: Model, images: kd_data.Source | str | None, size: int | None, patch: int, resize: bool
+) -> tuple[Model, Examples, Examples]:
+    """The teacher with inputs of a size, and the images to train on and to measure on."""
+    interface = teacher.interface
+    size = size or patch
+    if size < 1 or size % interface.scale:
+        raise ValueError(
+            f"size={size} is not a multiple of the generator's scale {interface.scale}"
+        )
+    if images is None:
+        train, test = (
+            kd_data.open_source("photos", split, size, interface.channels, resize=True)
+            for split in ("train", "test")
+        )
+    else:
+        source = images
+        if isinstance(source, str):
+            patches = source.startswith("folder:") and not resize
+            source = kd_data.open_source(
+                source, "train", size, interface.channels, resize=resize, in_patches=patches
+            )
+        if source.image_shape[:2] != (size, size):
+            raise ValueError(f"{source.name} has images {source.image_shape}, not of size={size}")
+        if len(source) < 2 * HELD_OUT:
+            raise ValueError(
+                f"{source.name} has {len(source)} images; at least {2 * HELD_OUT} are needed, of "
+                f"which one in {HELD_OUT} is held out"
+            )
+        train, test = kd_data.hold_out(source, HELD_OUT)
+    side = size // interface.scale
+    image = interface.inputs[0]
+    inputs = (jax.ShapeDtypeStruct((1, side, side, image.shape[3]), image.dtype),)
+    resized = teacher._replace(inputs=inputs)
+    try:
+        fits = resized.interface.output == (size, size, interface.channels)
+    except ValueError as error:
+        raise ValueError(f"size={size} does not fit the teacher: {error}") from None
+    if not fits:
+        raise ValueError(f"size={size}: the teacher generates {resized.interface.output}")
+    return (
+        resized,
+        image_examples(train, resized.interface),
+        image_examples(test, resized.interface),
+    )
+
+
+def _open_real(interface: Interface, images: kd_data.Source | str, resize: bool) -> kd_data.Source:
+    """The real images for a teacher that takes latents."""
+    source = images
+    if isinstance(source, str):
+        source = kd_data.open_source(
+            source, "train", interface.size, interface.channels, resize=resize
+        )
+    if source.image_shape != interface.output:
+        raise ValueError(
+            f"{source.name} has images {source.image_shape}, and the teacher generates "
+            f"{interface.output}; resize=True (of commands --resize) converts them"
+        )
+    if interface.classes and source.num_classes != interface.classes:
+        raise ValueError(
+            f"{source.name} has {source.num_classes} classes, and the teacher {interface.classes}"
+        )
+    return source
+
+
+def _file_discriminator(
+    path: Path | None, interface: Interface
+) -> tuple[Network | None, Variables | None]:
+    """The file's discriminator of such images, if it has one, and only one."""
+    if path is None or not path.is_file():
+        return None, None
+    found = []
+    for name, part in registry.parts(path).items():
+        if part.generates or part.purpose or "discriminator" not in part.kind:
+            continue
+        converted = registry.convert(path, part)
+        image, *labels = converted.inputs
+        if image.shape[1:] == interface.output and bool(labels) == bool(interface.classes):
+            found.append((name, converted))
+    if len(found) != 1:
+        return None, None
+    return found[0][1].network, found[0][1].variables
+
+
+def _open_perceptual(
+    files: Sequence[str | os.PathLike[str]],
+) -> tuple[Converted | None, Perceptual | None]:
+    """The network of a perceptual distance, and LPIPS if its weights are there."""
+    if not files:
+        return None, None
+    if len(files) > 2:
+        raise ValueError(f"perceptual takes one file or two, not {len(files)}")
+    with naming(f"read the perceptual weights {', '.join(map(str, files))}"):
+        converted = perceptual_weights.load(*map(Path, files))
+        return converted, lpips(*files) if HEADS in converted.variables else None
+
+
+def _layers(extractor: Converted | None) -> tuple[str, ...]:
+    if extractor is None:
+        return ()
+    return tuple(tap_shapes(extractor.network, *extractor.inputs))
+
+
+def _discriminator_inputs(interface: Interface, count: int = 2) -> list[jax.ShapeDtypeStruct]:
+    image = jax.ShapeDtypeStruct((count, *interface.output), "float32")
+    return [image, *([jax.ShapeDtypeStruct((count,), "int32")] if interface.classes else [])]
+
+
+def _taps_of(discriminator: Network | None, interface: Interface) -> list[str]:
+    if discriminator is None:
+        return []
+    return list(tap_shapes(discriminator, *_discriminator_inputs(interface)))
+
+
+def example_batch(distillation: Distillation) -> Batch:
+    """The shapes of a batch."""
+    count, interface = distillation.batch_size, distillation.teacher.interface
+    inputs = tuple(jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for x in interface.inputs)
+    answer = jax.ShapeDtypeStruct((count, *interface.output), "float32")
+    return {"inputs": inputs, "answer": answer}
+
+
+def _trace(distillation: Distillation) -> None:
+    """Raises a ValueError if the parts of a distillation do not fit."""
+    batch = example_batch(distillation)
+    plan = make_plan(distillation, DEFAULT_STEPS)
+    state = jax.eval_shape(plan.init, jax.random.key(0), batch)
+    jax.eval_shape(plan.step, state, plan.teacher, batch)

@@ -1,0 +1,223 @@
+"""The examples of a distillation: the generators' inputs, with the teacher's answers."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kd_jax import data as kd_data
+from kd_jax.core.family import Interface
+from kd_jax.core.types import Array, Variables
+from kd_jax.data import BatchIterator
+from kd_jax.data.source import digest, read_examples, to_batch
+from kd_jax.model import Model
+from kd_jax.tasks import degradations
+
+LATENTS_PER_PASS, IMAGES_PER_PASS = 16, 2
+"""Examples of a teacher's pass, which is always of one size, so that its bits are always equal."""
+
+Answer = Callable[[Variables, tuple[Any, ...]], Array]
+"""`(variables, inputs [B, ...]) -> outputs [B, H, W, C]`."""
+
+
+class Examples(NamedTuple):
+    """Inputs of a generator: without end, or a numbered set.
+
+    Attributes:
+      name: a description of them, for people.
+      batches: `(batch size, seed) -> iterator` of batches that `prepare` takes; of a numbered set,
+        they have an entry `number`.
+      prepare: `batch -> inputs`, a pure function, the inputs as a tuple of arrays `[B, ...]`.
+      total: the size of the set; None without end.
+      select: of a numbered set, `numbers -> batch`.
+      fingerprint: of a numbered set, a digest of everything that determines it.
+    """
+
+    name: str
+    batches: Callable[[int, int], BatchIterator]
+    prepare: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    total: int | None = None
+    select: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
+    fingerprint: str = ""
+
+
+def latent_examples(interface: Interface, count: int | None = None) -> Examples:
+    """Standard normal latents, and uniform labels if the generator takes labels.
+
+    Args:
+      interface: of a generator that takes latents.
+      count: the size of a set that is used again and again; None for new latents in every batch.
+    """
+    classes, length = interface.classes, interface.latent
+
+    def draw(random: np.random.Generator, number: int) -> dict[str, np.ndarray]:
+        drawn: dict[str, np.ndarray] = {
+            "latents": random.standard_normal((number, length), np.float32)
+        }
+        if classes:
+            drawn["label"] = random.integers(classes, size=number, dtype=np.int32)
+        return drawn
+
+    def prepare(batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (batch["latents"], *([batch["label"]] if classes else []))
+
+    labels = f" with labels of {classes} classes" if classes else ""
+    if count is None:
+        name = f"latents of {length} numbers{labels}"
+
+        def batches(batch_size: int, seed: int) -> BatchIterator:
+            return kd_data.generated_batches(draw, batch_size, seed, name=name, **_part())
+
+        return Examples(name, batches, prepare)
+    name = f"{count} latents of {length} numbers{labels}"
+    table = draw(np.random.default_rng(0), count)
+
+    def select(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        return {"number": numbers, **{key: values[numbers] for key, values in table.items()}}
+
+    def numbered(batch_size: int, seed: int) -> BatchIterator:
+        def choose(random: np.random.Generator, number: int) -> dict[str, np.ndarray]:
+            return select(random.integers(count, size=number))
+
+        return kd_data.generated_batches(choose, batch_size, seed, name=name, **_part())
+
+    fingerprint = digest(name, "numpy.random.default_rng(0)")
+    return Examples(name, numbered, prepare, count, select, fingerprint)
+
+
+def image_examples(source: kd_data.Source, interface: Interface) -> Examples:
+    """The images of a source as inputs, made smaller by the generator's scale.
+
+    Args:
+      source: images of the shape of the generator's outputs.
+      interface: of a generator that takes images.
+    """
+    # Batches have labels, not numbers: the label of an image is its number here.
+    numbered = dataclasses.replace(
+        source,
+        read=lambda i: (source.read(i)[0], i),
+        read_labels=lambda: np.arange(len(source), dtype=np.int32),
+        num_classes=len(source),
+    )
+
+    def batches(batch_size: int, seed: int) -> BatchIterator:
+        return kd_data.batches(numbered, batch_size, seed, **_part())
+
+    def prepare(batch: Mapping[str, Any]) -> tuple[Any, ...]:
+        images = batch["image"]
+        if interface.scale > 1:
+            images = degradations.downsample(images, interface.scale)
+        return (images,)
+
+    def select(numbers: np.ndarray) -> dict[str, np.ndarray]:
+        images, labels, _ = read_examples(numbered, numbers.tolist())
+        return to_batch(images, labels)
+
+    return Examples(source.name, batches, prepare, len(source), select, digest(source.fingerprint))
+
+
+def _part() -> dict[str, Any]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def make_answer(model: Model, options: Mapping[str, Any] = {}) -> Answer:
+    """The teacher's outputs for any number of inputs, compiled once.
+
+    Every pass has the same number of examples, so that the answer to an input does not depend on
+    the batch that it is in, and stored answers are those that a training would compute.
+
+    Args:
+      model: the teacher.
+      options: keyword options of `network.apply`.
+    """
+    size = IMAGES_PER_PASS if model.interface.takes_images else LATENTS_PER_PASS
+
+    @jax.jit
+    def apply(variables: Variables, inputs: tuple[Any, ...]) -> Array:
+        groups = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), inputs)
+        outputs = jax.lax.map(
+            lambda group: model.network.apply(variables, *group, **options)[0], groups
+        )
+        return outputs.reshape(-1, *outputs.shape[2:])
+
+    def answer(variables: Variables, inputs: tuple[Any, ...]) -> Array:
+        count = len(inputs[0])
+        padding = -count % size
+        if padding:
+            rows = np.arange(count + padding) % count
+            inputs = tuple(x[rows] for x in inputs)
+        return apply(variables, inputs)[:count]
+
+    return answer
+
+
+class AnsweredBatches(Iterator[dict[str, Any]]):
+    """Batches of inputs with the teacher's answers, for `kd_jax.tasks.answered`.
+
+    Args:
+      examples: the inputs.
+      batch_size: the size of the global batch.
+      seed: the seed of the order, or of the draws.
+      answer: `inputs -> answers`; or, of stored ones, `numbers -> answers`.
+      stored: whether the answers are stored.
+      real: further batches whose images are the real ones, in whose place the answers stand without
+        them; their labels are those of the latents.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        seed: int,
+        answer: Callable[[Any], Any],
+        *,
+        stored: bool = False,
+        real: BatchIterator | None = None,
+    ):
+        self._inputs, self._answer, self._stored = (
+            examples.batches(batch_size, seed),
+            answer,
+            stored,
+        )
+        self._prepare, self._real = jax.jit(examples.prepare), real
+
+    def __next__(self) -> dict[str, Any]:
+        batch = dict(next(self._inputs))
+        real = {}
+        if self._real is not None:
+            images = next(self._real)
+            real = {"real": images["image"]}
+            if "label" in batch:
+                batch["label"] = images["label"]
+        numbers = batch.pop("number", batch.get("label"))
+        inputs = self._prepare(batch)
+        return {
+            "inputs": inputs,
+            "answer": self._answer(numbers if self._stored else inputs),
+            **real,
+        }
+
+    def get_state(self) -> dict[str, Any]:
+        """The position after the last batch returned: JSON values."""
+        real = {} if self._real is None else {"real": self._real.get_state()}
+        return {"inputs": self._inputs.get_state(), **real}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restores a position.
+
+        Raises:
+          ValueError: it belongs to other data.
+        """
+        if ("real" in state) != (self._real is not None):
+            raise ValueError("the position belongs to a training with other real images")
+        self._inputs.set_state(state["inputs"])
+        if self._real is not None:
+            self._real.set_state(state["real"])
+
+
+def teacher_answers(model: Model) -> Callable[[Any], Array]:
+    """`inputs -> answers` of a teacher."""
+    return partial(make_answer(model), jax.device_put(model.variables))
