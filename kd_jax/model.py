@@ -14,6 +14,9 @@ from kd_jax.core.types import Variables
 from kd_jax.pretrained import registry
 from kd_jax.train import checkpoint, manifest
 
+STUDENT = "student"
+"""The folder of the finished student within that of a distillation."""
+
 FOLDERS = ("best", "checkpoints", "checkpoint")
 """Folders of checkpoints within the folder of a training, in order of preference."""
 
@@ -62,7 +65,8 @@ def load(
         student = kd_jax.load("runs/digits/seed0/scarce/distilled")
         images, taps, _ = student.network.apply(student.variables, latents)
 
-    Nothing in a file or a folder is executed. Of a training, the best averaged generator is loaded.
+    Nothing in a file or a folder is executed. Of a training, the best averaged generator is loaded;
+    of a distillation, its student.
 
     Args:
       path: the file or folder.
@@ -107,6 +111,8 @@ def load(
         raise ValueError(f"{path} is not a weight file: it has neither parts nor options")
     if not location.is_dir():
         raise FileNotFoundError(f"{path} is neither a file nor a folder")
+    if (location / STUDENT).is_dir() and holds_checkpoints(location / STUDENT):
+        location /= STUDENT
     order = FOLDERS[1:] + FOLDERS[:1] if latest else FOLDERS
     inner = [location / name for name in order if (location / name).is_dir()]
     trainings = {file.parent for name in FOLDERS for file in location.glob(f"**/{name}")}

@@ -6,7 +6,9 @@ import sys
 from kd_jax.core.streams import survive_closed_streams
 
 COMMANDS = {
-    "inspect": "describe a published weight file; write samples and a checkpoint",
+    "inspect": "describe a weight file or a training; write samples and a checkpoint",
+    "distill": "train a small student of a generator, and measure it",
+    "sample": "write images of a generator, or a video of an interpolation",
     "evaluate": "compare generators with real images; write a report",
 }
 

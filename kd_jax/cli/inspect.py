@@ -1,32 +1,36 @@
-"""Describes a published weight file, and writes eight samples and a checkpoint of a network.
+"""Describes a weight file or a training, and writes samples and a checkpoint of a network.
 
     kd-jax inspect FILE --out DIR
 
-Prints the networks in the file, and the configuration and number of parameters of the selected one.
-Writes `DIR/samples.png` (of a generator) and `DIR/checkpoint`, an Orbax checkpoint of the variables
-for `kd_jax.train.checkpoint.load_network`. Exits with status 2 if the file is refused.
+Prints the networks in a file, and the inputs, the cost and the configuration of the selected one.
+Writes `DIR/samples.png` (of a generator) and `DIR/checkpoint`, an Orbax checkpoint that all
+commands read. Exits with status 2 if the file is refused.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from kd_jax import data as kd_data
+from kd_jax.cli import common
 from kd_jax.core import architecture, cost
-from kd_jax.core.checks import UsageError
 from kd_jax.core.files import naming
-from kd_jax.pretrained.convert import Converted
-from kd_jax.pretrained.registry import choose, convert, parts
+from kd_jax.data.source import to_float
+from kd_jax.evaluate.generator import split_part
+from kd_jax.evaluate.samples import generate, seeded_inputs
+from kd_jax.model import Model
+from kd_jax.pretrained import registry
 from kd_jax.report import pictures
+from kd_jax.tasks.degradations import downsample
 from kd_jax.train import checkpoint
 
-SAMPLES = 8
+SAMPLES, LARGE_SIDE = 8, 256
+"""Images in the picture, and the largest side of embedded photographs."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -34,130 +38,103 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="kd-jax inspect", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("file", help="a .pkl, .pt, .pth, .safetensors or .param file")
+    common.add_network(parser)
     parser.add_argument("--out", help="a new folder for samples and a checkpoint")
-    parser.add_argument("--part", help="the network in the file; default: the averaged generator")
     parser.add_argument(
         "--truncation", type=float, help="truncation psi, for networks that support it"
     )
-    parser.add_argument(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an argument of the network's factory that the file does not determine, such as "
-        "conv_clamp=256 or size=28; may be repeated",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the latents")
-    args = parser.parse_args(arguments)
-    try:
+    parser.add_argument("--seed", type=int, default=0, help="the first seed of the samples")
+    args = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    with common.exit_codes():
         run(args)
-    except (OSError, ValueError, UsageError, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Describes the file, and writes the samples and the checkpoint.
+    """Describes the network, and writes the samples and the checkpoint.
 
     Raises:
       ValueError, UsageError, CheckpointError: the file is refused, an argument does not fit, or
         the folder cannot be written; a one-line message.
     """
-    if not 0 <= args.seed < 2**63:
-        raise ValueError(f"--seed={args.seed} is not from 0 to 2**63 - 1")
-    out = None if args.out is None else Path(args.out)
+    if not 0 <= args.seed < 2**32 - SAMPLES:
+        raise ValueError(f"--seed={args.seed} is not from 0 to 2**32 - {SAMPLES + 1}")
+    out = None if args.out is None else Path(args.out).expanduser()
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out={out} is not a new or empty folder")
-    with naming(f"read {args.file}"):
-        available = parts(args.file)
-        name = choose(args.file, available, args.part)
-        converted = convert(args.file, available[name], **parse_options(args.option))
-    apply = None
-    if args.truncation is not None or (available[name].generates and out is not None):
-        apply = _make_apply(converted, args.truncation)
-    for other, part in available.items():
-        purpose = f", for {part.purpose}" if part.purpose else ""
-        print(f"{'*' if other == name else ' '} {other}: {part.kind}{purpose}")
-    for key, value in converted.config.items():
-        print(f"    {key}: {value}")
-    print(f"    parameters: {cost.parameter_count(converted.variables):,}")
-    for note in converted.notes:
-        print(f"    note: {note}")
+    model = common.open_network(args.network, args, generator=False)
+    samples = None
+    if model.generates and (args.truncation is not None or out is not None):
+        samples = sample(model, args.seed, args.truncation)
+    elif args.truncation is not None:
+        raise ValueError(f"--truncation={args.truncation}: this network takes no truncation")
+    path, _ = split_part(Path(args.network).expanduser())
+    if path.is_file():
+        print_parts(path, model)
+    print_model(model)
     if out is None:
         return
-    settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
-    described = architecture.describe(converted.network, *converted.inputs)
+    described = architecture.describe(model.network, *model.inputs)
     with naming(f"write to --out={out}"):
         out.mkdir(parents=True, exist_ok=True)
-        if apply is not None and not any(len(like.shape) == 4 for like in converted.inputs):
-            images = _samples(converted, apply, args.seed)
-            pictures.save_grid(out / "samples.png", {name: images}, scale=1)
+        if samples is not None:
+            pictures.save_grid(out / "samples.png", samples, scale=1)
             print(f"wrote {out / 'samples.png'}")
-        checkpoint.save_generator(out / "checkpoint", converted.variables, settings, described)
+        checkpoint.save_generator(out / "checkpoint", model.variables, plain(model.info), described)
     print(f"wrote {out / 'checkpoint'}")
 
 
-def parse_options(options: list[str]) -> dict[str, Any]:
-    """The values of `NAME=VALUE`, read as JSON where they are JSON, and as text otherwise.
+def print_parts(path: Path, model: Model) -> None:
+    """Prints a line for each network in a file, with a star at the selected one."""
+    for name, part in registry.parts(path).items():
+        purpose = f", for {part.purpose}" if part.purpose else ""
+        print(f"{'*' if name == model.info['part'] else ' '} {name}: {part.kind}{purpose}")
+
+
+def print_model(model: Model) -> None:
+    """Prints the configuration, the inputs and the cost of a network."""
+    info = dict(model.info)
+    notes = info.pop("notes", ())
+    for key, value in info.items():
+        if key not in ("file", "part", "kind"):
+            print(f"    {key}: {value}")
+    if model.generates:
+        print(f"    inputs: {model.interface.describe()}")
+    macs = cost.multiply_accumulates(model.network, model.variables, *model.inputs)
+    print(f"    parameters: {cost.parameter_count(model.variables):,}")
+    print(f"    multiply-accumulates: {macs:,.0f}")
+    for note in notes:
+        print(f"    note: {note}")
+
+
+def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.ndarray] | None:
+    """Rows of `SAMPLES` images in [-1, 1]: of these seeds, or the embedded photographs translated.
+
+    None for a generator that takes further inputs, or images of another size.
 
     Raises:
-      ValueError: one of them has no `=`.
+      ValueError: the generator does not take a truncation.
     """
-    result: dict[str, Any] = {}
-    for option in options:
-        name, equals, value = option.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--option {option!r} is not of the form NAME=VALUE")
-        try:
-            result[name] = json.loads(value)
-        except ValueError:
-            result[name] = value
-    return result
+    name, interface = str(model.info.get("part", "samples")), model.interface
+    if not interface.takes_images:
+        inputs = seeded_inputs(model, range(seed, seed + SAMPLES))
+        return {name: to_float(generate(model, inputs, truncation=truncation))}
+    if len(interface.inputs) > 1 or interface.size > LARGE_SIDE or interface.channels == 4:
+        return None
+    source = kd_data.open_source("photos", "test", interface.size, interface.channels, resize=True)
+    chosen = np.linspace(0, len(source) - 1, SAMPLES).astype(int)
+    images = np.stack([source[int(i)]["image"] for i in chosen])
+    scale = interface.scale
+    small = np.asarray(downsample(jnp.asarray(images), scale)) if scale > 1 else images
+    outputs = to_float(generate(model, (small,), truncation=truncation))
+    return {"input": small.repeat(scale, axis=1).repeat(scale, axis=2), name: outputs}
 
 
-def _make_apply(converted: Converted, truncation: float | None) -> Callable[..., jax.Array]:
-    """`(variables, *inputs) -> images`, compiled at its first call.
-
-    Raises:
-      ValueError: the network does not take a truncation.
-    """
-    options: dict[str, Any] = {} if truncation is None else {"truncation": truncation}
-    apply = jax.jit(
-        lambda variables, *inputs: converted.network.apply(variables, *inputs, **options)[0]
-    )
-    try:
-        jax.eval_shape(apply, converted.variables, *converted.inputs)
-    except TypeError:
-        if truncation is None:
-            raise
-        raise ValueError(f"--truncation={truncation}: this network takes no truncation") from None
-    return apply
-
-
-def _samples(converted: Converted, apply: Callable[..., jax.Array], seed: int) -> np.ndarray:
-    """Images `[SAMPLES, H, W, C]`, generated one at a time, since networks may be large."""
-    images = []
-    for index in range(SAMPLES):
-        key = jax.random.fold_in(jax.random.key(seed), index)
-        inputs = []
-        for number, like in enumerate(converted.inputs):
-            input_key = jax.random.fold_in(key, number)
-            if jnp.issubdtype(like.dtype, jnp.integer):
-                classes = int(converted.config["classes"])
-                inputs.append(jax.random.randint(input_key, like.shape, 0, classes, like.dtype))
-            else:
-                inputs.append(jax.random.normal(input_key, like.shape, like.dtype))
-        images.append(np.asarray(apply(converted.variables, *inputs)))
-    return np.concatenate(images)
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value as JSON types."""
-    if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [plain(inner) for inner in value]
     if isinstance(value, np.generic):
         return value.item()
     return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -75,9 +75,9 @@ def open_source(
       spec: one of:
         `digits`: scikit-learn's 1,797 handwritten digits of 8x8, 10 classes, enlarged to `size`
           (bicubic); written to `cache` as a TFDS dataset on first use.
-        `photos`: 64x64 patches of nine photographs of scikit-image and scikit-learn, downsampled
-          to `size`; `train` has six photographs and `test` the other three; a label is the number
-          of a photograph.
+        `photos`: patches of nine photographs of scikit-image and scikit-learn, of 64x64, or of
+          256x256 for a larger `size`, downsampled to it; `train` has six photographs and `test` the
+          other three; a label is the number of a photograph.
         `folder:PATH`: the png, jpg, webp, bmp and tiff files of a folder, one class; or of its
           sub-folders, one class each, in the order of their names. Other and hidden files are left
           out. Numbered folders of StyleGAN's `dataset_tool.py` (`00000/img00000000.png`) and of

@@ -13,6 +13,7 @@ from kd_jax.data.prepared import from_builder
 from kd_jax.data.source import Source
 
 SIDE, STRIDE = 64, 32
+LARGE_SIDE, LARGE_STRIDE = 256, 64
 
 TRAIN = ("astronaut", "coffee", "rocket", "flower", "brick", "grass")
 TEST = ("chelsea", "china", "gravel")
@@ -24,6 +25,7 @@ class Photos(embedded.Embedded, skip_registration=True):  # type: ignore[call-ar
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "Nine photographs, two of them of scikit-learn."}  # noqa: RUF012
+    side, stride = SIDE, STRIDE
     shape = (SIDE, SIDE, 3)
     classes = TRAIN + TEST
     about = "Patches of photographs that come with scikit-image and scikit-learn."
@@ -36,10 +38,17 @@ class Photos(embedded.Embedded, skip_registration=True):  # type: ignore[call-ar
     def _patches(self, names: tuple[str, ...]) -> Iterator[tuple[np.ndarray, int]]:
         for name in names:
             photo, label = _photo(name), self.classes.index(name)
-            for top in range(0, photo.shape[0] - SIDE + 1, STRIDE):
-                for left in range(0, photo.shape[1] - SIDE + 1, STRIDE):
-                    patch = photo[top : top + SIDE, left : left + SIDE]
+            for top in range(0, photo.shape[0] - self.side + 1, self.stride):
+                for left in range(0, photo.shape[1] - self.side + 1, self.stride):
+                    patch = photo[top : top + self.side, left : left + self.side]
                     yield np.ascontiguousarray(patch), label
+
+
+class LargePhotos(Photos, skip_registration=True):  # type: ignore[call-arg]
+    """Patches of 256x256 with a stride of 64."""
+
+    side, stride = LARGE_SIDE, LARGE_STRIDE
+    shape = (LARGE_SIDE, LARGE_SIDE, 3)
 
 
 def _photo(name: str) -> np.ndarray:
@@ -59,16 +68,19 @@ def open_photos(split: str, size: int, channels: int, cache: Path) -> Source:
 
     Args:
       split: `train` (six photographs), `test` (three others), or a part of one.
-      size: height and width, at most 64.
+      size: height and width, at most 256. Up to 64, patches of 64x64 are downsampled; above, those
+        of 256x256, of which there are fewer.
       channels: 1, 3 or 4.
       cache: the directory of TFDS datasets.
 
     Raises:
-      ValueError: `size` is above 64, or the split does not exist.
+      ValueError: `size` is above 256, or the split does not exist.
     """
-    if size > SIDE:
-        raise ValueError(f"size is {size}: the patches of the photos are {SIDE}x{SIDE}")
-    folder = embedded.prepare(Photos, cache)
+    if size > LARGE_SIDE:
+        raise ValueError(
+            f"size is {size}: the largest patches of the photos are {LARGE_SIDE}x{LARGE_SIDE}"
+        )
+    folder = embedded.prepare(Photos if size <= SIDE else LargePhotos, cache)
     builder = tfds.builder_from_directory(folder)
     source = from_builder(builder, split, size, channels, resize=True)
     return replace(source, name=f"photos {split}")

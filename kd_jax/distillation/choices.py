@@ -89,6 +89,7 @@ def make_distillation(
     method: str = "auto",
     losses: PerNetwork | None = None,
     discriminator: Network | None = None,
+    teacher_discriminator: Model | None = None,
     optimizers: PerNetwork | None = None,
     images: kd_data.Source | str | None = None,
     resize: bool = False,
@@ -114,8 +115,10 @@ def make_distillation(
       family: the description of the teacher's architecture; by default that of its module.
       method: a name in `kd_jax.distillation.METHODS`, or `auto`: that of the family.
       losses: or the losses of both networks.
-      discriminator: the student's discriminator; by default that of the file, if it has one for the
-        same images, or else one of the family's. Not used by methods without a discriminator.
+      discriminator: the student's discriminator; by default the teacher's, with its variables, or
+        else one of the family's. Not used by methods without a discriminator.
+      teacher_discriminator: the teacher's discriminator; by default that of the file, if it has
+        one for the same images.
       optimizers: of both networks; by default Adam with warm-up and cosine decay, which is made for
         the number of steps.
       images: real images: a source, or what `kd_jax.data.open_source` reads. A teacher of images is
@@ -168,12 +171,15 @@ def make_distillation(
         jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype) for x in teacher.inputs
     )
     adversarial = bool(losses.discriminator) if losses else METHODS[name].adversarial
-    own, own_variables = _file_discriminator(path, interface)
+    if teacher_discriminator is None and path is not None:
+        teacher_discriminator = file_discriminator(path, interface)
+    own = teacher_discriminator.network if teacher_discriminator else None
     if discriminator is None and adversarial:
         discriminator = own or make_discriminator(family, interface)
-        if own_variables is not None:
-            initial["discriminator"] = own_variables
-        choices.append(f"discriminator: {'that of the file' if own else discriminator}")
+        if teacher_discriminator is not None:
+            initial["discriminator"] = teacher_discriminator.variables
+        owner = ", the teacher's" if own else ""
+        choices.append(f"discriminator: {discriminator}{owner}")
     extractor, distance = _open_perceptual(perceptual)
     shapes, theirs = (tap_shapes(net, *example) for net in (network, teacher.network))
     parts = Parts(
@@ -224,7 +230,9 @@ def make_distillation(
         make_setup=make_setup,
         initial=initial,
         frozen=Teacher(
-            teacher.variables, own_variables, extractor.variables if extractor else None
+            teacher.variables,
+            teacher_discriminator.variables if teacher_discriminator else None,
+            extractor.variables if extractor else None,
         ),
         examples=examples,
         held_out=held_out,
@@ -417,23 +425,23 @@ def _open_real(interface: Interface, images: kd_data.Source | str, resize: bool)
     return source
 
 
-def _file_discriminator(
-    path: Path | None, interface: Interface
-) -> tuple[Network | None, Variables | None]:
-    """The file's discriminator of such images, if it has one, and only one."""
-    if path is None or not path.is_file():
-        return None, None
+def file_discriminator(path: str | os.PathLike[str], interface: Interface) -> Model | None:
+    """The discriminator in a weight file; None unless it has exactly one for such images.
+
+    Args:
+      path: a file, or a folder, which has none.
+      interface: of the generator whose images it scores.
+    """
+    if not Path(path).is_file():
+        return None
     found = []
     for name, part in registry.parts(path).items():
-        if part.generates or part.purpose or "discriminator" not in part.kind:
-            continue
-        converted = registry.convert(path, part)
-        image, *labels = converted.inputs
-        if image.shape[1:] == interface.output and bool(labels) == bool(interface.classes):
-            found.append((name, converted))
-    if len(found) != 1:
-        return None, None
-    return found[0][1].network, found[0][1].variables
+        if not part.generates and not part.purpose and "discriminator" in part.kind:
+            model = load(path, name)
+            labels = len(model.inputs) > 1
+            if model.inputs[0].shape[1:] == interface.output and labels == bool(interface.classes):
+                found.append(model)
+    return found[0] if len(found) == 1 else None
 
 
 def _open_perceptual(

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from kd_jax import data as kd_data
 from kd_jax.core.architecture import describe
@@ -195,7 +194,7 @@ def run(
         )
 
     if minutes:
-        count = _steps_for(minutes, folder, distillation, batches(seed), observer, seed, baseline)
+        count = _steps_for(minutes, folder, distillation, batches(seed), observer, seed)
     else:
         count = steps or DEFAULT_STEPS
     variables, taken = {}, {}
@@ -286,6 +285,67 @@ def _train(
     return disconnect(variables), max(int(x.name) for x in checkpoints.iterdir() if x.is_dir())
 
 
+class Timing(NamedTuple):
+    """The cost of a training step.
+
+    Attributes:
+      seconds: the mean time, with the teacher's answers.
+      compilation: the time of the compilation, which another number of steps needs again.
+      flops: floating-point operations of the step itself.
+      memory: bytes of its state, its batch and its temporaries.
+    """
+
+    seconds: float
+    compilation: float
+    flops: float
+    memory: int
+
+
+def time_step(
+    distillation: Distillation,
+    plan: TrainingPlan,
+    seed: int = 0,
+    batches: AnsweredBatches | None = None,
+) -> Timing:
+    """Compiles the step, and takes some steps of a training that is then forgotten.
+
+    Args:
+      distillation: the distillation.
+      plan: its plan.
+      seed: of the training.
+      batches: the batches; by default with answers that are computed now.
+    """
+    if batches is None:
+        answer = teacher_answers(distillation.teacher)
+        batches = AnsweredBatches(distillation.examples, distillation.batch_size, seed, answer)
+    mesh = make_mesh()
+    batch = place_batch(next(batches), mesh)
+    state = jax.jit(plan.init)(jax.random.key(seed), batch)
+    frozen = place(plan.teacher, mesh)
+    began = time.perf_counter()
+    compiled = compile_step(plan.step, mesh).lower(state, frozen, batch).compile()
+    compilation = time.perf_counter() - began
+    sizes: Any = compiled.memory_analysis()
+    began = time.perf_counter()
+    taken = 0
+    # A regularisation that is not due in every step makes some steps slower: the mean counts.
+    while taken < TIMED and (taken < 4 or time.perf_counter() - began < 30):
+        state, metrics = compiled(state, frozen, place_batch(next(batches), mesh))
+        jax.block_until_ready(metrics)
+        taken += 1
+    return Timing(
+        (time.perf_counter() - began) / taken,
+        compilation,
+        float(compiled.cost_analysis()["flops"]),
+        int(
+            sizes.argument_size_in_bytes
+            + sizes.output_size_in_bytes
+            + sizes.temp_size_in_bytes
+            - sizes.alias_size_in_bytes
+        ),
+    )
+
+
 def _steps_for(
     minutes: float,
     folder: Path,
@@ -293,34 +353,22 @@ def _steps_for(
     batches: AnsweredBatches,
     observer: _Observer,
     seed: int,
-    baseline: bool,
 ) -> int:
     """The number of steps that fit the minutes, measured once and kept in the folder."""
     path = folder / STEPS
     if path.exists():
         return int(read_json(path, checked=True)["steps"])
-    plan = make_plan(distillation, DEFAULT_STEPS)
     _say("timing the step")
-    batch = next(batches)
-    mesh = make_mesh()
-    step: Any = compile_step(plan.step, mesh)
-    state = jax.jit(plan.init)(jax.random.key(seed), batch)
-    variables = jax.device_get(state.ema)
-    frozen = place(plan.teacher, mesh)
-    began = time.monotonic()
-    seconds: list[float] = []
-    while len(seconds) < 3 or (len(seconds) < TIMED and time.monotonic() - began < 30):
-        start = time.perf_counter()
-        state, metrics = step(state, frozen, place_batch(next(batches), mesh))
-        jax.block_until_ready(metrics)
-        seconds.append(time.perf_counter() - start)
+    plan = make_plan(distillation, DEFAULT_STEPS)
+    timing = time_step(distillation, plan, seed, batches)
+    each = timing.seconds
+    variables = jax.jit(plan.init)(jax.random.key(seed), next(batches)).ema
     observer.quality(variables)  # compiles
     start = time.perf_counter()
     observer.quality(variables)
     evaluation = time.perf_counter() - start
-    # A regularisation that is not due in every step makes some steps slower: the mean counts.
-    each = float(np.mean(seconds[1:]))
-    count = max(EVALUATIONS, int((60 * minutes - EVALUATIONS * evaluation) / each))
+    left = 60 * minutes - timing.compilation - EVALUATIONS * evaluation
+    count = max(EVALUATIONS, int(left / each))
     count = count // EVALUATIONS * EVALUATIONS
     _say(f"{each * 1e3:.1f} ms per step: {count:,} steps in {minutes:g} minutes")
     write_json(path, {"steps": count, "seconds per step": each})

@@ -71,10 +71,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
       OSError, CheckpointError: the file or checkpoint cannot be read, or is damaged.
     """
     name, path = split_spec(spec)
-    part = None
-    if "#" in path.name and not path.exists():
-        stem, _, part = path.name.rpartition("#")
-        path = path.with_name(stem)
+    path, part = split_part(path)
     with naming(f"read the network {path}"):
         model = load(path, part, packages=packages, latest=True, generator=True)
     network, variables, inputs, classes = model[:4]
@@ -109,6 +106,14 @@ def split_spec(spec: str) -> tuple[str, Path]:
     existing = (split for split in splits if Path(split[2]).expanduser().exists())
     name, _, path = next(existing, splits[1])
     return name, Path(path).expanduser()
+
+
+def split_part(path: Path) -> tuple[Path, str | None]:
+    """The path and the part of `PATH#PART`; a path without a part may have a `#`."""
+    if "#" not in path.name or path.exists():
+        return path, None
+    stem, _, part = path.name.rpartition("#")
+    return path.with_name(stem), part
 
 
 def display_name(path: Path) -> str:
@@ -148,7 +153,7 @@ class Samples(NamedTuple):
 
 
 def sampler(
-    subject: EvaluatedGenerator, batch: int, mesh: Mesh | None = None
+    subject: EvaluatedGenerator, batch: int, mesh: Mesh | None = None, group: int = GROUP
 ) -> Callable[..., Samples]:
     """`sample(inputs, progress=..., variables=None) -> Samples`, clipped and rounded to 8 bits.
 
@@ -156,7 +161,7 @@ def sampler(
     `variables`, by default the subject's. `progress` is called after each batch with the number of
     finished images.
 
-    Every forward pass has `GROUP` examples, so the images are bit-identical for any batch size and
+    Every forward pass has `group` examples, so the images are bit-identical for any batch size and
     any number of devices. Otherwise a rounding difference could select another of the 256 levels,
     which is visible in the sixth digit of a distance.
 
@@ -165,13 +170,14 @@ def sampler(
       batch: the number of images per transfer from the devices, rounded up to a whole number of
         groups on each device.
       mesh: the devices that share a batch; by default only the first one.
+      group: the number of examples of a forward pass.
 
     Raises:
       ValueError: by the returned function: an image (the first is named) is not finite.
     """
 
     def generate(variables: Variables, inputs: Sequence[Array]) -> Array:
-        groups = tuple(x.reshape(-1, GROUP, *x.shape[1:]) for x in inputs)
+        groups = tuple(x.reshape(-1, group, *x.shape[1:]) for x in inputs)
         images = jax.lax.map(
             lambda group: subject.network.apply(variables, *group, **subject.options)[0], groups
         )
@@ -188,7 +194,7 @@ def sampler(
         )
     )
     own = place(subject.variables, mesh)
-    batch = -(-batch // (GROUP * mesh.size)) * GROUP * mesh.size
+    batch = -(-batch // (group * mesh.size)) * group * mesh.size
 
     def sample(
         inputs: Sequence[Any],
