@@ -22,7 +22,9 @@ OURS |= {path.stem for path in (ROOT / "tests").rglob("*") if path.suffix in (""
 INSTALLED_FOR = {
     "kd_jax": [],
     "kd_jax/data": ["data"],
-    "kd_jax/report": ["data", "experiments"],  # curves and bars are drawn for the experiments
+    "kd_jax/report": ["evaluate"],
+    "kd_jax/distillation": ["evaluate"],
+    "kd_jax/cli": ["evaluate", "video"],
     "kd_jax/train": ["tensorboard"],
     "experiments": ["experiments"],
     "benchmarks": ["bench"],

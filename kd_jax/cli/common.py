@@ -45,7 +45,7 @@ def fail(error: Exception, code: int) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser, name: str = "network") -> None:
-    """Adds the argument that names a network, and those that tell how it is read."""
+    """Adds the argument that names a network, and those that say how it is read."""
     parser.add_argument(
         name,
         metavar="PATH[#PART]",

@@ -114,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
         "--inception",
         metavar="FILE",
         help="weights of the FID Inception-v3; by default a network with random weights, whose "
-        "distances are no FIDs",
+        "distances are not FIDs",
     )
     measuring.add_argument(
         "--dry_run",

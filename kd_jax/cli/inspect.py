@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         if samples is not None:
             pictures.save_grid(out / "samples.png", samples, scale=1)
             print(f"wrote {out / 'samples.png'}")
-        checkpoint.save_generator(out / "checkpoint", model.variables, plain(model.info), described)
+        checkpoint.save_generator(out / "checkpoint", model.variables, settings(model), described)
     print(f"wrote {out / 'checkpoint'}")
 
 
@@ -127,6 +127,13 @@ def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.nd
     small = np.asarray(downsample(jnp.asarray(images), scale)) if scale > 1 else images
     outputs = to_float(generate(model, (small,), truncation=truncation))
     return {"input": small.repeat(scale, axis=1).repeat(scale, axis=2), name: outputs}
+
+
+def settings(model: Model) -> dict[str, Any]:
+    """The origin and the configuration of a network, as JSON values."""
+    info = dict(plain(model.info))
+    origin = {name: info.pop(name) for name in ("file", "part") if name in info}
+    return {**origin, "config": info}
 
 
 def plain(value: Any) -> Any:

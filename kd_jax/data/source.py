@@ -156,8 +156,8 @@ def strided(source: Source, step: int, start: int = 0) -> Source:
 def hold_out(source: Source, step: int) -> tuple[Source, Source]:
     """Every `step`-th image, from the first on, and all others: the others first."""
     others = np.array([i for i in range(len(source)) if i % step])
-    kept = _select(source, others, f"{source.name} without every {step}th image")
-    return kept, strided(source, step)
+    rest = _select(source, others, f"{source.name} without every {step}th image")
+    return rest, strided(source, step)
 
 
 def _select(source: Source, indices: npt.NDArray[Any], name: str) -> Source:

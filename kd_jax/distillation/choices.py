@@ -329,10 +329,10 @@ def _choose_student(
     choices: list[str],
 ) -> tuple[Network, dict[str, Variables]]:
     """The student's network, and its initial variables unless they are random."""
-    given = {name: value for name, value in budget.items() if value is not None}
+    limits: dict[str, Any] = {name: value for name, value in budget.items() if value is not None}
     if isinstance(student, Model | Network):
-        if given:
-            raise ValueError(f"{next(iter(given))} is a budget, and the student is there already")
+        if limits:
+            raise ValueError(f"{next(iter(limits))} is a budget, and the student is there already")
         network = student if isinstance(student, Network) else student.network
         variables = None if isinstance(student, Network) else student.variables
         example = variables or jax.eval_shape(network.init, jax.random.key(0), *teacher.inputs)
@@ -345,7 +345,7 @@ def _choose_student(
             )
         choices.append("student: as passed")
         return network, {} if variables is None else {"generator": variables}
-    limits: dict[str, Any] = given or {"macs": DEFAULT_BUDGET}
+    limits = limits or {"macs": DEFAULT_BUDGET}
     wish = ", ".join(f"{name} {value:.4g}" for name, value in limits.items())
     if isinstance(student, str):
         chosen = family_named(student)
@@ -434,14 +434,14 @@ def file_discriminator(path: str | os.PathLike[str], interface: Interface) -> Mo
     """
     if not Path(path).is_file():
         return None
-    found = []
+    discriminators = []
     for name, part in registry.parts(path).items():
         if not part.generates and not part.purpose and "discriminator" in part.kind:
             model = load(path, name)
             labels = len(model.inputs) > 1
             if model.inputs[0].shape[1:] == interface.output and labels == bool(interface.classes):
-                found.append(model)
-    return found[0] if len(found) == 1 else None
+                discriminators.append(model)
+    return discriminators[0] if len(discriminators) == 1 else None
 
 
 def _open_perceptual(

@@ -106,7 +106,7 @@ def distill(
         `answers/`; of a teacher that takes latents, with `latents=N`.
       samples: the number of samples, or of held-out images, that networks are measured by.
       features: a file of Inception weights for the distances; `none` for no distances; by default a
-        network with random weights, whose distances are no FIDs.
+        network with random weights, whose distances are not FIDs.
       seed: of the initial weights, the order of the examples and all noise.
       command: the command that started it, for the report.
       **options: those of `make_distillation`.
@@ -230,7 +230,7 @@ def run(
 
 
 class _Observer:
-    """What is measured and drawn during a training."""
+    """The figures and the pictures of a training on its way."""
 
     def __init__(self, measurement: Measurement, sample: Sampler):
         self.measurement, self._sample = measurement, sample

@@ -14,7 +14,7 @@ from kd_jax.core.types import Array, Variables
 
 
 class Parts(NamedTuple):
-    """What a method may use.
+    """The parts that a method may use.
 
     Attributes:
       student, teacher: the generators.

@@ -21,7 +21,7 @@ WIDEST = 1024
 
 
 class Budget(NamedTuple):
-    """What an image may cost.
+    """The cost that an image may have.
 
     Attributes:
       name: `macs`, `parameters` or `latency`.

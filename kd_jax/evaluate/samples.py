@@ -106,7 +106,9 @@ def generate(
     except TypeError:
         if truncation is None:
             raise
-        raise ValueError(f"truncation={truncation}: the generator takes no truncation") from None
+        raise ValueError(
+            f"truncation={truncation} (of commands --truncation): the generator takes none"
+        ) from None
     mesh = make_mesh(devices=jax.local_devices())
     images: Images = sampler(subject, batch, mesh, IMAGES_PER_PASS)(inputs, progress).images
     return images

@@ -197,8 +197,6 @@ def test_invalid_options_raise():
         biggan.generator(32, 4, classes=3, shared=0)
     with pytest.raises(ValueError, match="latents of length 10 cannot be split into 4 equal parts"):
         _abstract(biggan.generator(32, 4), _z(10))
-    with pytest.raises(ValueError, match="attention needs at least 8 channels"):
-        _abstract(biggan.generator(32, 1, attention=(8,)), _z(8))
     with pytest.raises(ValueError, match=r"generator of size 32 has 4 widths .*, not 2"):
         biggan.generator(32, (4, 4))
 
