@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from parity.golden import FILES, FOLDER, File, weights
-from pretrained.test_registry import as_safetensors
+from pretrained.test_registry import as_checkpoint, as_safetensors
 
 from kd_jax import pretrained
 
@@ -26,6 +26,18 @@ def write(name: str, folder: Path) -> Path:
         return FOLDER / "pkl" / f"{name}.pkl"
     path = folder / f"{name}.safetensors"
     path.write_bytes(as_safetensors(weights(File(FOLDER / f"{name}.npz"))))
+    return path
+
+
+def write_state_dict(path: Path, golden: Path) -> Path:
+    """The state dict of a golden file."""
+    path.write_bytes(as_safetensors(weights(File(golden))))
+    return path
+
+
+def write_parts(path: Path, parts: dict[str, dict[str, np.ndarray]]) -> Path:
+    """A file with several state dicts by name."""
+    path.write_bytes(as_checkpoint(**parts))
     return path
 
 

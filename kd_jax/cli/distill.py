@@ -22,7 +22,7 @@ from kd_jax.core.files import cache_dir
 from kd_jax.core.types import Variables
 from kd_jax.distillation import METHODS, choices
 from kd_jax.distillation.choices import DEFAULT_STEPS, Distillation, make_plan
-from kd_jax.distillation.distill import run as run_distillation, time_step
+from kd_jax.distillation.pipeline import run as run_distillation, time_step
 from kd_jax.evaluate.generator import split_part
 from kd_jax.models.families import FAMILIES
 from kd_jax.train.logs import duration

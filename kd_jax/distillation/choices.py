@@ -136,6 +136,7 @@ def make_distillation(
       ValueError: an argument does not fit; one line.
       OSError, CheckpointError: a file cannot be read.
     """
+    _check_numbers(batch_size=batch_size, latents=latents, size=size, learning_rate=learning_rate)
     path = None if isinstance(teacher, Model) else Path(teacher).expanduser()
     if not isinstance(teacher, Model):
         with naming(f"read the teacher {teacher}"):
@@ -319,6 +320,12 @@ def make_plan(distillation: Distillation, steps: int, baseline: bool = False) ->
 def adversarial_losses() -> PerNetwork:
     """The adversarial losses of all methods: non-saturating, with R1 at every fourth step."""
     return nonsaturating(gamma=1.0, every=4)
+
+
+def _check_numbers(**numbers: float | None) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value} is not a positive number")
 
 
 def _choose_student(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kd_jax.core.family import Interface
 from kd_jax.core.mesh import make_mesh
 from kd_jax.core.network import Network
 from kd_jax.core.types import Variables
@@ -119,12 +120,31 @@ def make_sampler(model: Model, network: Network) -> Sampler:
     return run
 
 
+def open_features(interface: Interface, features: str | None) -> Extractor | None:
+    """The extractor of the distances.
+
+    Args:
+      interface: of the teacher.
+      features: a file of Inception weights, or `none`; None for a network with random weights, if
+        the images are large enough for it.
+
+    Raises:
+      ValueError: the file is not one of Inception weights.
+    """
+    if features == "none":
+        return None
+    if features is not None:
+        return inception(features)
+    fits = min(interface.output[:2]) >= SMALLEST and interface.channels < 4
+    return random_network() if fits else None
+
+
 def make_measurement(
     teacher: Model,
     held_out: Examples | None,
     count: int,
     *,
-    features: str | None = None,
+    extractor: Extractor | None = None,
     perceptual: Perceptual | None = None,
     real: Source | None = None,
 ) -> Measurement:
@@ -134,21 +154,11 @@ def make_measurement(
       teacher: the teacher.
       held_out: inputs that are not trained on, of a teacher that takes images; None for latents.
       count: the number of latents; of held-out images, the largest number.
-      features: a file of Inception weights, or `none`; None for a network with random weights.
+      extractor: the features of the distances, from `open_features`.
       perceptual: LPIPS.
       real: real images of the teacher's domain, for a teacher that takes latents.
-
-    Raises:
-      ValueError: the features' file is not one of Inception weights.
     """
     interface = teacher.interface
-    extractor: Extractor | None = None
-    if features not in (None, "none"):
-        extractor = inception(features)
-    elif (
-        features is None and min(interface.output[:2]) >= SMALLEST and interface.channels in (1, 3)
-    ):
-        extractor = random_network()
     sample = make_sampler(teacher, teacher.network)
     inputs: tuple[Any, ...]
     targets: np.ndarray | None = None

@@ -107,7 +107,7 @@ def generate(
         if truncation is None:
             raise
         raise ValueError(
-            f"truncation={truncation} (of commands --truncation): the generator takes none"
+            f"--truncation={truncation}: the generator takes no truncation (in Python, truncation=)"
         ) from None
     mesh = make_mesh(devices=jax.local_devices())
     images: Images = sampler(subject, batch, mesh, IMAGES_PER_PASS)(inputs, progress).images

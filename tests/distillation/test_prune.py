@@ -126,7 +126,7 @@ def test_students_of_other_families_have_the_teachers_interface(teacher, name):
 
 
 def test_a_family_that_does_not_fit_is_named(teacher):
-    with pytest.raises(ValueError, match="srvgg.*latents"):
+    with pytest.raises(ValueError, match=r"srvgg.*latents"):
         student_of(family_named("srvgg"), teacher, macs=0.1)
 
 
@@ -142,9 +142,7 @@ def test_every_published_generator_is_pruned(name, share, tmp_path):
     assert ours.keys() == full.keys()
     assert all(ours[group] <= full[group] for group in full)
     ratio = cost.multiply_accumulates(student.network, student.variables, *model.inputs)
-    assert ratio <= share * cost.multiply_accumulates(
-        model.network, model.variables, *model.inputs
-    )
+    assert ratio <= share * cost.multiply_accumulates(model.network, model.variables, *model.inputs)
     inputs = [jnp.ones((2, *x.shape[1:]), x.dtype) for x in model.inputs]
     images = student.network.apply(student.variables, *inputs)[0]
     assert images.shape == (2, *model.interface.output)

@@ -26,7 +26,13 @@ from kd_jax.distillation.choices import (
     make_plan,
 )
 from kd_jax.distillation.examples import AnsweredBatches, teacher_answers
-from kd_jax.distillation.measurement import Measurement, Sampler, make_measurement, make_sampler
+from kd_jax.distillation.measurement import (
+    Measurement,
+    Sampler,
+    make_measurement,
+    make_sampler,
+    open_features,
+)
 from kd_jax.model import Model
 from kd_jax.report.columns import Figure
 from kd_jax.train import checkpoint, distributed
@@ -155,6 +161,7 @@ def run(
         )
     check_batch_size(distillation.batch_size, make_mesh())
     folder, teacher = Path(out).expanduser(), distillation.teacher
+    extractor = open_features(teacher.interface, features)
     settings = {
         **distillation.settings,
         "seed": seed,
@@ -173,7 +180,7 @@ def run(
         teacher,
         distillation.held_out,
         samples,
-        features=features,
+        extractor=extractor,
         perceptual=distillation.perceptual,
         real=distillation.real,
     )
