@@ -9,6 +9,7 @@ for `kd_jax.train.checkpoint.load_network`. Exits with status 2 if the file is r
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,11 @@ def run(args: argparse.Namespace) -> None:
     print(f"    parameters: {cost.parameter_count(converted.variables):,}")
     for note in converted.notes:
         print(f"    note: {note}")
+    if converted.options:
+        print("    not determined by the file, as assumed:")
+    for option, value in converted.options.items():
+        text = value if isinstance(value, str) else json.dumps(_plain(value))
+        print(f"      --option {shlex.quote(f'{option}={text}')}")
     if out is None:
         return
     settings = {"file": str(Path(args.file).name), "part": name, "config": _plain(converted.config)}
