@@ -321,7 +321,7 @@ def test_a_format_that_loses_rows_is_an_error(tmp_path):
 
 def test_a_wrong_size_is_an_error_on_opening(cache):
     with pytest.raises(
-        ValueError, match=r"train\[0\] is 8x8 grey; expected 16x16 RGB .*resize=True"
+        ValueError, match=r"train\[0\] is 8x8 grey; expected 16x16 RGB .*evaluate --resize\)"
     ):
         open_source("tfds:digits", "train", 16, 3, cache)
 
