@@ -65,6 +65,7 @@ def open_subjects(
     *,
     batch: int = 64,
     resize: bool = False,
+    background: str | None = None,
     **options: Any,
 ) -> list[Subject]:
     """Opens `PATH` or `NAME=PATH` each: generators, and folders of images of the same shape.
@@ -75,6 +76,7 @@ def open_subjects(
       batch: the number of images per transfer from the devices.
       resize: whether to convert images of folders to the shape of the generators; without
         generators, to that of the first folder's first image.
+      background: the colour behind transparent images of folders, as of `kd_jax.data.open_source`.
       **options: options of `network.apply`, for all generators.
 
     Raises:
@@ -89,7 +91,7 @@ def open_subjects(
         if spec not in folders
     }
     shape = _common_shape(list(opened.values()), folders, resize)
-    opened |= {spec: open_images(spec, shape, resize) for spec in folders}
+    opened |= {spec: open_images(spec, shape, resize, background) for spec in folders}
     subjects = [opened[spec] for spec in specs]
     names = [subject.name for subject in subjects]
     if duplicates := {name for name in names if names.count(name) > 1}:
@@ -175,13 +177,16 @@ def of_generator(generator: EvaluatedGenerator, batch: int) -> Subject:
     )
 
 
-def open_images(spec: str, shape: tuple[int, int, int], resize: bool = False) -> Subject:
+def open_images(
+    spec: str, shape: tuple[int, int, int], resize: bool = False, background: str | None = None
+) -> Subject:
     """A folder of images, in the order of their names; of sub-folders, the classes alternate.
 
     Args:
       spec: `PATH` or `NAME=PATH`.
       shape: `(H, H, C)` of the images.
       resize: whether to convert other images to it.
+      background: the colour behind transparent images, as of `kd_jax.data.open_source`.
 
     Raises:
       FileNotFoundError: there are no images.
@@ -189,7 +194,9 @@ def open_images(spec: str, shape: tuple[int, int, int], resize: bool = False) ->
     """
     name, path = split_spec(spec)
     with naming(f"read the images {path}"):
-        source = open_source(f"folder:{path}", "train", shape[0], shape[2], resize=resize)
+        source = open_source(
+            f"folder:{path}", "train", shape[0], shape[2], resize=resize, background=background
+        )
     names = _class_names(source) if source.num_classes > 1 else ()
 
     def sample(count: int, seed: int, progress: Progress) -> Samples:
