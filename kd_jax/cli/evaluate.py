@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from kd_jax import data as kd_data
+from kd_jax.cli.inspect import parse_options
 from kd_jax.core.checks import UsageError
 from kd_jax.core.files import cache_dir, naming
 from kd_jax.data.source import to_float
@@ -107,6 +108,14 @@ def parser() -> argparse.ArgumentParser:
         "--truncation", type=float, help="the truncation psi, for networks that support it"
     )
     result.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the weight files that they do not determine, as kd-jax inspect lists "
+        "them; may be repeated",
+    )
+    result.add_argument(
         "--inception",
         metavar="FILE",
         help="weights of the FID Inception-v3; by default a classifier trained on the data, or, "
@@ -189,6 +198,7 @@ def run(args: argparse.Namespace, command: str) -> page.Report:
         batch=args.batch,
         resize=args.resize,
         background=args.background,
+        file_options=parse_options(args.option),
         **options,
     )
     protocol = open_protocol(args, subjects)
@@ -443,6 +453,7 @@ def protocol_facts(args: argparse.Namespace, protocol: Protocol) -> Mapping[str,
         "labels": "cycling through the classes, for conditional networks",
         "batch": args.batch,
         **({"background": args.background} if args.background is not None else {}),
+        **({"options": ", ".join(args.option)} if args.option else {}),
     }
 
 

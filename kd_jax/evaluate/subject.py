@@ -1,7 +1,7 @@
 """The subjects of an evaluation: generators, and folders of images that any program has written."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +66,7 @@ def open_subjects(
     batch: int = 64,
     resize: bool = False,
     background: str | None = None,
+    file_options: Mapping[str, Any] = {},
     **options: Any,
 ) -> list[Subject]:
     """Opens `PATH` or `NAME=PATH` each: generators, and folders of images of the same shape.
@@ -77,6 +78,7 @@ def open_subjects(
       resize: whether to convert images of folders to the shape of the generators; without
         generators, to that of the first folder's first image.
       background: the colour behind transparent images of folders, as of `kd_jax.data.open_source`.
+      file_options: as `open_generator`, for all published files.
       **options: options of `network.apply`, for all generators.
 
     Raises:
@@ -86,7 +88,7 @@ def open_subjects(
     """
     folders = [spec for spec in specs if holds_images(split_spec(spec)[1])]
     opened = {
-        spec: of_generator(open_generator(spec, packages, **options), batch)
+        spec: of_generator(open_generator(spec, packages, file_options, **options), batch)
         for spec in specs
         if spec not in folders
     }
@@ -94,6 +96,8 @@ def open_subjects(
     opened |= {spec: open_images(spec, shape, resize, background) for spec in folders}
     subjects = [opened[spec] for spec in specs]
     names = [subject.name for subject in subjects]
+    if file_options and not any(Path(subject.path).is_file() for subject in subjects):
+        raise ValueError(f"no network is a weight file, which has the options {[*file_options]}")
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two networks have the name {min(duplicates)}; name them by NAME=PATH")
     return subjects

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import CACHE
 from PIL import Image
+from pretrained.test_state_dicts import dcgan as dcgan_tensors, save as save_tensors
 from reports import COST, read_figures, read_report
 
 from kd_jax import data as kd_data
@@ -138,6 +139,14 @@ def test_digits_are_converted_to_other_shapes_on_request_only(networks, tmp_path
     assert "32x32x3" not in error_of(capsys, *arguments, "--resize", "--samples", "1")
     arguments = (networks["wide"], *arguments[1:])
     assert "--resize" not in error_of(capsys, *arguments, "--samples", "1")
+
+
+def test_options_of_weight_files(networks, tmp_path, capsys):
+    weights = save_tensors(tmp_path / "g.pkl", dcgan_tensors())
+    arguments = ["--data", "digits", "--out", str(tmp_path / "report"), "--option", "size=28"]
+    assert "the options size=28" in error_of(capsys, str(weights), *arguments)
+    assert "'size'" in error_of(capsys, networks["small"], *arguments)
+    assert "NAME=VALUE" in error_of(capsys, networks["small"], *arguments[:-1], "size")
 
 
 def test_transparent_images_are_composed_on_the_background(networks, tmp_path, capsys):

@@ -250,6 +250,13 @@ def test_the_command_names_the_options_that_a_file_does_not_determine(write, cap
     assert repeated.splitlines()[-len(options) :] == output.splitlines()[-len(options) :]
 
 
+def test_options_of_files_reach_the_generators_of_an_evaluation(write):
+    path = str(write("g.safetensors", as_safetensors(weights(originals("stylegan2_g_a")))))
+    clamped = open_generator(path, file_options={"conv_clamp": 0.5})
+    assert "conv_clamp=0.5" in repr(clamped.network)
+    assert "conv_clamp=0.5" not in repr(open_generator(path).network)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", registry.KINDS, ids=lambda kind: kind.name)
 def test_every_keyword_of_a_converter_is_among_the_options(kind):
