@@ -261,16 +261,16 @@ def test_options_of_files_reach_the_generators_of_an_evaluation(write):
 @pytest.mark.parametrize("kind", registry.KINDS, ids=lambda kind: kind.name)
 def test_every_keyword_of_a_converter_is_among_the_options(kind):
     """Except `average` and `heads`, which are tensors, and `tracked`, of running statistics."""
-    found = []
+    networks = []
     for path in FILES:
         with np.load(path) as arrays:
             own = {n.removeprefix("sd/"): arrays[n] for n in arrays.files if n.startswith("sd/")}
         if own and kind.fits(own):
             try:
-                found.append(kind.convert(own))
+                networks.append(kind.convert(own))
             except ValueError:  # another kind with the same names
                 continue
-    if not found:
+    if not networks:
         pytest.skip("no golden file")
     parameters = signature(kind.convert).parameters.values()
     keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {
@@ -278,10 +278,10 @@ def test_every_keyword_of_a_converter_is_among_the_options(kind):
         "heads",
         "tracked",
     }
-    assert keywords <= set().union(*(converted.options for converted in found))
+    assert keywords <= set().union(*(one.options for one in networks))
     assert all(
-        keywords or not converted.options or any(p.kind is p.VAR_KEYWORD for p in parameters)
-        for converted in found
+        keywords or not one.options or any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for one in networks
     )
 
 
