@@ -78,8 +78,8 @@ class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 def prepare(builder: type[Embedded], data_dir: Path) -> Path:
     """Writes a dataset where TFDS looks for it, unless it exists; returns its directory.
 
-    The dataset is written to a temporary directory and renamed. One process writes it while others
-    wait; what killed ones left is removed.
+    The dataset is written to a temporary directory and renamed. Other processes wait for the first;
+    what killed ones left is removed.
     """
     final = data_dir / builder.name / str(builder.VERSION)
     prefix, lock = f".{builder.name}-", f".{builder.name}.lock"
