@@ -1,5 +1,6 @@
 """The command line and the run's folder, which all experiments share."""
 
+import contextlib
 import difflib
 import importlib.util
 import json
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import settings
 from kd_jax import data as kd_data
 from kd_jax.core.checks import UsageError, differences, shorten, user_errors
-from kd_jax.core.files import cache_dir, naming, write_atomically
+from kd_jax.core.files import cache_dir, file_lock, naming, write_atomically
 from kd_jax.core.mesh import check_batch_size, compile_step, make_mesh
 from kd_jax.core.streams import survive_closed_streams
 from kd_jax.core.types import Batch
@@ -25,7 +26,7 @@ from kd_jax.train import distributed
 from kd_jax.train.checkpoint import CheckpointError
 from kd_jax.train.loop import NonFiniteError
 from kd_jax.train.shutdown import EXIT_CODE, ShutdownRequested, ShutdownSignal, exit_at_once
-from kd_jax.train.training import Options, TrainingPlan
+from kd_jax.train.training import Options, TrainingPlan, lock_training
 
 EXIT_CODES = {"done": 0, "refused": 2, "not finite": 3, "stopped": EXIT_CODE}
 """Exit codes of a run: finished; settings, files or checkpoints do not fit; stopped by NaN or
@@ -84,6 +85,7 @@ class Experiment(NamedTuple):
         place of variables.
       main: `(config, task, workdir)`: trains, evaluates and reports.
       runtime_fields: top-level settings that may change when a run is resumed.
+      shared: whether several processes may share a folder and its trainings.
     """
 
     get_config: Callable[[str], ConfigDict]
@@ -92,6 +94,7 @@ class Experiment(NamedTuple):
     plan: Callable[[ConfigDict, Any], tuple[Mapping[str, TrainingPlan], Batch]]
     main: Callable[[ConfigDict, Any, Path], None]
     runtime_fields: Sequence[str] = ()
+    shared: bool = False
 
 
 def execute(
@@ -122,8 +125,13 @@ def execute(
     distributed.run_on_primary(
         lambda: check_workdir(workdir, config, resume, experiment.runtime_fields), UsageError
     )
-    with naming(f"continue the run of {workdir}"):
-        experiment.main(config, task, workdir)
+    with contextlib.ExitStack() as stack:
+        if not experiment.shared:
+            # A training's own lock is free between trainings.
+            lock = lock_training(workdir, ".run")
+            distributed.run_on_primary(lambda: stack.enter_context(lock), UsageError)
+        with naming(f"continue the run of {workdir}"):
+            experiment.main(config, task, workdir)
 
 
 def launch(experiment: Experiment) -> NoReturn:
@@ -262,6 +270,9 @@ def _fail(error: Exception, code: int = EXIT_CODES["refused"]) -> NoReturn:
     distributed.abort(code)
 
 
+CLAIM = ".config"
+"""The lock of a folder's `config.json`."""
+
 CHANGED = "settings changed on the way"
 """The entry of `config.json` with the changes that `config.run.allow_changes` allowed."""
 
@@ -278,10 +289,32 @@ def check_workdir(
         difference) and `config.run.allow_changes` is not set, a run that must not be resumed, or
         other files.
     """
+    if _claim(workdir, config, resume, runtime_fields) is None:
+        return
+    # Of processes that start at the same time, the others compare theirs with the first one's.
+    with naming(f"write --workdir={workdir}"), file_lock(workdir, CLAIM, wait=True):
+        if claim := _claim(workdir, config, resume, runtime_fields):
+            text, line = claim
+            if line:
+                print(line, flush=True)
+            write_atomically(workdir / "config.json", text)
+
+
+def _claim(
+    workdir: Path, config: ConfigDict, resume: bool, runtime_fields: Sequence[str]
+) -> tuple[str, str] | None:
+    """The `config.json` to be written, and a line on what it changes; None if it is there.
+
+    Raises:
+      UsageError: as `check_workdir`.
+    """
     path = workdir / "config.json"
     here = json.loads(json.dumps(persistent_config(config, runtime_fields)))
     if workdir.exists() and not workdir.is_dir():
         raise UsageError(f"--workdir={workdir} is not a folder")
+    # Listed first: another process may write the file at any time.
+    files = list(workdir.iterdir()) if workdir.exists() else []
+    others = any(not file.match("config.json.*.partial") and file.name != CLAIM for file in files)
     if path.exists():
         if not resume:
             raise UsageError(
@@ -294,20 +327,18 @@ def check_workdir(
         changed = there.pop(CHANGED, [])
         changes = list(differences(there, here))
         if not changes:
-            return
+            return None
         if not config.run.allow_changes:
             raise UsageError(
                 f"{workdir} holds a run of another configuration: {shorten(changes)} "
                 "(--config.run.allow_changes=True resumes it anyway)"
             )
-        print(f"{workdir}: {shorten(changes)}; the run resumes, as allowed", flush=True)
         here[CHANGED] = [*changed, *changes]
-    elif workdir.exists() and any(
-        not file.match("config.json.*.partial") for file in workdir.iterdir()
-    ):
+        line = f"{workdir}: {shorten(changes)}; the run resumes, as allowed"
+        return json.dumps(here, indent=1) + "\n", line
+    if others:
         raise UsageError(f"{workdir} holds other files; choose a new or an empty folder")
-    with naming(f"write --workdir={workdir}"):
-        write_atomically(path, json.dumps(here, indent=1) + "\n")
+    return json.dumps(here, indent=1) + "\n", ""
 
 
 def mesh(settings: ConfigDict, batch_size: int) -> Mesh:

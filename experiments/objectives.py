@@ -200,7 +200,7 @@ class Tuned(NamedTuple):
 def run_all(run: Run) -> dict[str, Tuned]:
     """Tunes and runs all methods; other processes of the same run share the work."""
     done: dict[str, Tuned] = {}
-    students = run.comparison.students
+    students, waiting = run.comparison.students, False
     while len(done) < len(students):
         before = len(done)
         for training in students:
@@ -214,7 +214,10 @@ def run_all(run: Run) -> dict[str, Tuned]:
             line = f"[{len(done)}/{len(students)}] {tuned.training.name}: distance {distance:.2f}"
             print(line, flush=True)
         if len(done) == before:
-            time.sleep(2.0)  # other processes run all the trainings that are left
+            if not waiting:
+                print(f"waiting for other processes, which train in {run.workdir}", flush=True)
+            waiting = True
+            time.sleep(2.0)
     return {training.name: done[training.name] for training in students}
 
 
@@ -347,7 +350,9 @@ def draw_distances(run: Run, results: Mapping[str, Sequence[Result]]) -> Sequenc
     return [Gallery("Distances", about, [Picture("", "distances.png")])]
 
 
-EXPERIMENT = harness.Experiment(get_config, ("full", "tiny"), build, plan, main, RUNTIME_FIELDS)
+EXPERIMENT = harness.Experiment(
+    get_config, ("full", "tiny"), build, plan, main, RUNTIME_FIELDS, shared=True
+)
 
 if __name__ == "__main__":
     harness.launch(EXPERIMENT)

@@ -30,8 +30,8 @@ class Model(NamedTuple):
       inputs: the shapes and dtypes of its inputs, for a batch of one.
       classes: the number of classes of its labels; 0 if it takes none.
       generates: whether its outputs are images, and not scores or features.
-      info: what the file or the checkpoint says of it, as JSON values; of a file, also `notes`:
-        what it does not determine and was assumed.
+      info: what the file or the checkpoint says of it, as JSON values; of a file, also `options`:
+        the arguments of `load` that it does not determine and their values, and `notes` on them.
     """
 
     network: Network
@@ -105,6 +105,7 @@ def load(
                 "kind": chosen.kind,
                 **converted.config,
                 **({"notes": converted.notes} if converted.notes else {}),
+                **({"options": dict(converted.options)} if converted.options else {}),
             },
         )
     if part is not None or options:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from kd_jax import data as kd_data
+from kd_jax.cli.common import parse_options
 from kd_jax.core.checks import UsageError
 from kd_jax.core.files import cache_dir, naming
 from kd_jax.data.source import to_float
@@ -83,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
         help="convert images of other sizes, colours and bits; transparency becomes white. Without "
         "it, the images of --data and of folders must fit the networks",
     )
+    result.add_argument(
+        "--background",
+        metavar="COLOUR",
+        help="accept transparent images, of --data and of folders, on this colour (red, #7f7f7f)",
+    )
     result.add_argument("--out", default="evaluation", help="the output folder")
     result.add_argument(
         "--samples",
@@ -100,6 +106,14 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--batch", type=int, default=64, help="the sampling batch size")
     result.add_argument(
         "--truncation", type=float, help="the truncation psi, for networks that support it"
+    )
+    result.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the weight files that they do not determine, as kd-jax inspect lists "
+        "them; may be repeated",
     )
     result.add_argument(
         "--inception",
@@ -179,7 +193,13 @@ def run(args: argparse.Namespace, command: str) -> page.Report:
     check(args)
     options = {} if args.truncation is None else {"truncation": args.truncation}
     subjects = open_subjects(
-        args.networks, args.package, batch=args.batch, resize=args.resize, **options
+        args.networks,
+        args.package,
+        batch=args.batch,
+        resize=args.resize,
+        background=args.background,
+        file_options=parse_options(args.option),
+        **options,
     )
     protocol = open_protocol(args, subjects)
     entries, galleries, by_class = [], Galleries(protocol.reference), {}
@@ -232,7 +252,7 @@ def open_protocol(args: argparse.Namespace, subjects: Sequence[Subject]) -> Prot
       UsageError: `--out` or the cache cannot be written.
     """
     tool = TOOLS[args.convention]
-    source = open_data(args, subjects[0])
+    source = open_data(args, subjects)
     notes = [(images.name, images.notes) for images in subjects] + [(source.name, source.notes)]
     for label, note in [(label, note) for label, own in notes for note in own]:
         print(f"{label}: {note}", file=sys.stderr)
@@ -265,13 +285,14 @@ def open_protocol(args: argparse.Namespace, subjects: Sequence[Subject]) -> Prot
     )
 
 
-def open_data(args: argparse.Namespace, subject: Subject) -> kd_data.Source:
+def open_data(args: argparse.Namespace, subjects: Sequence[Subject]) -> kd_data.Source:
     """Opens the real images in the shape of the networks.
 
     Raises:
       ValueError, OSError: there are no such images, or, without `--resize`, they have another
         shape.
     """
+    subject = subjects[0]
     height, _, channels = subject.image_shape
     if args.data == "digits" and subject.image_shape not in DIGITS and not args.resize:
         shapes = ["x".join(map(str, shape)) for shape in (subject.image_shape, *DIGITS)]
@@ -279,8 +300,17 @@ def open_data(args: argparse.Namespace, subject: Subject) -> kd_data.Source:
             f"{subject.name} has images of {shapes[0]}, and the digits are {shapes[1]}, or "
             f"{shapes[2]} enlarged; --resize converts the digits"
         )
+    # Digits and photos have no transparency, but the folders beside them may have.
+    opaque = args.data in ("digits", "photos") and any(other.available for other in subjects)
     with naming(f"read --data {args.data}"):
-        return kd_data.open_source(args.data, args.split, height, channels, resize=args.resize)
+        return kd_data.open_source(
+            args.data,
+            args.split,
+            height,
+            channels,
+            resize=args.resize,
+            background=None if opaque else args.background,
+        )
 
 
 def sample_count(requested: int | None, subjects: Sequence[Subject], real: int) -> int:
@@ -422,6 +452,8 @@ def protocol_facts(args: argparse.Namespace, protocol: Protocol) -> Mapping[str,
         "truncation": args.truncation,
         "labels": "cycling through the classes, for conditional networks",
         "batch": args.batch,
+        **({"background": args.background} if args.background is not None else {}),
+        **({"options": ", ".join(args.option)} if args.option else {}),
     }
 
 

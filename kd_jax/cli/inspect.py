@@ -8,6 +8,8 @@ commands read. Exits with status 2 if the file is refused.
 """
 
 import argparse
+import json
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +95,7 @@ def print_parts(path: Path, model: Model) -> None:
 def print_model(model: Model) -> None:
     """Prints the configuration, the inputs and the cost of a network."""
     info = dict(model.info)
-    notes = info.pop("notes", ())
+    notes, options = info.pop("notes", ()), info.pop("options", {})
     for key, value in info.items():
         if key not in ("file", "part", "kind"):
             print(f"    {key}: {value}")
@@ -104,6 +106,11 @@ def print_model(model: Model) -> None:
     print(f"    multiply-accumulates: {macs:,.0f}")
     for note in notes:
         print(f"    note: {note}")
+    if options:
+        print("    not determined by the file, as assumed:")
+    for name, value in options.items():
+        text = value if isinstance(value, str) else json.dumps(plain(value))
+        print(f"      --option {shlex.quote(f'{name}={text}')}")
 
 
 def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.ndarray] | None:
@@ -132,6 +139,8 @@ def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.nd
 def settings(model: Model) -> dict[str, Any]:
     """The origin and the configuration of a network, as JSON values."""
     info = dict(plain(model.info))
+    for name in ("notes", "options"):
+        info.pop(name, None)
     origin = {name: info.pop(name) for name in ("file", "part") if name in info}
     return {**origin, "config": info}
 

@@ -1,13 +1,15 @@
 """Files that several processes may use, atomic writes and locks; and files that may be damaged."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kd_jax.core.checks import UsageError, differences, shorten
 
@@ -42,14 +44,24 @@ def naming(action: str) -> Iterator[None]:
 def write_atomically(path: Path, contents: bytes | str) -> None:
     """Writes a file that exists either complete or not at all, also if the process is killed.
 
+    Writers hold the lock of their temporary file, `NAME.PID.partial`: those whose lock is free were
+    left by killed processes, and are removed.
+
     Args:
       path: the file; its folder is created if absent, and an existing file is replaced.
       contents: its new contents; text is encoded as UTF-8.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(OSError), _open_locked(leftover, wait=False) as (_, problem):
+            if not problem:
+                leftover.unlink()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(contents.encode() if isinstance(contents, str) else contents)
-    os.replace(partial, path)
+    with _open_locked(partial, wait=True) as (file, _):
+        file.truncate(0)
+        file.write(contents.encode() if isinstance(contents, str) else contents)
+        file.flush()
+        os.replace(partial, path)
 
 
 MAX_JSON = 64 << 20
@@ -114,32 +126,68 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def file_lock(folder: Path, name: str = ".lock", *, wait: bool = False) -> Iterator[None]:
+def file_lock(
+    folder: Path, name: str = ".lock", *, wait: bool = False, needed: bool = True
+) -> Iterator[bool]:
     """Locks a folder, creating it if absent; the lock is released when the process ends.
 
     Args:
       folder: the folder to lock.
-      name: the name of the lock file.
-      wait: whether to wait while another process holds the lock.
+      name: the name of the lock file, which is removed at the end.
+      wait: whether to wait while another process holds the lock, which a line on stderr says.
+      needed: whether a file system without locks is an error.
+
+    Yields:
+      Whether it is locked, which without `needed` may be False.
 
     Raises:
       BlockingIOError: another process holds the lock.
       UsageError: the file system does not support locks.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    with contextlib.ExitStack() as stack:
+        try:
+            _, problem = stack.enter_context(_open_locked(path, wait=False))
+        except BlockingIOError:
+            if not wait:
+                raise
+            print(f"waiting for another process ({path})", file=sys.stderr, flush=True)
+            _, problem = stack.enter_context(_open_locked(path, wait=True))
+        stack.callback(path.unlink, missing_ok=True)  # before it is unlocked
+        if problem and needed:
+            raise UsageError(
+                f"{path} cannot be locked ({problem}): choose a folder on a file system with "
+                "locks, so that two processes cannot write to it at once"
+            )
+        yield not problem
+
+
+@contextlib.contextmanager
+def _open_locked(path: Path, wait: bool) -> Iterator[tuple[BinaryIO, str]]:
+    """Opens a file, creating it if absent, and locks it.
+
+    Yields:
+      The file, and why it is not locked: an error of a file system without locks, or "".
+
+    Raises:
+      BlockingIOError: another process holds the lock, unless `wait`.
+    """
     import fcntl  # absent on Windows
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise UsageError(
-                f"{folder / name} cannot be locked ({error.strerror}): choose a folder on a file "
-                "system with locks, so that two processes cannot write to it at once"
-            ) from None
-        yield
+    while True:
+        with path.open("ab") as file:
+            problem = ""
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                problem = error.strerror or type(error).__name__
+            # The previous owner may have removed or renamed the file in the meantime.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file, problem
+                return
 
 
 def claim_folder(folder: Path, name: str, settings: Mapping[str, Any], what: str) -> bool:

@@ -89,7 +89,7 @@ def open_source(
           3 or 4 channels: of an .npz file `images`, `arr_0`, or the only one besides `labels`,
           integers `[N]`. An .npy file is mapped into memory and has no labels.
         `tfds:NAME`: a TFDS dataset, already prepared as array_record, with a feature `image` and
-          optionally a `label`.
+          optionally a `label`. The files are hashed for the fingerprint; beyond 1 GiB, samples.
       split: `train`, or any TFDS split (`train[:90%]`). A folder, an archive
         and an array have only `train`.
       size: height and width.

@@ -3,8 +3,9 @@
 import contextlib
 import io
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from kd_jax.core.files import naming
+from kd_jax.core.files import file_lock, naming
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -77,24 +78,39 @@ class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 def prepare(builder: type[Embedded], data_dir: Path) -> Path:
     """Writes a dataset where TFDS looks for it, unless it exists; returns its directory.
 
-    The dataset is written to a temporary directory and renamed, so that several processes may
-    prepare it concurrently.
+    The dataset is written to a temporary directory and renamed. Other processes wait for the first;
+    what killed ones left is removed.
     """
     final = data_dir / builder.name / str(builder.VERSION)
+    prefix, lock = f".{builder.name}-", f".{builder.name}.lock"
+    leftovers = list(data_dir.glob(f"{prefix}*"))
     if final.exists():
+        if leftovers:
+            with contextlib.suppress(OSError), file_lock(data_dir, lock, needed=False) as locked:
+                _remove(leftovers if locked else ())
         return final
-    with naming(f"write the data set {builder.name} to the cache {data_dir}"):
+    with (
+        naming(f"write the data set {builder.name} to the cache {data_dir}"),
+        file_lock(data_dir, lock, wait=True, needed=False) as locked,
+    ):
+        if final.exists():
+            return final
         final.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{builder.name}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=data_dir) as temporary, _quiet_tfds():
-        dataset = builder(data_dir=temporary, file_format="array_record")
-        dataset.download_and_prepare()
-        try:
-            os.rename(dataset.data_dir, final)
-        except OSError:
-            if not final.exists():  # Otherwise, another process has written it.
-                raise
+        _remove(data_dir.glob(f"{prefix}*") if locked else ())
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=data_dir) as temporary, _quiet_tfds():
+            dataset = builder(data_dir=temporary, file_format="array_record")
+            dataset.download_and_prepare()
+            try:
+                os.rename(dataset.data_dir, final)
+            except OSError:
+                if not final.exists():  # Otherwise, another process has written it.
+                    raise
     return final
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,10 @@ from PIL import Image
 from kd_jax.data import arrays
 from kd_jax.data.files import Archive, Files, Folder, counted, printable
 from kd_jax.data.images import (
+    COMPOSE,
     MODE,
     NAMES,
+    RESIZE,
     TRANSPARENT,
     Misfit,
     decode,
@@ -33,9 +35,7 @@ from kd_jax.data.origin import SourceWithOrigin
 from kd_jax.data.source import Source, UnreadableError, digest
 
 DAMAGED = "that cannot be opened"
-RESIZE = "resize=True (--config.data.resize=True; kd-jax evaluate --resize)"
 SKIP = "skip_corrupt=True (--config.run.skip_corrupt=True)"
-BACKGROUND = "background='white' (--config.data.background=white)"
 PATCHES = "in_patches=True (--config.data.patches=True)"
 CONTAINERS = "a .zip, .npz or .npy file"
 
@@ -263,7 +263,7 @@ def _hints(problems: Sequence[tuple[str, _File]], large: bool) -> str:
         listed = f"those {', '.join(convertible)}" if rest or damaged else "them"
         hints.append(f"{RESIZE} converts {listed}")
         if TRANSPARENT in convertible:
-            hints.append(f"{BACKGROUND} composes those {TRANSPARENT}")
+            hints.append(f"{COMPOSE} composes those {TRANSPARENT}")
         if large and "of other sizes" in convertible:
             hints.append(f"{PATCHES} cuts images into patches")
     if damaged:

@@ -31,6 +31,10 @@ _LIMIT = "(kd_jax.data.images.MAX_PIXELS)"
 TRANSPARENT = "with transparency"
 BACKGROUND = "white"
 
+RESIZE = "resize=True (--config.data.resize=True; kd-jax evaluate --resize)"
+COMPOSE = "background='white' (--config.data.background=white; kd-jax evaluate --background white)"
+"""The options in messages: of `open_source`, of the experiments and of the command."""
+
 MODE = {1: "L", 3: "RGB", 4: "RGBA"}
 EXACT = {1: ("L", "1"), 3: ("RGB", "P"), 4: ("RGBA",)}
 """The modes of Pillow with exactly that number of 8-bit channels."""
@@ -218,7 +222,9 @@ def check_fits(
     actual = f"{image.width}x{image.height} {NAMES.get(image.mode, image.mode)}{transparent}"
     target = NAMES.get(MODE[channels], MODE[channels])
     if all(misfit.change for misfit in differences):
-        hint = "resize=True converts it"
+        hint = f"{RESIZE} converts it"
+        if all(misfit.kind == TRANSPARENT for misfit in differences):
+            hint += f"; {COMPOSE} composes it"
     else:
         kinds = ", ".join(misfit.kind for misfit in differences if not misfit.change)
         hint = f"resizing does not help for those {kinds}: convert it to 8-bit {target}"

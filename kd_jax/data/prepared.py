@@ -1,8 +1,12 @@
 """TFDS datasets that are prepared as array_record: random access without TensorFlow."""
 
 import difflib
+import hashlib
 import json
+import os
 import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,11 @@ from kd_jax.data.origin import SourceWithOrigin
 from kd_jax.data.source import Source, digest
 
 _OWN = "tensorflow_datasets.core.features."
+
+HASHED_WHOLE = 2**30
+"""The total size in bytes up to which the files of a dataset are hashed as a whole."""
+
+_BLOCK, _BLOCKS = 2**16, 1024
 
 
 def open_prepared(
@@ -57,7 +66,7 @@ def open_prepared(
         raise ValueError(f"TFDS has no dataset {name!r}{hint}") from None
     except (ValueError, AssertionError, ImportError) as error:
         raise ValueError(f"tfds:{name} cannot be opened: {reason(error)}") from None
-    return from_builder(builder, split, size, channels, resize, background)
+    return from_builder(builder, split, size, channels, resize, background, of_files=True)
 
 
 def _check_features(folder: Path) -> None:
@@ -92,11 +101,10 @@ def from_builder(
     channels: int,
     resize: bool,
     background: str | None = None,
+    *,
+    of_files: bool = False,
 ) -> Source:
     """The images and labels of a prepared builder.
-
-    The fingerprint assumes that a TFDS name and version determine the content. (Sizes in bytes are
-    not used, since they depend on the compression.)
 
     Args:
       builder: a `tfds.core.DatasetBuilder`.
@@ -105,6 +113,8 @@ def from_builder(
       channels: 1, 3 or 4.
       resize: whether to resize and convert images that do not match.
       background: the colour behind transparent images, as of `open_source`.
+      of_files: whether the fingerprint depends on the files, by `hash_files`; otherwise the name
+        and the version must determine the images.
 
     Raises:
       FileNotFoundError: the dataset is not prepared.
@@ -162,13 +172,42 @@ def from_builder(
     colour = [parse_colour(background)] if background is not None else []
     instructions = split_info.file_instructions
     files = [[Path(part.filename).name, part.skip, part.take] for part in instructions]
+    content = hash_files([Path(part.filename) for part in instructions]) if of_files else []
     return SourceWithOrigin(
         name=f"tfds:{name} {split}",
         image_shape=(size, size, channels),
         num_classes=num_classes,
-        fingerprint=digest(name, files, size, channels, resize, *colour),
+        fingerprint=digest(name, files, size, channels, resize, *colour, *content),
         length=len(records),
         read=read,
         read_labels=lambda: np.array([record(i)[1] for i in range(len(records))], np.int32),
         parts=tuple((f"{name}/{file}", skip, skip + take) for file, skip, take in files),
     )
+
+
+def hash_files(paths: Sequence[Path]) -> list[str]:
+    """The SHA-256 of each file's size and content.
+
+    Of more than `HASHED_WHOLE` bytes in total, blocks of 64 KiB are hashed instead: the first and
+    the last of each file, and others at equal distances, about 1,024 in total. The end of an
+    array_record file lists the places of all its chunks, which a change of images displaces.
+    """
+    whole = sum(path.stat().st_size for path in paths) <= HASHED_WHOLE
+    count = max(2, _BLOCKS // max(len(paths), 1))
+
+    def one(path: Path) -> str:
+        size = path.stat().st_size
+        sha256 = hashlib.sha256(str(size).encode())
+        with path.open("rb") as file:
+            if whole:
+                while block := file.read(2**20):
+                    sha256.update(block)
+            else:
+                for place in np.linspace(0, max(size - _BLOCK, 0), count).astype(int):
+                    file.seek(int(place))
+                    sha256.update(file.read(_BLOCK))
+        return sha256.hexdigest()
+
+    # Reading and hashing release the GIL.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, paths))

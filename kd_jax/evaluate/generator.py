@@ -1,6 +1,6 @@
 """Generators under evaluation, from checkpoints and published files, and their samples."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,12 @@ class EvaluatedGenerator(NamedTuple):
         return images.shape[1:]
 
 
-def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> EvaluatedGenerator:
+def open_generator(
+    spec: str,
+    packages: Sequence[str] = (),
+    file_options: Mapping[str, Any] = {},
+    **options: Any,
+) -> EvaluatedGenerator:
     """Loads a generator from `[NAME=]PATH[#PART]`; of a training, the latest, as its report does.
 
     Args:
@@ -63,6 +68,7 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
         with its checkpoints in `checkpoints` (or `checkpoint`); the optional name is used in the
         report. The part is a network of the file; by default the averaged generator.
       packages: further packages whose modules a checkpoint may contain.
+      file_options: of a published file, the options of `kd_jax.load`; a checkpoint has none.
       **options: options of `network.apply`.
 
     Raises:
@@ -73,7 +79,8 @@ def open_generator(spec: str, packages: Sequence[str] = (), **options: Any) -> E
     name, path = split_spec(spec)
     path, part = split_part(path)
     with naming(f"read the network {path}"):
-        model = load(path, part, packages=packages, latest=True, generator=True)
+        own = file_options if path.is_file() else {}
+        model = load(path, part, options=own, packages=packages, latest=True, generator=True)
     network, variables, inputs, classes = model[:4]
     if any(len(like.shape) == 4 for like in inputs):
         raise ValueError(

@@ -1,5 +1,6 @@
 """The feature extractor of an evaluation, and the cached features of the real images."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kd_jax.core.files import naming, write_atomically
+from kd_jax.core.files import file_lock, naming, write_atomically
 from kd_jax.data import Source, load_all
 from kd_jax.metrics.extractor import (
     Extractor,
@@ -130,27 +131,43 @@ def read_reference(
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / "features" / f"{key}.npz" if cache else None
-    if path is not None and path.exists():
-        try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
-                features = stored["features"]
-        except Exception as error:  # zipfile and NumPy raise errors of many kinds
-            raise ValueError(
-                f"{path} is damaged; delete it to compute the features again"
-            ) from error
-        progress(len(source))
-    else:
-        parts = []
-        progress(0)
-        for start in range(0, len(source), batch):
-            stop = min(start + batch, len(source))
-            images = np.stack([source[i]["image"] for i in range(start, stop)])
-            parts.append(extractor.features(images))
-            progress(stop)
-        features = np.concatenate(parts)
-        if path is not None:
-            file = io.BytesIO()
-            np.savez(file, features=features)
-            with naming(f"write {path} to the cache"):
-                write_atomically(path, file.getvalue())
+    features = _stored_features(path)
+    if features is None:
+        with contextlib.ExitStack() as stack:
+            if path is not None:
+                lock = file_lock(path.parent, f".{key}.lock", wait=True, needed=False)
+                with naming(f"write {path} to the cache"):
+                    stack.enter_context(lock)
+            features = _stored_features(path)  # of a process that was waited for
+            if features is None:
+                features = _compute_features(source, extractor, batch, progress)
+                if path is not None:
+                    file = io.BytesIO()
+                    np.savez(file, features=features)
+                    with naming(f"write {path} to the cache"):
+                        write_atomically(path, file.getvalue())
+    progress(len(source))
     return Reference(source, features, source.read_labels(), facts)
+
+
+def _stored_features(path: Path | None) -> np.ndarray | None:
+    """The features in a file of the cache; None if there is none."""
+    if path is None or not path.exists():
+        return None
+    try:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            features: np.ndarray = stored["features"]
+    except Exception as error:  # zipfile and NumPy raise errors of many kinds
+        raise ValueError(f"{path} is damaged; delete it to compute the features again") from error
+    return features
+
+
+def _compute_features(
+    source: Source, extractor: Extractor, batch: int, progress: Callable[[int], None]
+) -> np.ndarray:
+    parts = []
+    for start in range(0, len(source), batch):
+        progress(start)
+        images = [source[i]["image"] for i in range(start, min(start + batch, len(source)))]
+        parts.append(extractor.features(np.stack(images)))
+    return np.concatenate(parts)

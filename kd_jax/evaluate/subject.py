@@ -1,7 +1,7 @@
 """The subjects of an evaluation: generators, and folders of images that any program has written."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +65,8 @@ def open_subjects(
     *,
     batch: int = 64,
     resize: bool = False,
+    background: str | None = None,
+    file_options: Mapping[str, Any] = {},
     **options: Any,
 ) -> list[Subject]:
     """Opens `PATH` or `NAME=PATH` each: generators, and folders of images of the same shape.
@@ -75,6 +77,8 @@ def open_subjects(
       batch: the number of images per transfer from the devices.
       resize: whether to convert images of folders to the shape of the generators; without
         generators, to that of the first folder's first image.
+      background: the colour behind transparent images of folders, as of `kd_jax.data.open_source`.
+      file_options: as `open_generator`, for all published files.
       **options: options of `network.apply`, for all generators.
 
     Raises:
@@ -84,14 +88,16 @@ def open_subjects(
     """
     folders = [spec for spec in specs if holds_images(split_spec(spec)[1])]
     opened = {
-        spec: of_generator(open_generator(spec, packages, **options), batch)
+        spec: of_generator(open_generator(spec, packages, file_options, **options), batch)
         for spec in specs
         if spec not in folders
     }
     shape = _common_shape(list(opened.values()), folders, resize)
-    opened |= {spec: open_images(spec, shape, resize) for spec in folders}
+    opened |= {spec: open_images(spec, shape, resize, background) for spec in folders}
     subjects = [opened[spec] for spec in specs]
     names = [subject.name for subject in subjects]
+    if file_options and not any(Path(subject.path).is_file() for subject in subjects):
+        raise ValueError(f"no network is a weight file, which has the options {[*file_options]}")
     if duplicates := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"two networks have the name {min(duplicates)}; name them by NAME=PATH")
     return subjects
@@ -175,13 +181,16 @@ def of_generator(generator: EvaluatedGenerator, batch: int) -> Subject:
     )
 
 
-def open_images(spec: str, shape: tuple[int, int, int], resize: bool = False) -> Subject:
+def open_images(
+    spec: str, shape: tuple[int, int, int], resize: bool = False, background: str | None = None
+) -> Subject:
     """A folder of images, in the order of their names; of sub-folders, the classes alternate.
 
     Args:
       spec: `PATH` or `NAME=PATH`.
       shape: `(H, H, C)` of the images.
       resize: whether to convert other images to it.
+      background: the colour behind transparent images, as of `kd_jax.data.open_source`.
 
     Raises:
       FileNotFoundError: there are no images.
@@ -189,7 +198,9 @@ def open_images(spec: str, shape: tuple[int, int, int], resize: bool = False) ->
     """
     name, path = split_spec(spec)
     with naming(f"read the images {path}"):
-        source = open_source(f"folder:{path}", "train", shape[0], shape[2], resize=resize)
+        source = open_source(
+            f"folder:{path}", "train", shape[0], shape[2], resize=resize, background=background
+        )
     names = _class_names(source) if source.num_classes > 1 else ()
 
     def sample(count: int, seed: int, progress: Progress) -> Samples:

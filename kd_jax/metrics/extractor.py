@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import serialization
 
-from kd_jax.core.files import naming, write_atomically
+from kd_jax.core.files import file_lock, naming, write_atomically
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
@@ -89,13 +89,17 @@ def classifier_extractor(
     folder, key = cache / "classifiers", f"{name}-{digest.hexdigest()[:16]}"
     stored = _read_weights(folder, key)
     if stored is None:
-        trained = jax.device_get(
-            _train(network, jnp.asarray(images), jnp.asarray(labels), steps, batch, progress)
-        )
-        stored = serialization.to_bytes(trained)
-        path = folder / f"{key}.{hashlib.sha256(stored).hexdigest()}.msgpack"
-        with naming(f"write {path} to the cache"):
-            write_atomically(path, stored)
+        with (
+            naming(f"write the classifier {folder / key} to the cache"),
+            file_lock(folder, f".{key}.lock", wait=True, needed=False),
+        ):
+            stored = _read_weights(folder, key)  # of a process that was waited for
+            if stored is None:
+                x, y = jnp.asarray(images), jnp.asarray(labels)
+                trained = _train(network, x, y, steps, batch, progress)
+                stored = serialization.to_bytes(jax.device_get(trained))
+                name_of_content = f"{key}.{hashlib.sha256(stored).hexdigest()}.msgpack"
+                write_atomically(folder / name_of_content, stored)
     variables = serialization.from_bytes(jax.tree.map(jnp.zeros_like, abstract), stored)
     weights_hash = hashlib.sha256(stored).hexdigest()[:8]
     return from_network(f"{name}-classifier-{weights_hash}", network, variables)

@@ -97,6 +97,7 @@ def srvgg(
     activation: str = "prelu",
     channels: int = 3,
     inputs: int | None = None,
+    output_scale: int | None = None,
     dtype: Any = jnp.float32,
 ) -> Network:
     """SRVGGNetCompact: `images [B, h, w, inputs] -> [B, scale h, scale w, channels]`.
@@ -112,6 +113,9 @@ def srvgg(
       activation: "prelu", with a slope per channel, or one of `ACTIVATIONS`.
       channels: channels of the output images.
       inputs: channels of the input images; `channels` by default, or 1, which is added to each.
+      output_scale: factor of the sides of the output images, to which those of `scale` are resized
+        (`ops.torch_bicubic`); by default they are not. So the authors' programs in ncnn enlarge by
+        2 and 3 with the weights of scale 4.
       dtype: the computation dtype; parameters and images are always float32.
 
     Raises:
@@ -119,14 +123,24 @@ def srvgg(
         is unknown. `init` and `apply` raise it for images of another number of channels.
     """
     inputs = channels if inputs is None else inputs
-    _check("an SRVGGNet", scale=scale, width=width, channels=channels, inputs=inputs)
+    final = scale if output_scale is None else output_scale
+    _check(
+        "an SRVGGNet",
+        scale=scale,
+        width=width,
+        channels=channels,
+        inputs=inputs,
+        output_scale=final,
+    )
     if layers < 0:
         raise ValueError(f"an SRVGGNet's layers={layers} must be at least 0")
     if inputs not in (channels, 1):
         raise ValueError(f"an SRVGGNet's inputs={inputs} must be channels={channels} or 1")
     if activation not in ("prelu", *ACTIVATIONS):
         raise ValueError(f"activation={activation!r} is not one of prelu, {', '.join(ACTIVATIONS)}")
-    return from_linen(SRVGGNet(scale, width, layers, activation, channels, inputs, dtype))
+    return from_linen(
+        SRVGGNet(scale, width, layers, activation, channels, inputs, dtype, output_scale)
+    )
 
 
 def unet_discriminator(
@@ -299,6 +313,7 @@ class SRVGGNet(nn.Module):
     channels: int
     inputs: int
     dtype: Any
+    output_scale: int | None = None
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
@@ -318,6 +333,9 @@ class SRVGGNet(nn.Module):
         last = self.channels * self.scale**2
         x = Conv(last, kernel_init=_small, dtype=self.dtype, name="image")(x)
         image = depth_to_space(at_least_float32(x), self.scale) + upsample(source, self.scale)
+        if self.output_scale is not None:
+            height, width = (self.output_scale * side for side in images.shape[1:3])
+            image = ops.resize(image, (height, width), ops.torch_bicubic)
         return 2 * image - 1, taps
 
 

@@ -14,7 +14,13 @@ from kd_jax.ops.resample import (
     upfirdn2d,
     upsample2d,
 )
-from kd_jax.ops.resizing import pil_bicubic, resize, tf1_bilinear, torch_bilinear
+from kd_jax.ops.resizing import (
+    pil_bicubic,
+    resize,
+    tf1_bilinear,
+    torch_bicubic,
+    torch_bilinear,
+)
 from kd_jax.ops.sampling import decimate, interpolate
 
 __all__ = [
@@ -39,6 +45,7 @@ __all__ = [
     "resampling_filter",
     "resize",
     "tf1_bilinear",
+    "torch_bicubic",
     "torch_bilinear",
     "upfirdn2d",
     "upsample2d",

@@ -47,6 +47,22 @@ def pil_bicubic(inputs: int, outputs: int) -> NDArray[np.float64]:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def torch_bicubic(inputs: int, outputs: int) -> NDArray[np.float64]:
+    """PyTorch's and ncnn's weights `[outputs, inputs]`: Keys 1981, eq. 4, with a = -3/4.
+
+    Half-pixel centers, without antialiasing; the pixels at the borders are repeated outwards.
+    """
+    positions = (np.arange(outputs) + 0.5) * inputs / outputs - 0.5
+    taps = np.floor(positions)[:, None] + np.arange(-1, 3)
+    distance = np.abs(positions[:, None] - taps)
+    near = (1.25 * distance - 2.25) * distance**2 + 1
+    far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
+    weights = np.zeros((outputs, inputs))
+    columns = np.clip(taps, 0, inputs - 1).astype(int)
+    np.add.at(weights, (np.arange(outputs)[:, None], columns), np.where(distance < 1, near, far))
+    return weights
+
+
 def _linear(positions: NDArray[np.float64], inputs: int) -> NDArray[np.float64]:
     """Linear interpolation weights of the positions, which are clipped to the image."""
     distance = np.abs(np.clip(positions, 0, inputs - 1)[:, None] - np.arange(inputs))

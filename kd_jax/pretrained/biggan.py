@@ -125,7 +125,9 @@ def brock_generator(
     out.statistics("norm", "output_layer.0")
     out.layer("image", "output_layer.2")
     make = biggan_deep.generator if deep else biggan.generator
-    return out.convert(make, config, _latent_shape(latent), _label_shape())
+    converted = out.convert(make, config, _latent_shape(latent), _label_shape())
+    options = {"norm_epsilon": norm_epsilon, **_spectral_options(config["spectral"])}
+    return converted._replace(options={**options, **({"depth": depth} if deep else {})})
 
 
 def brock_discriminator(
@@ -184,7 +186,8 @@ def brock_discriminator(
     out.layer("score", "linear")
     out.embedding("label", "embed")
     make = biggan_deep.discriminator if deep else biggan.discriminator
-    return out.convert(make, config, _image_shape(size, channels), _label_shape())
+    converted = out.convert(make, config, _image_shape(size, channels), _label_shape())
+    return converted._replace(options=_spectral_options(config["spectral"]))
 
 
 def huggingface_generator(
@@ -274,9 +277,11 @@ def huggingface_generator(
     statistics("norm", "generator.bn")
     # The layer has as many outputs as the last block has channels; the first three are the image.
     fold("image", "generator.conv_to_rgb", outputs=slice(3))
-    return out.convert(
+    converted = out.convert(
         biggan_deep.generator_of_blocks, config, _latent_shape(latent), _label_shape()
     )
+    options = {"doublings": config["doublings"], "norm_epsilon": norm_epsilon}
+    return converted._replace(options=options)
 
 
 def tinygan_discriminator(
@@ -413,6 +418,13 @@ def _count(reader: StateDictReader, pattern: str) -> int:
 def _spectral_norm(reader: StateDictReader, iterations: int, epsilon: float) -> SpectralNorm | None:
     vectors = _vectors(reader, "linear")
     return SpectralNorm(iterations, vectors, epsilon) if vectors else None
+
+
+def _spectral_options(spectral: SpectralNorm | None) -> dict[str, Any]:
+    """The options of `_spectral_norm`, which do nothing without it."""
+    if spectral is None:
+        return {}
+    return {"iterations": spectral.iterations, "spectral_epsilon": spectral.epsilon}
 
 
 def _vectors(reader: StateDictReader, source: str) -> int:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,8 @@ class Converted(NamedTuple):
       config: the keyword arguments of the network's factory, as read from the file.
       inputs: shapes and dtypes of the network's inputs for one example.
       notes: one line for each value that the file does not determine and that was assumed.
+      options: the arguments of the converter that the file does not determine, and their values:
+        as passed, or as assumed.
     """
 
     network: Network
@@ -33,6 +36,7 @@ class Converted(NamedTuple):
     config: Mapping[str, Any]
     inputs: tuple[jax.ShapeDtypeStruct, ...] = ()
     notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = MappingProxyType({})
 
     def __repr__(self) -> str:
         return record_repr(self)

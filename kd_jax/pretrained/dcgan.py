@@ -107,7 +107,13 @@ def discriminator(tensors: StateDict, *, size: int | None = None) -> Converted:
     network = dcgan.original_discriminator(**config)
     return check_variables(
         reader.what,
-        Converted(network, {"params": params, "batch_stats": stats}, config, notes=notes),
+        Converted(
+            network,
+            {"params": params, "batch_stats": stats},
+            config,
+            notes=notes,
+            options={"size": size},
+        ),
         jax.ShapeDtypeStruct((1, config["size"], config["size"], channels), jnp.float32),
     )
 

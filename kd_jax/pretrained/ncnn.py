@@ -1,8 +1,8 @@
 """Real-ESRGAN's generators from ncnn's format, in which the authors publish programs for GPUs.
 
 A graph is compared with the network layer by layer; nothing else is accepted. The scale-2 and
-scale-3 graphs of animevideov3, which shrink the images of scale 4 with bicubic interpolation, are
-therefore refused.
+scale-3 graphs of animevideov3 have the weights of scale 4, and shrink its images with bicubic
+interpolation (`output_scale`).
 """
 
 from collections.abc import Callable, Mapping
@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from kd_jax.models import realesrgan as models
 from kd_jax.pretrained import realesrgan
 from kd_jax.pretrained.convert import Converted
 from kd_jax.pretrained.io.ncnn import Graph, Layer, Value
 
-_NEAREST, _SUM, _ADD, _MULTIPLY = 1, 1, 0, 2
+_NEAREST, _BICUBIC, _SUM, _ADD, _MULTIPLY = 1, 3, 1, 0, 2
 _NONE, _RELU, _LEAKY_RELU = 0, 1, 2
 _SLOPES = {None: "prelu", 0.0: "relu", 0.1: "leakyrelu"}
 
@@ -47,7 +48,7 @@ def _rrdb(graph: Graph) -> Converted:
     for name in ("conv_up1", "conv_up2"):
         h = walk.leaky(name, walk.enlarge(h, 2))
     walk.plain("conv_last", walk.leaky("conv_hr", h))
-    return realesrgan.rrdb(walk.finish(), scale=4)
+    return realesrgan.rrdb(walk.finish(), scale=4)._replace(options={})
 
 
 def _srvgg(graph: Graph) -> Converted:
@@ -62,8 +63,14 @@ def _srvgg(graph: Graph) -> Converted:
         raise ValueError(f"not {walk.what}: its activations are not PReLUs, nor of slope 0 or 0.1")
     walk.need("PixelShuffle", layer.output)
     scale = walk.expect(shuffle, {1: 0})[0]
-    walk.add(shuffle.output, walk.enlarge(graph.source, scale))
-    return realesrgan.srvgg(walk.finish(), scale=scale, activation=_SLOPES[slope])
+    image = walk.add(shuffle.output, walk.enlarge(graph.source, scale))
+    output_scale = walk.shrink(image, scale)
+    converted = realesrgan.srvgg(walk.finish(), scale=scale, activation=_SLOPES[slope])
+    converted = converted._replace(options={})  # which the graph determines
+    if output_scale is None:
+        return converted
+    config = {**converted.config, "output_scale": output_scale}
+    return converted._replace(network=models.srvgg(**config), config=config)
 
 
 class _Walk:
@@ -172,6 +179,16 @@ class _Walk:
         layer = self.need("Interp", source)
         self.expect(layer, {0: _NEAREST, 1: factor, 2: factor})
         return layer.output
+
+    def shrink(self, source: str, scale: int) -> int | None:
+        """The factor that remains of the scale after an interpolation; None if there is none."""
+        if self.find("Interp", source) is None:
+            return None
+        layer = self.need("Interp", source)
+        output_scale = max(1, round(float(np.atleast_1d(layer.parameters[1])[0]) * scale))
+        factor = output_scale / scale
+        self.expect(layer, {0: _BICUBIC, 1: factor, 2: factor})
+        return output_scale
 
     def add(self, first: str, second: str) -> str:
         """The sum of two blobs."""

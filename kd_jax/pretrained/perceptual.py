@@ -157,7 +157,8 @@ def trunk(
     reader.drop(*(f"{name}.{part}" for name in kind.classifier for part in ("weight", "bias")))
     reader.check_all_read()
     config = {"widths": widths, "shift": tuple(shift), "scale": tuple(scale)}
-    return _convert(reader, kind, {"params": params}, config)
+    rest = {name: config[name] for name in ("shift", "scale")}
+    return _convert(reader, kind, {"params": params}, config)._replace(options=rest)
 
 
 def lpips(tensors: StateDict, heads: StateDict | None = None, *, scaled: bool = True) -> Converted:
@@ -196,7 +197,8 @@ def lpips(tensors: StateDict, heads: StateDict | None = None, *, scaled: bool = 
     weights = {tap: _head(reader, index) for index, tap in enumerate(kind.taps)}
     reader.check_all_read()
     config = {"widths": widths, "shift": shift, "scale": scale, "heads": True}
-    return _convert(reader, kind, {"params": params, perceptual.HEADS: weights}, config)
+    converted = _convert(reader, kind, {"params": params, perceptual.HEADS: weights}, config)
+    return converted._replace(options={"scaled": scaled})
 
 
 def _kind(names: Iterable[str]) -> _Kind:

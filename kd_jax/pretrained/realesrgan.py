@@ -103,7 +103,8 @@ def rrdb(tensors: StateDict, *, scale: int | None = None) -> Converted:
         "channels": channels,
         "inputs": first // unshuffling**2,
     }
-    return layers.convert(realesrgan.rrdb(**config), config, config["inputs"])
+    converted = layers.convert(realesrgan.rrdb(**config), config, config["inputs"])
+    return converted._replace(options={"scale": scale})
 
 
 def srvgg(
@@ -163,7 +164,9 @@ def srvgg(
         "channels": outputs // scale**2,
         "inputs": inputs,
     }
-    return layers.convert(realesrgan.srvgg(**config), config, inputs)
+    converted = layers.convert(realesrgan.srvgg(**config), config, inputs)
+    rest = {} if slopes else {"activation": activation}
+    return converted._replace(options={"scale": scale, **rest})
 
 
 def unet_discriminator(tensors: StateDict, *, skip: bool = True) -> Converted:
@@ -181,7 +184,8 @@ def unet_discriminator(tensors: StateDict, *, skip: bool = True) -> Converted:
     for number, ours in enumerate(UNET):
         layers.read(ours, f"conv{number}", spectral=0 < number < 9)
     config: dict[str, Any] = {"width": width, "skip": skip}
-    return layers.convert(realesrgan.unet_discriminator(**config), config, inputs)
+    converted = layers.convert(realesrgan.unet_discriminator(**config), config, inputs)
+    return converted._replace(options={"skip": skip})
 
 
 class _Layers:

@@ -45,7 +45,7 @@ def from_module(module: Persistent, **overrides: Any) -> Converted:
                 **_mapping_settings(module),
             },
         }
-        return stylegan2.generator(tensors, **_merge(settings, overrides))
+        return _determined(stylegan2.generator(tensors, **_merge(settings, overrides)))
     if stylegan2.is_discriminator(tensors):
         settings = {
             "conv_clamp": attribute(module, "b4.conv.conv_clamp"),
@@ -55,7 +55,7 @@ def from_module(module: Persistent, **overrides: Any) -> Converted:
         features, inputs = tensors["b4.conv.weight"].shape[:2]
         if inputs > features:  # with the channel of the minibatch standard deviation
             settings["stddev_group"] = attribute(module, "b4.mbstd.group_size")
-        return stylegan2.discriminator(tensors, **_merge(settings, overrides))
+        return _determined(stylegan2.discriminator(tensors, **_merge(settings, overrides)))
     raise ValueError(
         f"a {module.class_name} of a snapshot is not a StyleGAN2 or StyleGAN3; its first tensors "
         f"are {', '.join(list(tensors)[:3]) or 'none'}"
@@ -88,9 +88,14 @@ def from_tensorflow(network: TFNetwork, **overrides: Any) -> Converted:
         "mapping": mapping,
     }
     if of_generator:
-        return stylegan2.generator(tensors, **_merge(settings, overrides))
+        return _determined(stylegan2.generator(tensors, **_merge(settings, overrides)))
     settings["stddev_group"] = kwargs.get("mbstd_group_size")
-    return stylegan2.discriminator(tensors, **_merge(settings, overrides))
+    return _determined(stylegan2.discriminator(tensors, **_merge(settings, overrides)))
+
+
+def _determined(converted: Converted) -> Converted:
+    """The network of a snapshot, whose settings are in the file."""
+    return converted._replace(options={})
 
 
 def _merge(settings: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ trained fused are transposed convolutions there, so their kernels are flipped he
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -135,7 +135,8 @@ def genforce_generator(tensors: StateDict, *, fused_from: int = 128, **overrides
         "noise": {"synthesis": constants},
     }
     reader.check_all_read()
-    return _build_generator(reader.what, variables, config)
+    converted = _build_generator(reader.what, variables, config)
+    return converted._replace(options={"fused_from": fused_from, **_final(config)})
 
 
 def genforce_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
@@ -191,7 +192,8 @@ def genforce_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
         **overrides,
     }
     reader.check_all_read()
-    return _build_discriminator(reader.what, {"params": params}, config)
+    converted = _build_discriminator(reader.what, {"params": params}, config)
+    return converted._replace(options={"stddev_group": config.get("stddev_group", 4)})
 
 
 def rosinality_generator(
@@ -305,7 +307,8 @@ def rosinality_generator(
         notes.append("the file has no average of the styles: it is that of 10,000 latents")
         latents = noise.normal(size=(10_000, latent))
         variables[AVERAGES]["mapping"]["w_avg"] = average_style(converted, latents)
-    return converted._replace(notes=tuple(notes))
+    options = {"size": size, "lod": config.get("lod", 0.0), **_final(config)}
+    return converted._replace(notes=tuple(notes), options=options)
 
 
 def rosinality_discriminator(
@@ -381,7 +384,8 @@ def rosinality_discriminator(
     }
     reader.check_all_read()
     variables = {"params": {f"b{side}": params[f"b{side}"] for side in used}}
-    return _build_discriminator(reader.what, variables, config)
+    converted = _build_discriminator(reader.what, variables, config)
+    return converted._replace(options={"size": size, "lod": config.get("lod", 0.0)})
 
 
 def _build_generator(what: str, variables: Any, config: dict[str, Any]) -> Converted:
@@ -401,6 +405,11 @@ def _build(
     if config.get("classes"):
         inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
     return check_variables(what, Converted(network, variables, config), *inputs)
+
+
+def _final(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The option of a final tanh, which has no tensors."""
+    return {"tanh": config.get("tanh", False)}
 
 
 def _has(reader: StateDictReader, prefix: str) -> bool:

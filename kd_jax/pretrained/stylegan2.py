@@ -183,7 +183,9 @@ def generator(tensors: StateDict, **overrides: Any) -> Converted:
     }
     if noise:
         variables["noise"] = {"synthesis": constants}
-    return _build_generator(reader.what, variables, config)
+    converted = _build_generator(reader.what, variables, config)
+    options = {**_layer_options(config, filters), **_mapping_options(config)}
+    return converted._replace(options=options)
 
 
 def discriminator(tensors: StateDict, **overrides: Any) -> Converted:
@@ -245,7 +247,9 @@ def discriminator(tensors: StateDict, **overrides: Any) -> Converted:
         **overrides,
     }
     reader.check_all_read()
-    return _build_discriminator(reader.what, {"params": params}, config)
+    converted = _build_discriminator(reader.what, {"params": params}, config)
+    options = {**_layer_options(config, filters), **_stddev_options(config)}
+    return converted._replace(options={**options, **(_mapping_options(config) if classes else {})})
 
 
 def rosinality_generator(
@@ -359,7 +363,7 @@ def rosinality_generator(
         notes.append("the file has no average of the styles: it is that of 4,096 latents")
         latents = drawn.normal(size=(4096, latent))
         variables[AVERAGES]["mapping"]["w_avg"] = average_style(converted, latents)
-    return converted._replace(notes=tuple(notes))
+    return converted._replace(notes=tuple(notes), options=_mapping_options(config))
 
 
 def rosinality_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
@@ -408,7 +412,8 @@ def rosinality_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
         **overrides,
     }
     reader.check_all_read()
-    return _build_discriminator(reader.what, {"params": params}, config)
+    converted = _build_discriminator(reader.what, {"params": params}, config)
+    return converted._replace(options=_stddev_options(config))
 
 
 def genforce_generator(tensors: StateDict, **overrides: Any) -> Converted:
@@ -506,7 +511,8 @@ def genforce_generator(tensors: StateDict, **overrides: Any) -> Converted:
         "noise": {"synthesis": constants},
     }
     reader.check_all_read()
-    return _build_generator(reader.what, variables, config)
+    converted = _build_generator(reader.what, variables, config)
+    return converted._replace(options=_mapping_options(config))
 
 
 def genforce_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
@@ -574,7 +580,8 @@ def genforce_discriminator(tensors: StateDict, **overrides: Any) -> Converted:
         **overrides,
     }
     reader.check_all_read()
-    return _build_discriminator(reader.what, {"params": params}, config)
+    converted = _build_discriminator(reader.what, {"params": params}, config)
+    return converted._replace(options=_stddev_options(config))
 
 
 def _build_generator(what: str, variables: Any, config: dict[str, Any]) -> Converted:
@@ -594,6 +601,22 @@ def _build(
     if config.get("classes"):
         inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
     return check_variables(what, Converted(network, variables, config), *inputs)
+
+
+def _layer_options(config: Mapping[str, Any], filters: list[np.ndarray]) -> dict[str, Any]:
+    """The options of NVIDIA's layers; the filter only if the file has none."""
+    options = {"activation": "lrelu", "conv_clamp": None}
+    options = {name: config.get(name, default) for name, default in options.items()}
+    return options | ({} if filters else {"resample_filter": config["resample_filter"]})
+
+
+def _mapping_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mapping": {"lr_multiplier": config["mapping"].get("lr_multiplier", 0.01)}}
+
+
+def _stddev_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The option of the minibatch standard deviation, if there is one."""
+    return {"stddev_group": config.get("stddev_group", 4)} if config["stddev_channels"] else {}
 
 
 def _sides(reader: StateDictReader, prefix: str) -> list[int]:

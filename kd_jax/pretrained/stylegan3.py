@@ -106,7 +106,15 @@ def generator(
     inputs = [jax.ShapeDtypeStruct((1, config["latent"]), jnp.float32)]
     if config["classes"]:
         inputs.append(jax.ShapeDtypeStruct((1,), jnp.int32))
-    return Converted(stylegan3.generator(**config), variables, config, tuple(inputs))
+    undetermined: dict[str, Any] = {}
+    if settings is None:
+        undetermined = {
+            "conv_clamp": config.get("conv_clamp", 256.0),
+            "output_scale": config.get("output_scale", 0.25),
+            "mapping": {"lr_multiplier": mapping.get("lr_multiplier", 0.01)},
+        }
+    network = stylegan3.generator(**config)
+    return Converted(network, variables, config, tuple(inputs), options=undetermined)
 
 
 def _translate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ A convolution that is not followed by batch normalisation has a bias here; it is
 original does not have one.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -109,7 +110,8 @@ def resnet_generator(
         "padding": padding,
         "dropout": DROPOUT * drops if dropout is None else dropout,
     }
-    return reader.convert(translation.resnet_generator, config)
+    rest = {name: config[name] for name in ("padding", "dropout")}
+    return reader.convert(translation.resnet_generator, config, options=rest)
 
 
 def unet_generator(
@@ -151,7 +153,8 @@ def unet_generator(
         "norm": reader.norm,
         "dropout": dropout,
     }
-    return reader.convert(translation.unet_generator, config, max(SIDE, 2 ** len(levels)))
+    side, rest = max(SIDE, 2 ** len(levels)), {"dropout": dropout}
+    return reader.convert(translation.unet_generator, config, side, rest)
 
 
 def patch_discriminator(tensors: StateDict, *, tracked: bool | None = None) -> Converted:
@@ -235,7 +238,7 @@ class _LayerReader:
         self.reader, self.what = StateDictReader(own, what), what
         self.norm: Norm | None = None
         affine = f"{prefix}{at + 1}.weight" in own
-        statistics = f"{prefix}{at + 1}.running_mean" in own
+        self.statistics = statistics = f"{prefix}{at + 1}.running_mean" in own
         if f"{prefix}{at}.bias" in own or (statistics and not affine):
             self.norm = Instance(
                 affine=affine, tracked=affine and statistics if tracked is None else tracked
@@ -320,14 +323,20 @@ class _LayerReader:
         return width
 
     def convert(
-        self, make: Callable[..., Network], config: dict[str, Any], side: int = SIDE
+        self,
+        make: Callable[..., Network],
+        config: dict[str, Any],
+        side: int = SIDE,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> Converted:
         """The network with all variables read so far, for images of this size."""
         self.reader.check_all_read()
+        if isinstance(self.norm, Instance) and self.statistics:
+            options = {**options, "tracked": self.norm.tracked}
         variables = traverse_util.unflatten_dict(self.variables, sep="/")
         return check_variables(
             self.what,
-            Converted(make(**config), variables, config),
+            Converted(make(**config), variables, config, options=options),
             jax.ShapeDtypeStruct((1, side, side, self.channels), jnp.float32),
         )
 

@@ -226,7 +226,7 @@ def train(
         _trace_step(compiled, like, plan.teacher, example)
     with contextlib.ExitStack() as closing:
         distributed.run_on_primary(
-            lambda: closing.enter_context(_lock_training(directory)), UsageError
+            lambda: closing.enter_context(lock_training(directory)), UsageError
         )
         training = _Training(
             directory, name, plan, batches, example, mesh, rule, options, quality, draw, steps_ahead
@@ -578,10 +578,15 @@ def _averaged(state: Any) -> Variables:
 
 
 @contextlib.contextmanager
-def _lock_training(directory: Path) -> Iterator[None]:
+def lock_training(directory: Path, name: str = ".training") -> Iterator[None]:
+    """Locks a folder, as `file_lock`, for its only training.
+
+    Raises:
+      UsageError: another process is training in it, or the file system does not support locks.
+    """
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(file_lock(directory, ".training"))
+            stack.enter_context(file_lock(directory, name))
         except BlockingIOError:
             raise UsageError(f"another process is training in {directory}") from None
         yield

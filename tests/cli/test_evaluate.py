@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import CACHE
 from PIL import Image
+from pretrained.test_state_dicts import dcgan as dcgan_tensors, save as save_tensors
 from reports import COST, read_figures, read_report
 
 from kd_jax import data as kd_data
@@ -16,7 +17,7 @@ from kd_jax.core.architecture import describe
 from kd_jax.data.source import read_examples
 from kd_jax.evaluate.generator import draw, open_generator, sampler
 from kd_jax.evaluate.reference import read_reference
-from kd_jax.evaluate.subject import open_images
+from kd_jax.evaluate.subject import open_images, open_subjects
 from kd_jax.metrics.conventions import TOOLS
 from kd_jax.metrics.extractor import Extractor, Perceptual
 from kd_jax.models import dcgan, mlp
@@ -138,6 +139,43 @@ def test_digits_are_converted_to_other_shapes_on_request_only(networks, tmp_path
     assert "32x32x3" not in error_of(capsys, *arguments, "--resize", "--samples", "1")
     arguments = (networks["wide"], *arguments[1:])
     assert "--resize" not in error_of(capsys, *arguments, "--samples", "1")
+
+
+def test_options_of_weight_files(networks, tmp_path, capsys):
+    weights = save_tensors(tmp_path / "g.pkl", dcgan_tensors())
+    arguments = ["--data", "digits", "--out", str(tmp_path / "report"), "--option", "size=28"]
+    assert "the options size=28" in error_of(capsys, str(weights), *arguments)
+    assert "'size'" in error_of(capsys, networks["small"], *arguments)
+    assert "NAME=VALUE" in error_of(capsys, networks["small"], *arguments[:-1], "size")
+
+
+def test_transparent_images_are_composed_on_the_background(networks, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(images / "clear.png")
+    out = str(tmp_path / "report")
+    arguments = [str(images), "--data", f"folder:{images}", "--out", out]
+    assert "--background" in error_of(capsys, *arguments)
+
+    def opened(*options):
+        args = command.parser().parse_args([*arguments, *options])
+        subjects = open_subjects(args.networks, resize=args.resize, background=args.background)
+        return subjects[0].sample(1, 0, lambda done: None).images, command.open_data(args, subjects)
+
+    samples, red = opened("--background", "#ff0000")
+    np.testing.assert_array_equal(samples, np.tile(np.uint8([255, 0, 0]), (1, 8, 8, 1)))
+    np.testing.assert_array_equal(red[0]["image"], np.tile([1.0, -1.0, -1.0], (8, 8, 1)))
+    fingerprints = {red.fingerprint, opened("--background", "blue")[1].fingerprint}
+    fingerprints.add(opened("--resize")[1].fingerprint)
+    assert len(fingerprints) == 3  # caches are keyed by it
+
+    assert "'dark'" in error_of(capsys, *arguments, "--background", "dark")
+    arguments[2] = "digits"  # opaque; a folder beside them may be transparent
+    digits = command.parser().parse_args([*arguments, "--background", "red", "--resize"])
+    subjects = open_subjects(digits.networks, background="red")
+    assert command.open_data(digits, subjects).image_shape == (8, 8, 3)
+    only_networks = [networks["small"], *arguments[1:], "--background", "red"]
+    assert "not for digits" in error_of(capsys, *only_networks)
 
 
 def test_files_that_are_left_out_and_conversions_are_reported(networks, tmp_path, capsys):

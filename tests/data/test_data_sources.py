@@ -22,6 +22,7 @@ from kd_jax.data import (
     load_all,
     open_source,
     overlap,
+    prepared as prepared_data,
     source,
     strided,
     subset,
@@ -236,6 +237,7 @@ class Unlabelled(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 class Plain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     code_path = None
+    first = RED
 
     def _info(self):
         features = tfds.features.FeaturesDict(
@@ -247,7 +249,7 @@ class Plain(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"test": self._generate_examples()}
 
     def _generate_examples(self):
-        for i, (width, colour) in enumerate([(8, RED), (8, GREEN), (12, BLUE)]):
+        for i, (width, colour) in enumerate([(8, self.first), (8, GREEN), (12, BLUE)]):
             png = io.BytesIO()
             Image.new("RGB", (width, 8), colour).save(png, "png")
             yield i, {"image": io.BytesIO(png.getvalue()), "caption": "none"}
@@ -279,6 +281,39 @@ def test_a_prepared_dataset_without_labels_and_of_several_sizes(tmp_path):
     resized = open_source("tfds:plain", "test", 8, 3, tmp_path, resize=True)
     np.testing.assert_array_equal(resized[2]["image"][7, 7], [-1, -1, 1])
     assert resized.fingerprint != plain.fingerprint
+
+
+@pytest.mark.parametrize("limit", [2**30, 0], ids=["whole", "in samples"])
+def test_a_dataset_that_is_prepared_again_with_other_images_is_another(
+    tmp_path, monkeypatch, limit
+):
+    monkeypatch.setattr(prepared_data, "HASHED_WHOLE", limit)
+
+    def fingerprint(folder, colour):
+        monkeypatch.setattr(Plain, "first", colour)
+        prepare(Plain, tmp_path / folder)
+        return open_source("tfds:plain", "test", 8, 3, tmp_path / folder).fingerprint
+
+    assert fingerprint("one", RED) == fingerprint("copy", RED) != fingerprint("other", GREEN)
+
+
+def test_blocks_of_large_files_are_hashed(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepared_data, "HASHED_WHOLE", 100)
+    monkeypatch.setattr(prepared_data, "_BLOCK", 10)
+    monkeypatch.setattr(prepared_data, "_BLOCKS", 4)
+    path = tmp_path / "file"
+
+    def hashes(position):
+        content = bytearray(500)
+        content[position] = 1
+        path.write_bytes(content)
+        return tuple(prepared_data.hash_files([path]))
+
+    # Blocks at 0, 163, 326 and 490; between them, only a change of size is noticed.
+    assert len({hashes(position) for position in (0, 9, 163, 172, 326, 490, 499)}) == 7
+    assert hashes(100) == hashes(300)
+    path.write_bytes(bytes(501))
+    assert tuple(prepared_data.hash_files([path])) != hashes(100)
 
 
 def test_a_split_with_hidden_labels_is_an_error(tmp_path):
@@ -321,7 +356,7 @@ def test_a_format_that_loses_rows_is_an_error(tmp_path):
 
 def test_a_wrong_size_is_an_error_on_opening(cache):
     with pytest.raises(
-        ValueError, match=r"train\[0\] is 8x8 grey; expected 16x16 RGB .*resize=True"
+        ValueError, match=r"train\[0\] is 8x8 grey; expected 16x16 RGB .*evaluate --resize\)"
     ):
         open_source("tfds:digits", "train", 16, 3, cache)
 

@@ -211,7 +211,8 @@ def test_without_resizing_an_error_summarizes_all_images(tmp_path):
         "1 black and white (bits.png)",
         "1 CMYK (cmyk.jpg)",
         "resize=True (--config.data.resize=True",
-        "background='white' (--config.data.background=white) composes those with transparency",
+        "background='white' (--config.data.background=white",
+        "kd-jax evaluate --background white) composes those with transparency",
         "skip_corrupt=True (--config.run.skip_corrupt=True",
     ):
         assert clause in message

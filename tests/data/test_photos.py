@@ -44,5 +44,13 @@ def test_patches_can_be_downsampled_but_not_enlarged(cache):
     np.testing.assert_allclose(
         small[0]["image"].mean(axis=(0, 1)), whole.mean(axis=(0, 1)), atol=0.02
     )
-    with pytest.raises(ValueError, match=r"size is 65: .* 64x64"):
-        open_source("photos", "train", 65, 3, cache)
+    with pytest.raises(ValueError, match=r"size is 257: .* 256x256"):
+        open_source("photos", "train", 257, 3, cache)
+
+
+def test_larger_patches_equal_the_photographs(cache):
+    photos = load_all(open_source("photos", "test", 256, 3, cache))
+    images = as_bytes(photos["image"])
+    np.testing.assert_array_equal(images[1], data.chelsea()[:256, 64:320])
+    # chelsea 300x451, china 427x640, gravel 512x512, with a stride of 64
+    assert len(images) == 1 * 4 + 3 * 7 + 5 * 5

@@ -10,7 +10,7 @@ from kd_jax import ops
 
 RNG = np.random.default_rng(0)
 SIZES = [(5, 7), (64, 48), (11, 3), (1, 2)]
-WEIGHTS = [ops.tf1_bilinear, ops.torch_bilinear, ops.pil_bicubic]
+WEIGHTS = [ops.tf1_bilinear, ops.torch_bilinear, ops.torch_bicubic, ops.pil_bicubic]
 
 
 def images(size, channels=3):
@@ -34,6 +34,9 @@ def test_weights_by_hand():
     np.testing.assert_allclose(ops.torch_bilinear(2, 4)[:, 1], [0, 0.25, 0.75, 1])
     aligned = ops.tf1_bilinear(2, 4, align_corners=True)[:, 1]
     np.testing.assert_allclose(aligned, [0, 1 / 3, 2 / 3, 1])
+    half = ops.torch_bicubic(8, 4)  # between four pixels; a border's pixel stands for two
+    np.testing.assert_allclose(half[1, 1:5], np.array([-3, 19, 19, -3]) / 32)
+    np.testing.assert_allclose(half[0, :3], np.array([16, 19, -3]) / 32)
     # Halfway between four pixels: the cubic convolution's (-1, 9, 9, -1) / 16.
     middle = ops.pil_bicubic(8, 16)[7] * 0.5 + ops.pil_bicubic(8, 16)[8] * 0.5
     np.testing.assert_allclose(middle, middle[::-1], atol=1e-12)

@@ -1,9 +1,11 @@
 """Loading networks from files: the choice of the part, refusals, and the command line."""
 
 import re
+import shlex
 import subprocess
 import sys
 from collections import OrderedDict
+from inspect import signature
 from pathlib import Path
 
 import jax
@@ -18,6 +20,7 @@ import kd_jax as kd
 from kd_jax import ops, pretrained
 from kd_jax.cli import inspect as command
 from kd_jax.evaluate.generator import open_generator
+from kd_jax.pretrained import registry
 from kd_jax.train.checkpoint import load_generator, load_network
 
 ROOT = Path(__file__).parents[2]
@@ -208,6 +211,78 @@ def test_the_command_describes_and_writes_a_network(golden, tmp_path, capsys, na
     jax.tree.map(np.testing.assert_array_equal, stored, jax.device_get(variables))
     assert about["file"] == file.name
     assert about["config"]["size"] == 16
+
+
+OPTIONS = {
+    "dcgan_d_a": ["size=64"],
+    "biggan_brock_g_a": ["norm_epsilon=1e-05", "iterations=1", "spectral_epsilon=1e-12"],
+    "biggan_brock_d_a": ["iterations=1", "spectral_epsilon=1e-12"],
+    "biggan_deep_brock_g_a": [
+        "norm_epsilon=1e-05", "iterations=1", "spectral_epsilon=1e-12", "depth=2"
+    ],
+    "stylegan1_rosinality_d_a": ["size=1024", "lod=0.0"],
+    "stylegan2_g_a": [
+        "activation=lrelu", "conv_clamp=null", '\'mapping={"lr_multiplier": 0.01}\''
+    ],
+    "stylegan2_d_a": ["activation=lrelu", "conv_clamp=null", "stddev_group=4"],
+    "resnet_affine_a": ["padding=reflect", "dropout=0.0"],
+    "resnet_affine_track_a": ["padding=reflect", "dropout=0.5", "tracked=true"],
+    "unetd_a": ["skip=true"],
+    "srvgg_x2_relu_a": ["scale=2", "activation=relu"],
+    "r3gan_d_a": [],
+}  # fmt: skip
+"""The options of the commands for files that are only tensors, with the programs' defaults."""
+
+
+@pytest.mark.parametrize(
+    "stem", ["dcgan_d_a", *(pytest.param(s, marks=pytest.mark.slow) for s in list(OPTIONS)[1:])]
+)
+def test_the_command_names_the_options_that_a_file_does_not_determine(write, capsys, stem):
+    path = write("net.safetensors", as_safetensors(weights(originals(stem))))
+    command.main([str(path)])
+    output = capsys.readouterr().out
+    options = [line.split("--option ")[1] for line in output.splitlines() if "--option " in line]
+    assert options == OPTIONS[stem]
+    # As typed, they are accepted and change nothing.
+    typed = [word for option in options for word in ("--option", *shlex.split(option))]
+    command.main([str(path), *typed])
+    repeated = capsys.readouterr().out
+    assert repeated.splitlines()[-len(options) :] == output.splitlines()[-len(options) :]
+
+
+def test_options_of_files_reach_the_generators_of_an_evaluation(write):
+    path = str(write("g.safetensors", as_safetensors(weights(originals("stylegan2_g_a")))))
+    clamped = open_generator(path, file_options={"conv_clamp": 0.5})
+    assert "conv_clamp=0.5" in repr(clamped.network)
+    assert "conv_clamp=0.5" not in repr(open_generator(path).network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", registry.KINDS, ids=lambda kind: kind.name)
+def test_every_keyword_of_a_converter_is_among_the_options(kind):
+    """Except `average` and `heads`, which are tensors, and `tracked`, of running statistics."""
+    networks = []
+    for path in FILES:
+        with np.load(path) as arrays:
+            own = {n.removeprefix("sd/"): arrays[n] for n in arrays.files if n.startswith("sd/")}
+        if own and kind.fits(own):
+            try:
+                networks.append(kind.convert(own))
+            except ValueError:  # another kind with the same names
+                continue
+    if not networks:
+        pytest.skip("no golden file")
+    parameters = signature(kind.convert).parameters.values()
+    keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - {
+        "average",
+        "heads",
+        "tracked",
+    }
+    assert keywords <= set().union(*(one.options for one in networks))
+    assert all(
+        keywords or not one.options or any(p.kind is p.VAR_KEYWORD for p in parameters)
+        for one in networks
+    )
 
 
 def test_the_command_refuses_files_in_one_line(tmp_path):

@@ -2,7 +2,9 @@
 
 import pickle
 import random
+import re
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,32 @@ FAMILIES = (
     "srvgg_x4_prelu", "unetd", "r3gan_g", "r3gan_d",
 )  # fmt: skip
 COUNT = 3000
+MEMORY = 2**30
+"""The largest memory in bytes that reading and converting a file may take above its start."""
+
+
+class Peak:
+    """The highest resident memory since the start, of Linux."""
+
+    def __init__(self):
+        self.status = Path("/proc/self/status")
+        Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present size
+        self.start = self._read("VmRSS")
+
+    def above(self):
+        """In bytes above the start."""
+        return self._read("VmHWM") - self.start
+
+    def _read(self, name):
+        return 1024 * int(re.search(rf"^{name}:\s*(\d+) kB", self.status.read_text(), re.M)[1])
+
+
+@pytest.mark.slow
+def test_the_peak_is_that_of_memory_which_is_free_again():
+    np.ones(2**27)
+    peak = Peak()
+    np.ones(2**26)
+    assert abs(peak.above() - 2**29) < 2**25  # the system counts in batches of pages
 
 
 def dicts():
@@ -101,7 +129,7 @@ def test_changed_files_are_read_or_refused_in_one_line(tmp_path):
     if not known:
         pytest.skip("no golden files (set KD_JAX_GOLDEN)")
     draw, path = random.Random(0), tmp_path / "g.pkl"
-    read, slowest, lines = 0, 0.0, []
+    read, slowest, largest, lines = 0, 0.0, 0, []
     for _ in range(COUNT):
         tensors = dict(draw.choice(list(known.values())))
         for _ in range(draw.choice([1, 1, 2, 4])):
@@ -110,7 +138,7 @@ def test_changed_files_are_read_or_refused_in_one_line(tmp_path):
                 change(draw, tensors, *([list(known.values())] if change is mix else []))
         tree = wrap(draw, tensors) if draw.random() < 0.3 else tensors
         path.write_bytes(pickle.dumps(tree, protocol=4))
-        started = time.monotonic()
+        started, peak = time.monotonic(), Peak()
         try:
             for part in pretrained.parts(path).values():
                 part.convert()
@@ -118,7 +146,9 @@ def test_changed_files_are_read_or_refused_in_one_line(tmp_path):
         except ValueError as error:
             lines.append(str(error))
         slowest = max(slowest, time.monotonic() - started)
+        largest = max(largest, peak.above())
     assert not [line for line in lines if not line.strip()]
     assert len(lines) > COUNT / 2  # most changes are noticed
     assert read > COUNT / 50
     assert slowest < 10
+    assert largest < MEMORY

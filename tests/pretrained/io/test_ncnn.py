@@ -5,6 +5,8 @@ the authors' published graphs.
 """
 
 import re
+from fractions import Fraction
+from math import floor
 
 import numpy as np
 import pytest
@@ -153,6 +155,7 @@ def test_rrdb_graphs(half, two_layers, save):
     assert part == ("RRDBNet (Real-ESRGAN, ncnn)", part.convert, True, "")
     expected, converted = realesrgan.rrdb(tensors), part.convert()
     assert converted.config == expected.config
+    assert not converted.options  # the graph determines all
     same(converted.variables, expected.variables, half)
 
 
@@ -175,6 +178,7 @@ def test_srvgg_graphs(half, written, activation, save):
     converted = part.convert()
     assert converted.config == expected.config
     assert converted.config["scale"] == 3
+    assert not converted.options
     same(converted.variables, expected.variables, half)
 
 
@@ -278,10 +282,52 @@ def test_other_graphs(old, new, message, save):
     assert "\n" not in str(caught.value)
 
 
+def keys(distance):
+    """Keys's kernel with a = -3/4, as in his eq. 4."""
+    s, a = abs(distance), Fraction(-3, 4)
+    if s < 1:
+        return (a + 2) * s**3 - (a + 3) * s**2 + 1
+    return a * s**3 - 5 * a * s**2 + 8 * a * s - 4 * a if s < 2 else Fraction(0)
+
+
+def shrunk(image, outputs):
+    """`[H, W, C]`, resized along its first axis; the borders are repeated."""
+    inputs = len(image)
+    rows = []
+    for number in range(outputs):
+        position = Fraction(2 * number + 1, 2) * Fraction(inputs, outputs) - Fraction(1, 2)
+        near = range(floor(position) - 1, floor(position) + 3)
+        rows.append(
+            sum(float(keys(position - i)) * image[min(max(i, 0), inputs - 1)] for i in near)
+        )
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize("output_scale", [2, 3])
+def test_graphs_that_shrink_the_images_of_scale_4(save, output_scale):
+    tensors = srvgg(48, width=2)
+    large, variables = pretrained.load(save(write_srvgg(tensors, 4)))
+    writer, factor = write_srvgg(tensors, 4), output_scale / 4
+    writer.layer("Interp", "shrink", ["output"], ["small"], f"0=3 1={factor} 2={factor}")
+    converted = pretrained.parts(path := save(writer))["generator"].convert()
+    assert converted.config["output_scale"] == output_scale
+    x = RNG.uniform(-1, 1, (1, 5, 3, 3)).astype(np.float32)
+    image = np.asarray(large.apply(variables, x)[0][0], np.float64)
+    expected = shrunk(image, 5 * output_scale).transpose(1, 0, 2)
+    expected = shrunk(expected, 3 * output_scale).transpose(1, 0, 2)
+    network, variables = pretrained.load(path)
+    np.testing.assert_allclose(network.apply(variables, x)[0][0], expected, atol=1e-5)
+
+
 def test_layers_that_are_left_over(save):
     writer = write_srvgg(srvgg(width=2), 2)
+    writer.layer("Interp", "shrink", ["output"], ["small"], "0=3 1=0.4 2=0.4")
+    with pytest.raises(ValueError, match=r"Interp shrink has the parameter 1=0\.4, not 0\.5"):
+        pretrained.load(save(writer))
+    writer = write_srvgg(srvgg(width=2), 2)
     writer.layer("Interp", "shrink", ["output"], ["small"], "0=3 1=0.5 2=0.5")
-    with pytest.raises(ValueError, match="also has the Interp shrink"):
+    writer.layer("ReLU", "last", ["small"], ["positive"])
+    with pytest.raises(ValueError, match="also has the ReLU last"):
         pretrained.load(save(writer))
     writer = write_rrdb(rrdb())
     path = save(writer.param().replace("-23310=1,2.0", "-23310=1,3.0", 1), writer.weights)
