@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ import kd_jax as kd
 from experiments import harness, runner
 from experiments.runner import Evaluation, Predict, Predictions, Result, Run
 from kd_jax import data as kd_data
+from kd_jax.core.family import Interface
 from kd_jax.core.mesh import make_mesh
 from kd_jax.core.network import Network
 from kd_jax.core.objective import Inputs, MakeInputs
@@ -122,29 +122,15 @@ def load_teacher(
         model = kd.load(path, part or None, latest=True, generator=True)
     except CheckpointError as error:
         raise ValueError(f"{name}: {error}") from None
-    takes, expected = (
-        _describe_inputs(arrays, count)
-        for arrays, count in ((model.inputs, model.classes), (inputs, classes))
-    )
-    if takes != expected:
-        raise ValueError(f"{name} takes {takes}; generators of this configuration take {expected}")
-    image = jax.eval_shape(
-        lambda v, *x: model.network.apply(v, *x)[0], model.variables, *model.inputs
-    )
     shape = (config.data.size, config.data.size, config.data.channels)
-    if image.shape[1:] != shape:
-        raise ValueError(f"{name} makes images {image.shape[1:]}; config.data expects {shape}")
+    like = tuple(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for x in inputs)
+    takes, expected = model.interface, Interface(like, shape, classes)
+    if takes != expected:
+        raise ValueError(
+            f"{name} is a generator {takes.describe()}; this configuration has generators "
+            f"{expected.describe()}"
+        )
     return model.network, model.variables
-
-
-def _describe_inputs(inputs: Sequence[Any], classes: int) -> str:
-    """The inputs of a generator in words: `latents [64] and labels of 10 classes`."""
-    return " and ".join(
-        f"labels of {classes} classes"
-        if jnp.issubdtype(x.dtype, jnp.integer)
-        else f"{'images' if len(x.shape) == 4 else 'latents'} {list(x.shape[1:])}"
-        for x in inputs
-    )
 
 
 def make_evaluation(config: ConfigDict, task: Task) -> Evaluation:

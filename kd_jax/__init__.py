@@ -1,7 +1,11 @@
 """Distil large image generators into small, fast ones.
 
-A `Network` is two pure functions; a `Setup` is networks, losses, optimizers and a task; a step is
-`(state, teacher_variables, batch) -> (state, metrics)`:
+From a published file to a measured student in one call:
+
+    result = kd_jax.distill("ffhq.pkl", "runs/small", macs=1 / 25, minutes=60)
+
+Or in parts: a `Network` is two pure functions; a `Setup` is networks, losses, optimizers and a
+task; a step is `(state, teacher_variables, batch) -> (state, metrics)`:
 
     teacher = kd_jax.load("ffhq.pkl")
     setup = kd_jax.Setup(networks, losses, optimizers, task)
@@ -11,7 +15,7 @@ A `Network` is two pure functions; a `Setup` is networks, losses, optimizers and
 
 Modules: `losses`, `methods` (published ones), `models`, `pruning`, `tasks`, `augment`,
 `diagnostics`, `pretrained`, `ops`; loaded at their first use: `data`, `checkpoint`, `metrics`,
-`evaluate`.
+`evaluate`, `distillation`.
 """
 
 import importlib
@@ -27,6 +31,10 @@ from kd_jax import (
     pretrained as pretrained,
     pruning as pruning,
     tasks as tasks,
+)
+from kd_jax.core.family import (
+    Family as Family,
+    Interface as Interface,
 )
 from kd_jax.core.mesh import (
     compile_step as compile_step,

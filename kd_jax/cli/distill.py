@@ -82,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
         "network and LPIPS's weights, or LPIPS's whole module",
     )
     time_group.add_argument("--batch", type=int, help="the batch size; by default 32, or 8")
-    time_group.add_argument("--learning_rate", type=float, default=5e-4, help="of the generator")
+    time_group.add_argument("--learning_rate", type=float, default=2e-3, help="of the generator")
     time_group.add_argument("--seed", type=int, default=0, help="of all random numbers")
     data = result.add_argument_group("the data")
     data.add_argument(

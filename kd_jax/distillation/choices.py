@@ -97,7 +97,7 @@ def make_distillation(
     latents: int | None = None,
     perceptual: Sequence[str | os.PathLike[str]] = (),
     batch_size: int | None = None,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 2e-3,
     ema: float = 0.999,
 ) -> Distillation:
     """Chooses the parts of a distillation; nothing is written, and no network runs.

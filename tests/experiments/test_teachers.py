@@ -165,7 +165,7 @@ def test_a_published_teacher_to_report(golden, tmp_path, capsys):
     assert "mapping" in variables["params"]
     assert str(tmp_path / "report.md") in capsys.readouterr().out
     wrong = tiny("stylegan2", {"teacher": str(file), "latent": 16, "data.size": 32})
-    with pytest.raises(harness.UsageError, match=r"makes images \(16, 16, 3\)"):
+    with pytest.raises(harness.UsageError, match=r"-> images 16x16x3; this"):
         harness.execute(stylegan2.EXPERIMENT, wrong, tmp_path / "other")
 
 
