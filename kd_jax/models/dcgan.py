@@ -43,6 +43,7 @@ def generator(
     classes: int = 0,
     depth: int = 0,
     max_width: int | None = None,
+    embedding: int | None = None,
     dtype: Any = jnp.float32,
     remat: bool = False,
 ) -> Network:
@@ -57,6 +58,7 @@ def generator(
       depth: residual 3x3 convolutions after each resampling.
       max_width: upper bound on the channels of each layer; by default `8 * width`, or none if
         `width` is given per side.
+      embedding: the length of the label's embedding; by default that of the latents.
       dtype: the computation dtype; parameters, images and scores are always float32.
       remat: whether the gradient recomputes the activations within each block, a convolution with
         its normalisation and activation.
@@ -66,7 +68,11 @@ def generator(
         differs from that of the sides.
     """
     widths = _widths(size, width, depth, max_width)
-    return from_linen(Generator(widths, channels, classes, depth, dtype, remat))
+    if embedding is not None and (embedding < 1 or not classes):
+        raise ValueError(
+            f"embedding={embedding} must be at least 1 and needs classes, not classes={classes}"
+        )
+    return from_linen(Generator(widths, channels, classes, depth, dtype, remat, embedding))
 
 
 def discriminator(
@@ -99,6 +105,7 @@ def original_discriminator(
     *,
     max_width: int | None = None,
     final_stride: int = 1,
+    bias: bool = False,
     dtype: Any = jnp.float32,
 ) -> Network:
     """`images -> scores [B]`: the paper's discriminator, with batch norm.
@@ -116,12 +123,13 @@ def original_discriminator(
       final_stride: 1: the last convolution has no padding and reads 4x4. 2: it halves the side, as
         the others do, and reads 2x2 or 3x3; `width` then lists a count for each convolution but the
         last, N of them, and `size` is from `2**(N + 1)` to `2**(N + 2) - 1`.
+      bias: whether the first and the last convolution, which no norm follows, have a bias.
 
     Raises:
       ValueError: an argument is out of range.
     """
     if final_stride == 1:
-        return from_linen(OriginalDiscriminator(_widths(size, width, 0, max_width), dtype))
+        return from_linen(OriginalDiscriminator(_widths(size, width, 0, max_width), dtype, 1, bias))
     if final_stride != 2 or not isinstance(width, Sequence) or max_width is not None:
         raise ValueError(
             f"final_stride={final_stride} must be 1 or 2; 2 needs a list of widths, not "
@@ -134,7 +142,7 @@ def original_discriminator(
             f"size={size} must be from {smallest} to {2 * smallest - 1} for the positive "
             f"width={list(widths)} and final_stride=2"
         )
-    return from_linen(OriginalDiscriminator(widths, dtype, final_stride))
+    return from_linen(OriginalDiscriminator(widths, dtype, final_stride, bias))
 
 
 def generator_axes(variables: Variables) -> Axes:
@@ -233,10 +241,14 @@ def original_discriminator_axes(variables: Variables) -> Axes:
         side //= 2
         group = f"{side}x{side}"
         axes[f"params/conv_{index}/kernel"] = (None, None, reads, group)
+        if f"params/conv_{index}/bias" in leaves:
+            axes[f"params/conv_{index}/bias"] = (group,)
         if index:
             axes |= norm_axes(leaves, f"norm_{index}", group)
         reads = InputAxis(group)
     axes["params/score/kernel"] = (None, None, reads, None)
+    if "params/score/bias" in leaves:
+        axes["params/score/bias"] = (None,)
     group_widths(variables, axes)
     return axes
 
@@ -306,6 +318,7 @@ class Generator(nn.Module):
     depth: int
     dtype: Any
     remat: bool = False
+    embedding: int | None = None
 
     @nn.compact
     def __call__(
@@ -314,7 +327,8 @@ class Generator(nn.Module):
         check_labels(self.classes, labels)
         x = latents
         if labels is not None:
-            embedding = nn.Embed(self.classes, latents.shape[-1], name="label")(labels)
+            length = latents.shape[-1] if self.embedding is None else self.embedding
+            embedding = nn.Embed(self.classes, length, name="label")(labels)
             x = jnp.concatenate([x, embedding], axis=-1)
         x = nn.Dense(
             SMALLEST**2 * self.widths[0], use_bias=False, kernel_init=_normal, dtype=self.dtype
@@ -398,21 +412,23 @@ class OriginalDiscriminator(nn.Module):
     widths: tuple[int, ...]
     dtype: Any
     final_stride: int = 1
+    bias: bool = False
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool) -> tuple[Array, dict[str, Array]]:
-        conv = partial(Conv, kernel=RESAMPLING, use_bias=False, dtype=self.dtype)
+        conv = partial(Conv, kernel=RESAMPLING, dtype=self.dtype)
         # Of an odd side, "SAME" would keep more than half.
         halve = partial(ops.conv, padding=((1, 1), (1, 1)))
         x, taps = images, {}
         for index, features in enumerate(reversed(self.widths)):
-            x = conv(features, op=halve, stride=2, name=f"conv_{index}")(x)
+            biased = self.bias and not index
+            x = conv(features, op=halve, stride=2, use_bias=biased, name=f"conv_{index}")(x)
             if index:
                 x = BatchNorm(train=train, dtype=self.dtype, name=f"norm_{index}")(x)
             x = _leaky_relu(x)
             taps[_side(x)] = x
         op = halve if self.final_stride == 2 else partial(ops.conv, padding="VALID")
-        scores = conv(1, op=op, stride=self.final_stride, name="score")(x)
+        scores = conv(1, op=op, stride=self.final_stride, use_bias=self.bias, name="score")(x)
         return at_least_float32(scores)[:, 0, 0, 0], taps
 
 

@@ -1,7 +1,13 @@
-"""DCGAN from PyTorch's example program, whose layers are named `main.N`."""
+"""DCGAN from PyTorch's example program, whose layers are named `main.N`.
 
+Variants of the program add layers without tensors, such as dropout, which shift the numbers; biases
+of the convolutions; or one-hot labels behind the latents.
+"""
+
+import itertools
+import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,56 +16,94 @@ from kd_jax.core.types import Array
 from kd_jax.models import dcgan
 from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
 
+_NAME = re.compile(
+    r"main\.([0-9]{1,4})\.(?:weight|bias|(running_mean|running_var|num_batches_tracked))"
+)
+
 
 def is_generator(names: Iterable[str]) -> bool:
     """Whether the tensors are those of `generator`, whose first layer has a norm."""
-    return {"main.0.weight", "main.1.running_mean"} <= set(names)
+    convs, norms = _numbers(names)
+    return len(convs) > 1 and convs[0] + 1 in norms
 
 
 def is_discriminator(names: Iterable[str]) -> bool:
     """Whether the tensors are those of `discriminator`, whose first layer has no norm."""
-    return {"main.0.weight", "main.3.running_mean"} <= set(names)
+    convs, norms = _numbers(names)
+    return len(convs) > 1 and convs[0] + 1 not in norms and convs[1] + 1 in norms
 
 
-def generator(tensors: StateDict) -> Converted:
+def generator(tensors: StateDict, *, classes: int | None = None) -> Converted:
     """The generator; its latents are `[B, latent]`, without the two axes of length 1.
+
+    A state dict does not determine which of the numbers that the first layer reads are a one-hot
+    label. With `classes`, the last of them are, and the network takes latents without them, and
+    labels.
 
     Args:
       tensors: its state dict.
+      classes: the length of the one-hot labels that follow the latents; by default 0, none.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
+      ValueError: a tensor is missing, unknown or of a wrong shape (it is named), or there are not
+        more inputs than `classes`.
     """
     reader = StateDictReader(tensors, "a DCGAN generator")
+    layers, notes = _layers(reader, first_norm=1)
     # A transposed convolution's weight is [in, out, h, w].
-    layers = _layers(reader, first_norm=1)
-    widths = [_kernel(reader, f"main.{3 * i}.weight")[1] for i in range(layers)]
+    widths = [_kernel(reader, f"{layer.conv}.weight")[1] for layer in layers]
     channels = widths.pop()
-    latent = _kernel(reader, "main.0.weight")[0]
+    inputs = _kernel(reader, f"{layers[0].conv}.weight")[0]
+    if classes is None:
+        notes = (f"latents of {inputs} numbers without labels are assumed: option classes", *notes)
+    elif type(classes) is not int or not 0 <= classes < inputs:
+        raise ValueError(
+            f"{reader.what}: classes={classes!r} must be an integer from 0 to {inputs - 1}; the "
+            f"first layer reads {inputs} numbers, a latent and a one-hot label"
+        )
+    classes = classes or 0
     params: dict[str, dict[str, Array]] = {}
     stats: dict[str, dict[str, Array]] = {}
-    first = reader.take("main.0.weight", (latent, widths[0], 4, 4))
-    params["Dense_0"] = {"kernel": jnp.asarray(first.transpose(0, 2, 3, 1).reshape(latent, -1))}
-    for index, before in enumerate(widths):
-        name, source = f"BatchNorm_{index}", f"main.{3 * index + 1}"
-        params[name], stats[name] = _norm(reader, source, before)
-        after = (*widths, channels)[index + 1]
-        weight = reader.take(f"main.{3 * index + 3}.weight", (before, after, 4, 4))
-        # PyTorch scatters each pixel over the kernel; ours gathers, with the kernel flipped.
-        kernel = weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
-        params[f"Conv_{index}"] = {"kernel": jnp.asarray(kernel)}
-    params[f"Conv_{len(widths) - 1}"]["bias"] = jnp.zeros(channels)  # the original has no bias
+    before = inputs
+    for index, (layer, after) in enumerate(zip(layers, (*widths, channels), strict=True)):
+        weight = reader.take(f"{layer.conv}.weight", (before, after, 4, 4))
+        bias = _bias(reader, layer, after)
+        if index:
+            # PyTorch scatters each pixel over the kernel; ours gathers, with the kernel flipped.
+            kernel = weight[:, :, ::-1, ::-1].transpose(2, 3, 0, 1)
+            params[f"Conv_{index - 1}"] = {"kernel": jnp.asarray(kernel)}
+        else:
+            kernel = weight.transpose(0, 2, 3, 1).reshape(inputs, -1)
+            params["Dense_0"] = {"kernel": jnp.asarray(kernel)}
+        if layer.norm is None:
+            params[f"Conv_{index - 1}"]["bias"] = bias
+        else:
+            name = f"BatchNorm_{index}"
+            params[name], stats[name] = _norm(reader, layer.norm, after, bias)
+        before = after
     reader.check_all_read()
     config: dict[str, Any] = {
         "size": _size(reader, widths),
         "width": widths,
         "channels": channels,
     }
+    like = [jax.ShapeDtypeStruct((1, inputs - classes), jnp.float32)]
+    if classes:
+        # The embedding of a label is its one-hot vector, for which the first kernel has rows.
+        config |= {"classes": classes, "embedding": classes}
+        params["label"] = {"embedding": jnp.eye(classes)}
+        like.append(jax.ShapeDtypeStruct((1,), jnp.int32))
     network = dcgan.generator(**config)
     return check_variables(
         reader.what,
-        Converted(network, {"params": params, "batch_stats": stats}, config),
-        jax.ShapeDtypeStruct((1, latent), jnp.float32),
+        Converted(
+            network,
+            {"params": params, "batch_stats": stats},
+            config,
+            notes=notes,
+            options={"classes": classes},
+        ),
+        *like,
     )
 
 
@@ -78,23 +122,28 @@ def discriminator(tensors: StateDict, *, size: int | None = None) -> Converted:
       ValueError: a tensor is missing, unknown or of a wrong shape; it is named.
     """
     reader = StateDictReader(tensors, "a DCGAN discriminator")
-    layers = _layers(reader, first_norm=3)
-    # The second convolution is layer 2; the others follow at intervals of three.
-    sources = ["main.0", *(f"main.{3 * i - 1}" for i in range(1, layers))]
-    widths = [_kernel(reader, f"{source}.weight")[0] for source in sources[:-1]]
+    layers, shifted = _layers(reader, first_norm=3)
+    widths = [_kernel(reader, f"{layer.conv}.weight")[0] for layer in layers[:-1]]
+    # With a norm, a bias is a part of the norm's mean.
+    biased = any(f"{layer.conv}.bias" in reader for layer in (layers[0], layers[-1]))
     params: dict[str, dict[str, Array]] = {}
     stats: dict[str, dict[str, Array]] = {}
-    before = channels = _kernel(reader, "main.0.weight")[1]
-    for index, (source, after) in enumerate(zip(sources, (*widths, 1), strict=True)):
-        reader.take(f"{source}.weight", (after, before, 4, 4))
-        name = "score" if source == sources[-1] else f"conv_{index}"
-        params[name] = {"kernel": reader.kernel(f"{source}.weight")}
-        if 0 < index < len(widths):
+    before = channels = _kernel(reader, f"{layers[0].conv}.weight")[1]
+    for index, (layer, after) in enumerate(zip(layers, (*widths, 1), strict=True)):
+        reader.take(f"{layer.conv}.weight", (after, before, 4, 4))
+        name = "score" if index == len(widths) else f"conv_{index}"
+        params[name] = {"kernel": reader.kernel(f"{layer.conv}.weight")}
+        bias = _bias(reader, layer, after)
+        if layer.norm is not None:
             name = f"norm_{index}"
-            params[name], stats[name] = _norm(reader, f"main.{3 * index}", after)
+            params[name], stats[name] = _norm(reader, layer.norm, after, bias)
+        elif biased:
+            params[name]["bias"] = bias
         before = after
     reader.check_all_read()
     config: dict[str, Any] = {"size": size, "width": widths[::-1]}
+    if biased:
+        config["bias"] = True
     notes: tuple[str, ...] = ()
     if size is None:
         size = config["size"] = _size(reader, widths)
@@ -111,23 +160,66 @@ def discriminator(tensors: StateDict, *, size: int | None = None) -> Converted:
             network,
             {"params": params, "batch_stats": stats},
             config,
-            notes=notes,
+            notes=(*notes, *shifted),
             options={"size": size},
         ),
         jax.ShapeDtypeStruct((1, config["size"], config["size"], channels), jnp.float32),
     )
 
 
-def _layers(reader: StateDictReader, first_norm: int) -> int:
-    """The number of convolutions, counted by their norms, which are three layers apart."""
-    norms = 0
-    while f"main.{first_norm + 3 * norms}.running_mean" in reader:
-        norms += 1
-    if norms < 2:
-        raise ValueError(
-            f"not {reader.what}: main.{first_norm + 3 * norms}.running_mean is missing"
-        )
-    return norms + first_norm // 3 + 1
+class _Layer(NamedTuple):
+    """The names of a convolution and of the norm that follows it directly, if there is one."""
+
+    conv: str
+    norm: str | None
+
+
+def _numbers(names: Iterable[str]) -> tuple[list[int], set[int]]:
+    """The numbers of the convolutions, in order, and of the norms; none if there are others."""
+    weights, norms = set(), set()
+    for name in names:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            if name.startswith("main."):
+                return [], set()  # such as residual blocks
+        elif match[2]:
+            norms.add(int(match[1]))
+        elif name.endswith("weight"):
+            weights.add(int(match[1]))
+    return sorted(weights - norms), norms
+
+
+def _layers(reader: StateDictReader, first_norm: int) -> tuple[list[_Layer], tuple[str, ...]]:
+    """The layers in the order of their numbers, and notes on layers that have no tensors."""
+    convs, norms = _numbers(name for name in reader if _NAME.fullmatch(name))
+    if not norms:
+        raise ValueError(f"not {reader.what}: main.{first_norm}.running_mean is missing")
+    for number in sorted(norms):
+        if number - 1 not in convs:
+            raise ValueError(
+                f"not {reader.what}: main.{number - 1}.weight is missing, the convolution before "
+                f"the norm main.{number}"
+            )
+    if convs[-1] + 1 in norms:
+        raise ValueError(f"not {reader.what}: main.{convs[-1] + 3}.weight is missing")
+    for number in convs[first_norm // 3 : -1]:
+        if number + 1 not in norms:
+            raise ValueError(f"not {reader.what}: main.{number + 1}.running_mean is missing")
+    if first_norm == 3 and convs[0] + 1 in norms:
+        raise ValueError(f"{reader.what} has no norm main.{convs[0] + 1} after its first layer")
+    assumed = "layers that change nothing outside training are assumed (dropout)"
+    notes = [f"before main.{convs[0]}, {assumed}"] if convs[0] else []
+    for number, after in itertools.pairwise(convs):
+        last = number + (number + 1 in norms)
+        if after == last + 1:
+            raise ValueError(f"{reader.what}: no activation between main.{last} and main.{after}")
+        if after > last + 2:
+            notes.append(f"between main.{last} and main.{after}, an activation and {assumed}")
+    layers = [
+        _Layer(f"main.{number}", f"main.{number + 1}" if number + 1 in norms else None)
+        for number in convs
+    ]
+    return layers, tuple(notes)
 
 
 def _kernel(reader: StateDictReader, name: str) -> tuple[int, ...]:
@@ -144,12 +236,22 @@ def _size(reader: StateDictReader, widths: list[int]) -> int:
     return size
 
 
+def _bias(reader: StateDictReader, layer: _Layer, width: int) -> Array:
+    """The bias of a convolution; the example has none."""
+    name = f"{layer.conv}.bias"
+    return reader.vector(name, (width,)) if name in reader else jnp.zeros(width)
+
+
 def _norm(
-    reader: StateDictReader, source: str, width: int
+    reader: StateDictReader, source: str, width: int, shift: Array
 ) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The variables of a norm whose input is without the bias `shift` that it was trained with.
+
+    Its output is that of the original, in training too: the batch's mean has the bias as well.
+    """
     reader.drop(f"{source}.num_batches_tracked")
     scale, bias, mean, var = (
         reader.vector(f"{source}.{name}", (width,))
         for name in ("weight", "bias", "running_mean", "running_var")
     )
-    return {"scale": scale, "bias": bias}, {"mean": mean, "var": var}
+    return {"scale": scale, "bias": bias}, {"mean": mean - shift, "var": var}

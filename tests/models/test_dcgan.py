@@ -223,6 +223,27 @@ def test_the_papers_discriminator(size):
     assert set(variables["batch_stats"]) == {f"norm_{i}" for i in range(1, len(widths))}
 
 
+def test_the_papers_discriminator_with_biases():
+    network = dcgan.original_discriminator(32, (9, 7, 5), bias=True)
+    plain = dcgan.original_discriminator(32, (9, 7, 5))
+    variables, like = (_abstract(one, _inputs(32)[1])[2] for one in (network, plain))
+    assert _count(variables) == _count(like) + 5 + 1
+    axes = dcgan.original_discriminator_axes(variables)
+    assert axes["params/conv_0/bias"] == ("16x16",)
+    assert group_widths(variables, axes) == {"16x16": 5, "8x8": 7, "4x4": 9}
+
+
+def test_the_length_of_the_labels_embedding():
+    network = dcgan.generator(16, (8, 4), classes=5, embedding=2)
+    variables = _abstract(network, _inputs(16, 5)[0])[2]
+    assert variables["params"]["label"]["embedding"].shape == (5, 2)
+    assert variables["params"]["Dense_0"]["kernel"].shape == (LATENT + 2, 16 * 8)
+    assert group_widths(variables, dcgan.generator_axes(variables)) == {"4x4": 8, "8x8": 4}
+    for options in ({"embedding": 0, "classes": 5}, {"embedding": 2}):
+        with pytest.raises(ValueError, match=f"embedding={options['embedding']}"):
+            dcgan.generator(16, (8, 4), **options)
+
+
 def test_the_papers_discriminator_can_be_pruned():
     images = RNG.uniform(-1, 1, size=(B, 32, 32, 3)).astype(np.float32)
     network = dcgan.original_discriminator(32, (9, 7, 5))

@@ -215,6 +215,7 @@ def test_the_command_describes_and_writes_a_network(golden, tmp_path, capsys, na
 
 OPTIONS = {
     "dcgan_d_a": ["size=64"],
+    "dcgan_g_a": ["classes=0"],
     "biggan_brock_g_a": ["norm_epsilon=1e-05", "iterations=1", "spectral_epsilon=1e-12"],
     "biggan_brock_d_a": ["iterations=1", "spectral_epsilon=1e-12"],
     "biggan_deep_brock_g_a": [
