@@ -117,6 +117,7 @@ _LAZY = {
     "metrics": ("kd_jax.metrics", None),
     "fit": ("kd_jax.train.loop", "fit"),
     "load": ("kd_jax.model", "load"),
+    "Model": ("kd_jax.model", "Model"),
     "distill": ("kd_jax.distillation", "distill"),
     "prune": ("kd_jax.distillation", "prune"),
     "distillation": ("kd_jax.distillation", None),

@@ -155,7 +155,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     for line in distillation.choices:
         print(line, flush=True)
     if args.dry_run:
-        print_plan(distillation, args.steps or DEFAULT_STEPS, args.seed)
+        print_plan(distillation, args.steps or DEFAULT_STEPS, args.minutes, args.seed)
         return
     run_distillation(
         distillation,
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace, command: str) -> None:
     )
 
 
-def print_plan(distillation: Distillation, steps: int, seed: int) -> None:
+def print_plan(distillation: Distillation, steps: int, minutes: float | None, seed: int) -> None:
     """Prints the tables of both networks, and the cost and the time of a step."""
     plan, teacher = make_plan(distillation, steps), distillation.teacher
     shapes = jax.eval_shape(distillation.student.init, jax.random.key(0), *teacher.inputs)
@@ -184,6 +184,8 @@ def print_plan(distillation: Distillation, steps: int, seed: int) -> None:
         print(f"\n{name}: {count:,} parameters, {macs:,.0f} multiply-accumulates for an image")
         print(parameter_table(variables))
     timing = time_step(distillation, plan, seed)
+    if minutes:
+        steps = int(60 * minutes / timing.seconds)
     print(
         f"\nstep: {timing.flops / 1e9:.2f} GFLOP, {timing.memory / 2**20:,.0f} MiB, "
         f"{timing.seconds * 1e3:.1f} ms with the teacher's answers; {steps:,} steps take about "

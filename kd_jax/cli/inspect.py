@@ -96,8 +96,8 @@ def print_model(model: Model) -> None:
     """Prints the configuration, the inputs and the cost of a network."""
     info = dict(model.info)
     notes, options = info.pop("notes", ()), info.pop("options", {})
-    for key, value in info.items():
-        if key not in ("file", "part", "kind"):
+    for key, value in {**info, **info.pop("configuration", {})}.items():
+        if key not in ("file", "part", "kind", "configuration", "student"):
             print(f"    {key}: {value}")
     if model.generates:
         print(f"    inputs: {model.interface.describe()}")

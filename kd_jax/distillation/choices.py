@@ -46,6 +46,7 @@ class Distillation(NamedTuple):
 
     Attributes:
       teacher: the teacher.
+      family: the teacher's.
       student: the student's generator, without connectors.
       make_setup: `steps -> setup`: networks, losses, optimizers and task of the student's training.
       initial: initial variables by network, where they are not random.
@@ -60,6 +61,7 @@ class Distillation(NamedTuple):
     """
 
     teacher: Model
+    family: Family
     student: Network
     make_setup: Callable[[int], Setup]
     initial: Mapping[str, Variables]
@@ -227,6 +229,7 @@ def make_distillation(
 
     distillation = Distillation(
         teacher=teacher,
+        family=family,
         student=network,
         make_setup=make_setup,
         initial=initial,
@@ -247,6 +250,8 @@ def make_distillation(
             "inputs": [examples.name, examples.fingerprint],
             "real images": real.fingerprint if real else None,
             "method": "own" if losses else name,
+            "losses": _describe_losses(make_setup(DEFAULT_STEPS).losses),
+            "discriminator": _name(discriminator) if adversarial else None,
             "perceptual": distance.name if distance else None,
             "batch size": batch_size,
             "learning rate": learning_rate,
@@ -288,7 +293,7 @@ def make_plan(distillation: Distillation, steps: int, baseline: bool = False) ->
     if baseline:
         networks = setup.networks
         discriminator = networks.discriminator or make_discriminator(
-            family_of(distillation.teacher.network), distillation.teacher.interface
+            distillation.family, distillation.teacher.interface
         )
         setup = Setup(
             networks._replace(generator=distillation.student, discriminator=discriminator),
@@ -320,6 +325,22 @@ def make_plan(distillation: Distillation, steps: int, baseline: bool = False) ->
 def adversarial_losses() -> PerNetwork:
     """The adversarial losses of all methods: non-saturating, with R1 at every fourth step."""
     return nonsaturating(gamma=1.0, every=4)
+
+
+def _name(network: Network | None) -> str:
+    """A network as its module, if it has one."""
+    return repr(network) if network is not None and network.module is not None else "own"
+
+
+def _describe_losses(losses: PerNetwork) -> list[dict[str, Any]]:
+    """The names of the terms and their weights, as JSON values."""
+    return [
+        {
+            name: term.weight if isinstance(term.weight, int | float) else "scheduled"
+            for name, term in terms.items()
+        }
+        for terms in losses
+    ]
 
 
 def _check_numbers(**numbers: float | None) -> None:

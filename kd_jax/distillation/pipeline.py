@@ -165,6 +165,8 @@ def run(
     settings = {
         **distillation.settings,
         "seed": seed,
+        "samples": samples,
+        "features": extractor.name if extractor else None,
         "steps": steps or (None if minutes else DEFAULT_STEPS),
         "minutes": minutes,
         "baseline": baseline,

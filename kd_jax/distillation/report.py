@@ -152,13 +152,12 @@ def _stopped(steps: Mapping[str, int], planned: int) -> list[str]:
 
 
 def _about(measurement: Measurement) -> str:
-    if measurement.inputs[0].ndim == 4:
-        about = f"{len(measurement.answers):,} held-out images."
-    else:
-        about = (
-            f"{len(measurement.answers):,} latents. Frechet and kernel distances are those to as "
-            "many samples of the teacher for other latents; the teacher's own is the smallest "
-            "that can be expected."
+    takes_images = measurement.inputs[0].ndim == 4
+    about = f"{len(measurement.answers):,} {'held-out images' if takes_images else 'latents'}."
+    if measurement.extractor is not None and not takes_images:
+        about += (
+            " Frechet and kernel distances are those to as many samples of the teacher for other "
+            "latents; the teacher's own is the smallest that can be expected."
         )
     if measurement.extractor is not None and measurement.extractor.name.startswith("random"):
         about += (

@@ -17,6 +17,7 @@ from kd_jax.core.setup import PerNetwork
 from kd_jax.distillation import METHODS, choices, pipeline
 from kd_jax.distillation.answers import keep_answers
 from kd_jax.distillation.examples import AnsweredBatches, latent_examples, teacher_answers
+from kd_jax.models.families import FAMILIES
 from kd_jax.report.progress import Progress
 from kd_jax.train import training
 from kd_jax.train.logs import read_jsonl
@@ -88,8 +89,18 @@ def test_another_call_with_the_same_settings_repeats_the_report(pixel, weights):
     assert equal(again.student, pixel.student)
 
 
+def test_the_baseline_has_the_discriminator_of_the_family(weights):
+    """Of a family that is passed, not of the one that its module would have."""
+    family = FAMILIES[0]._replace(
+        discriminator=lambda like: kd.models.mlp.discriminator(5, classes=like.classes)
+    )
+    parts = choices.make_distillation(weights, macs=0.4, family=family, method="pixel")
+    networks = choices.make_plan(parts, 10, baseline=True).setup.networks
+    assert networks.discriminator.module.widths == (5, 5)
+
+
 @pytest.mark.parametrize(
-    "changed", [{"method": "response"}, {"batch_size": 16}, {"seed": 1}, {"macs": 0.6}], ids=str
+    "changed", [{"method": "response"}, {"batch_size": 16}, {"seed": 1}, {"samples": 8}], ids=str
 )
 def test_another_distillation_does_not_take_the_folder(pixel, weights, changed):
     before = (pixel.folder / "report.json").read_bytes()
