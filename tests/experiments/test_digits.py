@@ -255,8 +255,8 @@ def test_a_teacher_of_another_run_is_distilled(tmp_path):
     [
         ({"latent": 7}, ("latents [7] and labels of 10 classes", "latents [8] and labels of 10")),
         ({"classes": 3}, ("labels of 3 classes", "labels of 10 classes")),
-        ({"classes": 0}, ("latents [8];", "labels of 10 classes")),
-        ({"channels": 3}, ("(16, 16, 3)", "(16, 16, 1)")),
+        ({"classes": 0}, ("latents [8] -> ", "labels of 10 classes")),
+        ({"channels": 3}, ("16x16x3", "16x16x1")),
         (None, ("nowhere",)),
     ],
     ids=str,
