@@ -112,8 +112,10 @@ def check_out(out: Path, interpolate: int | None) -> None:
     if out.suffix.lower() in VIDEOS and interpolate is None:
         raise ValueError(f"--out={out} is a video; --interpolate=FRAMES makes one")
     if out.suffix.lower() in (*VIDEOS, ".png"):
-        if out.is_dir() or not out.absolute().parent.is_dir():
-            raise ValueError(f"--out={out} is a folder, or there is no folder for it")
+        if out.is_dir():
+            raise ValueError(f"--out={out} is a folder; a file of this name cannot be written")
+        if not out.absolute().parent.is_dir():
+            raise ValueError(f"--out={out}: the folder {out.parent} does not exist")
     elif out.suffix and not out.is_dir():
         raise ValueError(f"--out={out} is neither .png, .mp4, .gif nor a folder")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
