@@ -111,10 +111,11 @@ def parser() -> argparse.ArgumentParser:
     )
     measuring.add_argument("--samples", type=int, default=1024, help="samples of each network")
     measuring.add_argument(
-        "--inception",
+        "--features",
         metavar="FILE",
-        help="weights of the FID Inception-v3; by default a network with random weights, whose "
-        "distances are not FIDs",
+        help="weights of the FID Inception-v3, or of torchvision's VGG16, AlexNet or SqueezeNet, "
+        "for the distances; none for no distances; by default a network with random weights. Only "
+        "distances in features of the Inception-v3 are FIDs",
     )
     measuring.add_argument(
         "--dry_run",
@@ -165,7 +166,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         baseline=args.baseline,
         answers=args.answers,
         samples=args.samples,
-        features=args.inception,
+        features=args.features,
         seed=args.seed,
         command=command,
     )

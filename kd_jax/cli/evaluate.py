@@ -116,10 +116,11 @@ def parser() -> argparse.ArgumentParser:
         "them; may be repeated",
     )
     result.add_argument(
-        "--inception",
+        "--features",
         metavar="FILE",
-        help="weights of the FID Inception-v3; by default a classifier trained on the data, or, "
-        "without labels, a VGG16 with random weights; their distance is not an FID",
+        help="weights of the FID Inception-v3, or of torchvision's VGG16, AlexNet or SqueezeNet; "
+        "by default a classifier trained on the data, or, without labels, a VGG16 with random "
+        "weights. Only the distance in features of the Inception-v3 is an FID",
     )
     result.add_argument(
         "--lpips",
@@ -258,7 +259,7 @@ def open_protocol(args: argparse.Namespace, subjects: Sequence[Subject]) -> Prot
         print(f"{label}: {note}", file=sys.stderr)
     count = sample_count(args.samples, subjects, len(source))
     conventions = measure.fit_conventions(tool, count, len(source))
-    kind = args.inception or "auto"
+    kind = args.features or "auto"
     check_features(kind, source)
     with naming(f"read --lpips {' '.join(args.lpips or ())}"):
         perceptual = lpips(*args.lpips) if args.lpips else None

@@ -14,7 +14,7 @@ from kd_jax.data.source import Source, to_float
 from kd_jax.distillation.examples import Examples
 from kd_jax.evaluate import measure
 from kd_jax.evaluate.generator import EvaluatedGenerator, draw, sampler
-from kd_jax.metrics.extractor import Extractor, Perceptual, inception, random_network
+from kd_jax.metrics.extractor import Extractor, Perceptual, from_file, random_network
 from kd_jax.metrics.image_quality import psnr
 from kd_jax.metrics.kid import kid
 from kd_jax.model import Model
@@ -125,16 +125,16 @@ def open_features(interface: Interface, features: str | None) -> Extractor | Non
 
     Args:
       interface: of the teacher.
-      features: a file of Inception weights, or `none`; None for a network with random weights, if
-        the images are large enough for it.
+      features: a file of weights (`from_file`), or `none`; None for a network with random weights,
+        if the images are large enough for it.
 
     Raises:
-      ValueError: the file is not one of Inception weights.
+      ValueError: the file is not one of such weights.
     """
     if features == "none":
         return None
     if features is not None:
-        return inception(features)
+        return from_file(features)
     fits = min(interface.output[:2]) >= SMALLEST and interface.channels < 4
     return random_network() if fits else None
 

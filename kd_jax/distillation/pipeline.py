@@ -111,8 +111,9 @@ def distill(
       answers: whether to compute the teacher's answers to all inputs once, and keep them in
         `answers/`; of a teacher that takes latents, with `latents=N`.
       samples: the number of samples, or of held-out images, that networks are measured by.
-      features: a file of Inception weights for the distances; `none` for no distances; by default a
-        network with random weights, whose distances are not FIDs.
+      features: a file of weights for the distances, of the FID's Inception or of torchvision's
+        VGG16, AlexNet or SqueezeNet; `none` for no distances; by default a network with random
+        weights. Only those of the Inception are FIDs.
       seed: of the initial weights, the order of the examples and all noise.
       command: the command that started it, for the report.
       **options: those of `make_distillation`.
@@ -367,11 +368,16 @@ def _steps_for(
     path = folder / STEPS
     if path.exists():
         return int(read_json(path, checked=True)["steps"])
-    _say("timing the step")
     plan = make_plan(distillation, DEFAULT_STEPS)
+    variables = jax.jit(plan.init)(jax.random.key(seed), next(batches)).ema
+    # The training draws the same picture, but after the timing, which takes longer.
+    first = folder / "training" / "samples" / "000000.png"
+    if distributed.is_primary():
+        first.parent.mkdir(parents=True, exist_ok=True)
+        observer.draw(variables, first)
+    _say(f"drawn: {first}\ntiming the step")
     timing = time_step(distillation, plan, seed, batches)
     each = timing.seconds
-    variables = jax.jit(plan.init)(jax.random.key(seed), next(batches)).ema
     observer.quality(variables)  # compiles
     start = time.perf_counter()
     observer.quality(variables)

@@ -15,13 +15,13 @@ from kd_jax.data import Source, load_all
 from kd_jax.metrics.extractor import (
     Extractor,
     classifier_extractor,
-    inception,
+    from_file,
     random_network,
 )
 from kd_jax.report.progress import Progress
 
 FEATURES = ("auto", "classifier", "random")
-"""The kinds of features other than a file of Inception weights."""
+"""The kinds of features other than those of a weight file."""
 
 
 def open_extractor(
@@ -36,7 +36,7 @@ def open_extractor(
 
     Args:
       kind: `classifier` (trained on the images, or read from the cache), `random` (a network with
-        random weights, which needs no labels), a file of Inception weights, or `auto`: the
+        random weights, which needs no labels), a file of weights (`from_file`), or `auto`: the
         classifier for labelled images, else the random network.
       source: the real images.
       name: the name of the data in the classifier's name.
@@ -51,7 +51,7 @@ def open_extractor(
     if kind == "random" or (kind == "auto" and source.num_classes < 2):
         return random_network()
     if kind not in FEATURES:
-        return inception(kind, resize)
+        return from_file(kind, resize)
     images, steps = load_all(source), 1000
     show = progress or Progress()
     return classifier_extractor(
@@ -78,7 +78,7 @@ def check_features(kind: str, source: Source) -> None:
         )
     if kind not in FEATURES and not Path(kind).is_file():
         raise ValueError(
-            f"features={kind!r} is neither {', '.join(FEATURES)}, nor a file of Inception weights"
+            f"features={kind!r} is neither {', '.join(FEATURES)}, nor a file of weights"
         )
 
 

@@ -24,6 +24,7 @@ from kd_jax.models.classifier import classifier
 from kd_jax.models.inception import SIDE
 from kd_jax.models.perceptual import VGG16_WIDTHS, vgg16
 from kd_jax.pretrained import inception as registry, perceptual
+from kd_jax.pretrained.io.containers import read
 
 _LEARNING_RATE = 1e-3
 
@@ -185,6 +186,53 @@ def inception(
 
     name = f"inception-{convention}{'' if quantise else '-unquantised'}-{digest}"
     return _in_batches(name, outputs, batch, check=_check_images)
+
+
+def trunk(path: str | os.PathLike[str], batch: int = 64) -> Extractor:
+    """The last features `[N, C]` of a VGG16, AlexNet or SqueezeNet, averaged over the image.
+
+    For networks trained on photographs, as those of LPIPS are. Their distance is not an FID. There
+    are no logits.
+
+    Images are `[N, H, W, C]` in [-1, 1] of at least 32x32, in colour or grey.
+
+    Args:
+      path: torchvision's file, or LPIPS's whole module.
+      batch: the number of images per pass.
+
+    Raises:
+      ValueError: the file is of another network. The extractor raises it as that of `inception`.
+    """
+    converted = perceptual.load(path)
+    network, variables = converted.network, jax.device_put(converted.variables)
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+
+    @jax.jit
+    def apply(variables: Variables, images: Array) -> dict[str, Array]:
+        images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+        return {"features": network.apply(variables, images)[0].mean(axis=(1, 2))}
+
+    name = f"{type(network.module).__name__.lower()}-{digest}"
+    return _in_batches(name, lambda images: apply(variables, images), batch, check=_check_images)
+
+
+def from_file(path: str | os.PathLike[str], convention: str = "tf1-bilinear") -> Extractor:
+    """The extractor of a weight file: `trunk` or `inception`.
+
+    Args:
+      path: the file.
+      convention: how images are resized for an Inception network.
+
+    Raises:
+      ValueError: the file does not exist, or is of another network.
+    """
+    if Path(path).is_file():
+        tree = read(path)
+        if isinstance(tree, Mapping):
+            names = [str(name) for name in tree]
+            if perceptual.is_trunk(names) or perceptual.is_lpips(names):
+                return trunk(path)
+    return inception(path, convention)
 
 
 def random_network(batch: int = 64) -> Extractor:

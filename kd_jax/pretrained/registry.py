@@ -164,7 +164,7 @@ KINDS = (
         inception.is_inception,
         inception.fid,
         False,
-        "the Frechet inception distance: kd-jax evaluate --inception FILE",
+        "the Frechet inception distance: kd-jax evaluate --features FILE",
     ),
     Kind(
         "LPIPS",
@@ -178,8 +178,8 @@ KINDS = (
         perceptual.is_trunk,
         perceptual.trunk,
         False,
-        "features of images, and with LPIPS's weights for distances between them: "
-        "kd-jax evaluate --lpips FILE WEIGHTS",
+        "features of images: kd-jax evaluate --features FILE; with LPIPS's weights distances "
+        "between them: kd-jax evaluate --lpips FILE WEIGHTS",
     ),
 )
 """The supported kinds of state dicts, recognised by their tensor names."""

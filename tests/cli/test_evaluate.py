@@ -114,7 +114,7 @@ def test_invalid_arguments_are_rejected_before_writing(networks, tmp_path, capsy
     assert "unknown data 'digit'" in error_of(capsys, wide, "--data", "digit", *common)
     assert "does not take truncation" in error_of(capsys, wide, *digits, "--truncation", "0.5")
     assert "neither a file nor a folder" in error_of(capsys, "nowhere", *digits, *common)
-    error = error_of(capsys, wide, *digits, *common, "--inception", str(tmp_path / "none.pth"))
+    error = error_of(capsys, wide, *digits, *common, "--features", str(tmp_path / "none.pth"))
     assert "none.pth" in error
     images = tmp_path / "images"
     images.mkdir()

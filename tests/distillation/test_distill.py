@@ -291,7 +291,7 @@ def test_minutes_are_steps_and_leave_a_measured_student(weights, tmp_path, monke
         (["--seed=-1"], "seed=-1"),
         (["--learning_rate=nan"], "learning_rate=nan"),
         (["--perceptual", "nowhere.pth"], "nowhere.pth"),
-        (["--inception", "nowhere.pth"], "nowhere.pth"),
+        (["--features", "nowhere.pth"], "nowhere.pth"),
         (["--part=nothing"], "'nothing'"),
         (["--latents=0"], "latents=0"),
     ],

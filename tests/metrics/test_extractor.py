@@ -3,6 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from parity.golden import FILES, File
+from parity.perceptual import module
+from pretrained.test_registry import as_safetensors
+from published import write_dcgan
 
 from kd_jax.metrics import extractor
 from kd_jax.metrics.frechet import frechet_distance, moments
@@ -142,3 +146,19 @@ def test_random_features_are_the_same_everywhere():
     np.testing.assert_allclose(features, first.features(images.repeat(3, axis=3)), rtol=1e-5)
     with pytest.raises(ValueError, match="image 0 has values"):
         first.features(2 * images + 3)
+
+
+def test_files_of_trained_trunks_are_extractors(tmp_path):
+    """The pooled last features of the original AlexNet, and how a file is recognised."""
+    paths = [path for path in FILES if path.stem == "lpips_alex_a"]
+    if not paths:
+        pytest.skip("no golden file lpips_alex_a (set KD_JAX_GOLDEN)")
+    golden = File(paths[0])
+    path = tmp_path / "lpips.safetensors"
+    path.write_bytes(as_safetensors(module(golden)))
+    opened = extractor.from_file(path)
+    assert opened.name.startswith("alexnet-")
+    expected = golden["out/feat4_pooled"]
+    np.testing.assert_allclose(opened.features(golden["in/in0"]), expected, rtol=2e-4, atol=1e-6)
+    with pytest.raises(ValueError, match=r"other\.safetensors"):
+        extractor.from_file(write_dcgan(tmp_path / "other.safetensors"))

@@ -157,7 +157,7 @@ INCEPTION = dict.fromkeys(
 @pytest.mark.parametrize(
     ("tensors", "kind", "purpose"),
     [
-        (INCEPTION, "Inception-v3 (FID)", "--inception FILE"),
+        (INCEPTION, "Inception-v3 (FID)", "--features FILE"),
         ({**INCEPTION, "AuxLogits.fc.bias": np.ones(1)}, "Inception-v3 (torchvision)", "features"),
         (whole("alex", trunk("alex"), heads("alex")), "LPIPS", "--lpips FILE"),
         (trunk("squeeze"), "VGG16, AlexNet or SqueezeNet (torchvision)", "--lpips FILE WEIGHTS"),
