@@ -191,8 +191,8 @@ def inception(
 def trunk(path: str | os.PathLike[str], batch: int = 64) -> Extractor:
     """The last features `[N, C]` of a VGG16, AlexNet or SqueezeNet, averaged over the image.
 
-    For networks trained on photographs, as those of LPIPS are. Their distance is not an FID. There
-    are no logits.
+    For networks trained on photographs, as those of LPIPS are. Their distance is not an FID, and
+    they have no logits.
 
     Images are `[N, H, W, C]` in [-1, 1] of at least 32x32, in colour or grey.
 

@@ -619,10 +619,12 @@ def _check_teacher(plan: TrainingPlan, batch: Batch) -> None:
 def _trace_step(compiled: Any, state: Any, teacher: Teacher | None, batch: Batch) -> None:
     """Traces a step for the global batch; the first call reuses the trace."""
     count = jax.process_count()
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((count * leaf.shape[0], *leaf.shape[1:]), leaf.dtype),
-        dict(batch),
-    )
+
+    def globally(leaf: Array) -> jax.ShapeDtypeStruct:
+        dtype = jax.typeof(leaf).dtype  # as on the device, where int64 becomes int32
+        return jax.ShapeDtypeStruct((count * leaf.shape[0], *leaf.shape[1:]), dtype)
+
+    shapes = jax.tree.map(globally, dict(batch))
     compiled.eval_shape(state, teacher, shapes)
 
 

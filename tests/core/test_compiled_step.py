@@ -14,7 +14,7 @@ from kd_jax.core import mesh as mesh_module
 from kd_jax.model import Model
 
 PAIR = kd.models.mlp.gan(4, 8, depth=1)
-BATCH = {"image": np.zeros((8, 4, 4, 1), np.float32), "label": np.arange(8)}
+BATCH = {"image": np.zeros((8, 4, 4, 1), np.float32), "label": np.arange(8, dtype=np.int32)}
 VARIABLES = PAIR.generator.init(jax.random.key(1), jnp.zeros((1, 4)))
 TEACHER = kd.Teacher(VARIABLES)
 MODEL = Model(PAIR.generator, VARIABLES, (), 0, True, {})

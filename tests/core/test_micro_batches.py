@@ -218,7 +218,8 @@ def test_linear_statistics_are_those_of_the_plain_step(count):
     setup = _simple_setup()
     expected = _train(kd.make_train_step(setup), setup, [VALUES] * 3, None)
     actual = _train(kd.make_train_step(setup, micro_batches=count), setup, [VALUES] * 3, None)
-    _assert_close(actual, expected, rtol=1e-5)
+    # Means of scores cancel nearly: their error is relative to the scores, which are below 1.
+    _assert_close(actual, expected, rtol=1e-5, atol=1e-7)
     assert int(actual[0].discriminator.variables["state"]["calls"]) == 6  # real and generated
 
 
