@@ -1,6 +1,5 @@
 """A smaller generator for a budget: of the same architecture by pruning, or of another family."""
 
-import bisect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Variables
 from kd_jax.model import Model
 from kd_jax.models.families import family_of
-from kd_jax.pruning import from_teacher, magnitude
+from kd_jax.pruning import from_teacher, magnitude, width_for
 from kd_jax.pruning.scores import Scores
 
 WIDEST = 1024
@@ -160,14 +159,10 @@ def _largest(
         network = make(width)
         return budget.of(network, _shapes(network, inputs), inputs)
 
-    widths = range(1, widest + 1)
-    width = bisect.bisect_right(widths, False, key=lambda width: cost_of(width) > limit)
-    if not width:
-        raise ValueError(
-            f"no width meets {budget.name}={limit:.4g}: the narrowest student needs "
-            f"{cost_of(1):.4g}"
-        )
-    return make(width)
+    try:
+        return make(width_for(cost_of, limit, widest))
+    except ValueError as error:
+        raise ValueError(f"no width meets {budget.name}={limit:.4g}: {error}") from None
 
 
 def _shapes(network: Network, inputs: tuple[Any, ...]) -> Variables:

@@ -1,6 +1,7 @@
 """Widths for a number of multiply-accumulates."""
 
 import bisect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,10 +37,30 @@ def width_for(macs: Callable[[int], float], target: float, most: int = 4096) -> 
     Raises:
       ValueError: even a width of 1 costs more.
     """
-    width = bisect.bisect_right(range(1, most + 1), False, key=lambda width: macs(width) > target)
-    if not width:
-        raise ValueError(f"even a width of 1 costs {macs(1):g}, more than the target of {target:g}")
-    return width
+    # Each cost may need a network's program, so few are computed. It is about quadratic in the
+    # width: the root is extrapolated, then interpolated; a bracket that does not halve is bisected.
+    within, beyond = (0, 0.0), (most + 1, math.inf)
+    guess, bisected = min(8, most), True
+    while beyond[0] - within[0] > 1:
+        cost, last = macs(guess), beyond[0] - within[0]
+        if cost <= target:
+            within = guess, cost
+        else:
+            beyond = guess, cost
+        size = beyond[0] - within[0]
+        low, high, root = (math.sqrt(x) for x in (within[1], beyond[1], target))
+        if beyond[1] == math.inf:
+            guess = round(guess * max(2.0, root / low)) if low else 2 * guess
+        elif bisected or 2 * size <= last:
+            guess, bisected = within[0] + round(size * (root - low) / (high - low)), False
+        else:
+            guess, bisected = within[0] + size // 2, True
+        guess = min(max(guess, within[0] + 1), beyond[0] - 1)
+    if not within[0]:
+        raise ValueError(
+            f"even a width of 1 costs {beyond[1]:g}, more than the target of {target:g}"
+        )
+    return within[0]
 
 
 def threshold(
