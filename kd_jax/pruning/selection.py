@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,7 +86,9 @@ def shrink(variables: Variables, axes: Axes, channel_indices: ChannelIndices) ->
                     leaf = leaf * math.sqrt(len(positions) / length)
         return leaf
 
-    return jax.tree_util.tree_map_with_path(take, variables)
+    # One program: each gather alone would be compiled by itself.
+    small: Variables = jax.jit(partial(jax.tree_util.tree_map_with_path, take))(variables)
+    return small
 
 
 def from_teacher(
