@@ -157,6 +157,7 @@ def test_processes_share_the_trainings(finished):
         run.result(objectives.with_strength(pixel, 7.0), 0)
 
 
+@pytest.mark.slow
 def test_every_method_traces():
     """In both regimes, with shapes in place of a teacher; nothing is compiled."""
     config = objectives.get_config("tiny")
