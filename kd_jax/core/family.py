@@ -181,7 +181,7 @@ class Family(NamedTuple):
     discriminator: Callable[[Interface], Network] | None = None
     student: Callable[[Interface, int], Network] | None = None
     taps: Callable[[Mapping[str, tuple[int, ...]]], list[str]] = last_of_each_side
-    method: str = "response"
+    method: str = "mobile_stylegan"
     patch: int = 128
 
     def __repr__(self) -> str:

@@ -134,8 +134,7 @@ METHODS = {
     ),
     "mobile_stylegan": Method(
         "MobileStyleGAN (Belousov 2021): L1 and L2 at several scales and of wavelets",
-        lambda p: methods.mobile_stylegan(p.layers, adversarial=p.adversarial),
-        perceptual=True,
+        lambda p: methods.mobile_stylegan(adversarial=p.adversarial),
     ),
     "aguinaldo": Method(
         "Aguinaldo et al. 2019: mean squared error beside the adversarial loss",

@@ -695,6 +695,13 @@ FAMILIES = (
             width, channels=like.channels, blocks=6, separable=True
         ),
         taps=evenly_spaced_taps,
+        method="response",
     ),
-    Family("unet", (UNetGenerator,), narrowed("widths"), unet_generator_axes),
+    Family(
+        "unet",
+        (UNetGenerator,),
+        narrowed("widths"),
+        unet_generator_axes,
+        method="response",
+    ),
 )
