@@ -131,10 +131,9 @@ def load(
     info = {"folder": str(folder), "configuration": configuration}
     if isinstance(architecture.network.module, pair.Parallel):
         if part not in pair.PARTS:
-            unknown = "" if part is None else f", and no {part!r}"
             raise ValueError(
-                f"{path} is of two networks in parallel, the parts {' and '.join(pair.PARTS)}"
-                f"{unknown}: choose one (part=, of commands PATH#PART)"
+                f"{path} holds two networks in parallel: part={part} is not "
+                f"{' or '.join(pair.PARTS)} (of commands --part, or PATH#PART)"
             )
         architecture, variables = pair.select(architecture, variables, part)
         info["part"] = part

@@ -121,7 +121,8 @@ def print_model(model: Model) -> None:
 def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.ndarray] | None:
     """Rows of `SAMPLES` images in [-1, 1]: of these seeds, or of the embedded photographs.
 
-    None for a generator that takes tokens, or large images, or those with transparency.
+    None for a generator that takes tokens, further inputs that its family does not make from
+    images, or images that are large or transparent.
 
     Raises:
       ValueError: the generator does not take a truncation.
@@ -132,7 +133,10 @@ def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.nd
     if not interface.takes_images:
         inputs = seeded_inputs(model, range(seed, seed + SAMPLES))
         return {name: to_float(generate(model, inputs, truncation=truncation))}
-    make = image_inputs(interface, find_family(model.network))
+    family = find_family(model.network)
+    if len(interface.inputs) > 1 and (family is None or family.degrade is None):
+        return None
+    make = image_inputs(interface, family)
     if interface.size > LARGE_SIDE or 4 in (make.channels, interface.channels):
         return None
     source = kd_data.open_source("photos", "test", interface.size, make.channels, resize=True)

@@ -422,7 +422,8 @@ def _open_images(
             )
         if source.image_shape != (size, size, channels):
             raise ValueError(
-                f"{source.name} has images {source.image_shape}, not {(size, size, channels)}"
+                f"{source.name} has images {source.image_shape}; size={size} of this teacher needs "
+                f"{(size, size, channels)}"
             )
         if len(source) < 2 * HELD_OUT:
             raise ValueError(
