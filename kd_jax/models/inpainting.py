@@ -85,7 +85,7 @@ def hide_strokes(numbers: Array, images: Array) -> tuple[Array, Array]:
       images: `[B, H, W, C]`.
     """
 
-    # One by one, so that the bits of a mask do not depend on its batch.
+    # A loop, so that the bits of a mask do not depend on its batch.
     def draw(number: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(0), number)
         return ops.free_form_mask(key, (1, *images.shape[1:]))[0]

@@ -46,7 +46,7 @@ def parallel(first: Network, second: Network) -> Network:
 def select(
     architecture: Architecture, variables: Variables, part: str
 ) -> tuple[Architecture, Variables]:
-    """One of two networks in parallel, with its variables.
+    """A part of two networks in parallel: its architecture and its variables.
 
     Args:
       architecture: of a `parallel`.
