@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kd_jax.core.family import Interface, interface_of
+from kd_jax.core.family import Interface, interface_of, output_shape
 from kd_jax.core.network import Network
 from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Variables
+from kd_jax.models import pair
 from kd_jax.pretrained import registry
 from kd_jax.train import checkpoint, manifest
 
@@ -66,12 +67,14 @@ def load(
         images, taps, _ = student.network.apply(student.variables, latents)
 
     Nothing in a file or a folder is executed. Of a training, the best averaged generator is loaded;
-    of a distillation, its student.
+    of a distillation, its student; of a checkpoint of two generators in parallel
+    (`kd_jax.models.pair`), one of them.
 
     Args:
       path: the file or folder.
       part: of a file, the name of the network (`kd_jax.pretrained.parts` lists them); by default
-        the averaged generator, else the only candidate.
+        the averaged generator, else the only candidate. Of a checkpoint of two generators in
+        parallel, `first` or `second`, the direction of a translation.
       options: of a file, arguments of the network's factory that the file does not determine, such
         as `{"conv_clamp": 256}`.
       packages: of a checkpoint, further packages whose modules or factories it may name.
@@ -80,7 +83,7 @@ def load(
 
     Raises:
       ValueError: the file is damaged or unknown, the folder holds several trainings, or the network
-        is not a generator.
+        is not a generator, or is two generators in parallel, of which no part is selected.
       CheckpointError: there is no intact checkpoint, or it does not describe its network.
       OSError: there is no such file or folder.
     """
@@ -108,8 +111,8 @@ def load(
                 **({"options": dict(converted.options)} if converted.options else {}),
             },
         )
-    if part is not None or options:
-        raise ValueError(f"{path} is not a weight file: it has neither parts nor options")
+    if options:
+        raise ValueError(f"{path} is not a weight file: it has no options")
     if not location.is_dir():
         raise FileNotFoundError(f"{path} is neither a file nor a folder")
     if (location / STUDENT).is_dir() and holds_checkpoints(location / STUDENT):
@@ -125,13 +128,30 @@ def load(
         )
     folder = inner[0] if inner else location
     architecture, variables, configuration = checkpoint.load_described(folder, packages)
+    info = {"folder": str(folder), "configuration": configuration}
+    if isinstance(architecture.network.module, pair.Parallel):
+        if part not in pair.PARTS:
+            raise ValueError(
+                f"{path} holds two networks in parallel: part={part} is not "
+                f"{' or '.join(pair.PARTS)} (of commands --part, or PATH#PART)"
+            )
+        architecture, variables = pair.select(architecture, variables, part)
+        info["part"] = part
+    elif part is not None:
+        raise ValueError(f"{path} is a checkpoint of one network: it has no part {part!r}")
+    output = output_shape(architecture.network, variables, architecture.inputs)
+    if generator and len(output) != 3:
+        raise ValueError(
+            f"{path}: a generator of images is needed, and the outputs of this network have shape "
+            f"{list(output)}"
+        )
     return Model(
         architecture.network,
         variables,
         architecture.inputs,
         architecture.classes,
-        True,
-        {"folder": str(folder), "configuration": configuration},
+        len(output) == 3,
+        info,
     )
 
 

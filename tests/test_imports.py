@@ -24,7 +24,7 @@ ALLOWED = {
     "train": {"core", "data"},
     "metrics": {"core", "ops", "losses", "models", "pretrained"},
     "report": set(),
-    "model": {"core", "pretrained", "train"},
+    "model": {"core", "models", "pretrained", "train"},
     "evaluate": {"core", "data", "metrics", "model", "report"},
     "distillation": {
         "core",

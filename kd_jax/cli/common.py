@@ -50,7 +50,8 @@ def add_network(parser: argparse.ArgumentParser, name: str = "network") -> None:
         name,
         metavar="PATH[#PART]",
         help="a weight file, or the folder of a training, a distillation or a checkpoint; PART: a "
-        "network of the file, by default the averaged generator",
+        "network of the file, by default the averaged generator; first or second of a training of "
+        "two directions",
     )
     parser.add_argument("--part", help="the network of the file, as PATH#PART")
     parser.add_argument(

@@ -15,20 +15,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from kd_jax import data as kd_data
 from kd_jax.cli import common
 from kd_jax.core import architecture, cost
+from kd_jax.core.family import output_shape
 from kd_jax.core.files import naming
 from kd_jax.data.source import to_float
+from kd_jax.distillation.examples import image_inputs
 from kd_jax.evaluate.generator import split_part
 from kd_jax.evaluate.samples import generate, seeded_inputs
 from kd_jax.model import Model
+from kd_jax.models.families import find_family
 from kd_jax.pretrained import registry
 from kd_jax.report import pictures
-from kd_jax.tasks.degradations import downsample
 from kd_jax.train import checkpoint
 
 SAMPLES, LARGE_SIDE = 8, 256
@@ -101,6 +103,9 @@ def print_model(model: Model) -> None:
             print(f"    {key}: {value}")
     if model.generates:
         print(f"    inputs: {model.interface.describe()}")
+    else:
+        output = output_shape(model.network, model.variables, model.inputs)
+        print(f"    outputs: of shape {list(output)}, not images")
     macs = cost.multiply_accumulates(model.network, model.variables, *model.inputs)
     print(f"    parameters: {cost.parameter_count(model.variables):,}")
     print(f"    multiply-accumulates: {macs:,.0f}")
@@ -114,26 +119,33 @@ def print_model(model: Model) -> None:
 
 
 def sample(model: Model, seed: int, truncation: float | None) -> dict[str, np.ndarray] | None:
-    """Rows of `SAMPLES` images in [-1, 1]: of these seeds, or the embedded photographs translated.
+    """Rows of `SAMPLES` images in [-1, 1]: of these seeds, or of the embedded photographs.
 
-    None for a generator that takes further inputs, or images of another size.
+    None for a generator that takes tokens, further inputs that its family does not make from
+    images, or images that are large or transparent.
 
     Raises:
       ValueError: the generator does not take a truncation.
     """
     name, interface = str(model.info.get("part", "samples")), model.interface
+    if interface.takes_tokens:
+        return None
     if not interface.takes_images:
         inputs = seeded_inputs(model, range(seed, seed + SAMPLES))
         return {name: to_float(generate(model, inputs, truncation=truncation))}
-    if len(interface.inputs) > 1 or interface.size > LARGE_SIDE or interface.channels == 4:
+    family = find_family(model.network)
+    if len(interface.inputs) > 1 and (family is None or family.degrade is None):
         return None
-    source = kd_data.open_source("photos", "test", interface.size, interface.channels, resize=True)
+    make = image_inputs(interface, family)
+    if interface.size > LARGE_SIDE or 4 in (make.channels, interface.channels):
+        return None
+    source = kd_data.open_source("photos", "test", interface.size, make.channels, resize=True)
     chosen = np.linspace(0, len(source) - 1, SAMPLES).astype(int)
     images = np.stack([source[int(i)]["image"] for i in chosen])
-    scale = interface.scale
-    small = np.asarray(downsample(jnp.asarray(images), scale)) if scale > 1 else images
-    outputs = to_float(generate(model, (small,), truncation=truncation))
-    return {"input": small.repeat(scale, axis=1).repeat(scale, axis=2), name: outputs}
+    inputs = tuple(np.asarray(x) for x in jax.jit(make.make)(chosen, images))
+    outputs = to_float(generate(model, inputs, truncation=truncation))
+    shown = inputs[0].repeat(interface.scale, axis=1).repeat(interface.scale, axis=2)
+    return {"input": shown, name: outputs}
 
 
 def settings(model: Model) -> dict[str, Any]:

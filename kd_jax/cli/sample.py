@@ -14,18 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from kd_jax import data as kd_data
 from kd_jax.cli import common
 from kd_jax.core.checks import UsageError
 from kd_jax.core.files import naming
+from kd_jax.distillation.examples import image_inputs
 from kd_jax.evaluate.samples import Images, generate, interpolated_inputs, seeded_inputs
 from kd_jax.model import Model
+from kd_jax.models.families import find_family
 from kd_jax.report.page import tile
 from kd_jax.report.progress import Progress
-from kd_jax.tasks.degradations import downsample
 
 VIDEOS = (".mp4", ".gif")
 
@@ -152,11 +153,11 @@ def read_inputs(model: Model, args: argparse.Namespace) -> tuple[np.ndarray, ...
         if args.images is not None:
             raise ValueError(f"--images={args.images}: the generator takes {interface.describe()}")
         return seeded_inputs(model, args.seeds, args.classes)
-    if args.images is None or len(interface.inputs) > 1:
+    inputs = image_inputs(interface, find_family(model.network))
+    if args.images is None:
         raise ValueError(
-            f"the generator takes {interface.describe()}: --images=DATA names inputs"
-            if len(interface.inputs) == 1
-            else f"a generator of {interface.describe()} cannot be sampled"
+            f"the generator takes {interface.describe()}: --images=DATA names the images that "
+            f"{'its inputs are made from' if inputs.targets else 'are its inputs'}"
         )
     if args.interpolate is not None:
         raise ValueError(f"--interpolate={args.interpolate}: the generator takes no latents")
@@ -167,15 +168,13 @@ def read_inputs(model: Model, args: argparse.Namespace) -> tuple[np.ndarray, ...
             args.images,
             split,
             size,
-            interface.channels,
+            inputs.channels,
             resize=args.resize or args.images == "photos",
         )
     if max(args.seeds) >= len(source):
         args.seeds = [seed for seed in args.seeds if seed < len(source)]
     images = np.stack([source[seed]["image"] for seed in args.seeds])
-    if interface.scale > 1:
-        images = np.asarray(downsample(jnp.asarray(images), interface.scale))
-    return (images,)
+    return tuple(np.asarray(x) for x in jax.jit(inputs.make)(np.array(args.seeds), images))
 
 
 def write(out: Path, images: Images, columns: int, names: list[str]) -> None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from kd_jax.core.axes import Axes
 from kd_jax.core.network import Network
 from kd_jax.core.representation import record_repr
-from kd_jax.core.types import Variables
+from kd_jax.core.types import Array, Variables
 
 
 class Interface(NamedTuple):
@@ -23,7 +23,8 @@ class Interface(NamedTuple):
 
     Attributes:
       inputs: shapes and dtypes for a batch of one: latents `[1, N]` float, or images `[1, H, W, C]`
-        float, and, of a class-conditional generator, labels `[1]` int.
+        float, and, of a class-conditional generator, labels `[1]` int. Further inputs may be masks
+        `[1, H, W, 1]` float, or tokens `[1, L]` int.
       output: `(H, W, C)` of the image, in [-1, 1].
       classes: the number of classes of the labels; 0 without labels.
     """
@@ -59,13 +60,33 @@ class Interface(NamedTuple):
 
     def describe(self) -> str:
         """The interface in words: `latents [64] and labels of 10 classes -> images 16x16x1`."""
-        inputs = " and ".join(
-            f"labels of {self.classes} classes"
-            if jnp.issubdtype(x.dtype, jnp.integer)
-            else f"{'images' if len(x.shape) == 4 else 'latents'} {list(x.shape[1:])}"
-            for x in self.inputs
-        )
+        inputs = " and ".join(self._describe_input(number) for number in range(len(self.inputs)))
         return f"{inputs} -> images {'x'.join(map(str, self.output))}"
+
+    def _describe_input(self, number: int) -> str:
+        shape = list(self.inputs[number].shape[1:])
+        if jnp.issubdtype(self.inputs[number].dtype, jnp.integer):
+            return f"tokens {shape}" if shape else f"labels of {self.classes} classes"
+        if len(shape) == 3:
+            return f"{'masks' if number and shape[2] == 1 else 'images'} {shape}"
+        return f"latents {shape}"
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether an input is sequences of tokens `[B, L]`, such as captions."""
+        return any(jnp.issubdtype(x.dtype, jnp.integer) and len(x.shape) > 1 for x in self.inputs)
+
+    def check_drawn(self) -> None:
+        """Checks that inputs can be drawn at random.
+
+        Raises:
+          ValueError: the generator takes tokens, whose distribution is that of captions.
+        """
+        if self.takes_tokens:
+            raise ValueError(
+                f"a generator of {self.describe()} cannot be sampled: its tokens are sequences of "
+                "captions, which are not drawn at random"
+            )
 
 
 def interface_of(
@@ -83,12 +104,18 @@ def interface_of(
       ValueError: it does not generate images.
     """
     like = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs)
-    output = jax.eval_shape(lambda v, *x: network.apply(v, *x)[0], variables, *like)
-    if len(output.shape) != 4:
+    output = output_shape(network, variables, like)
+    if len(output) != 3:
         raise ValueError(
-            f"a generator of images is needed; the output of this network has shape {output.shape}"
+            f"a generator of images is needed; the outputs of this network have shape {output}"
         )
-    return Interface(like, tuple(output.shape[1:]), classes)
+    return Interface(like, output, classes)
+
+
+def output_shape(network: Network, variables: Variables, inputs: Sequence[Any]) -> tuple[int, ...]:
+    """The shape of an output without the batch, from an abstract evaluation; as `interface_of`."""
+    output = jax.eval_shape(lambda v, *x: network.apply(v, *x)[0], variables, *inputs)
+    return tuple(output.shape[1:])
 
 
 def scale_widths(widths: Any, share: float, *, multiple: int = 1, distinct: bool = False) -> Any:
@@ -172,6 +199,9 @@ class Family(NamedTuple):
       method: the name of the default method; the methods are those of
         `kd_jax.distillation.METHODS`.
       patch: of generators of images from images: the side of the outputs to train on.
+      degrade: of generators of images from images: `(numbers [B] int, images [B, H, W, C]) ->
+        inputs`, a pure function, equal for equal numbers and images; the images, in [-1, 1], are
+        those of the outputs. By default the images, smaller by the generator's scale.
     """
 
     name: str
@@ -183,6 +213,7 @@ class Family(NamedTuple):
     taps: Callable[[Mapping[str, tuple[int, ...]]], list[str]] = last_of_each_side
     method: str = "mobile_stylegan"
     patch: int = 128
+    degrade: Callable[[Array, Array], tuple[Array, ...]] | None = None
 
     def __repr__(self) -> str:
         return record_repr(self)

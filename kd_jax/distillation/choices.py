@@ -19,7 +19,12 @@ from kd_jax.core.state import init_state
 from kd_jax.core.step import make_train_step
 from kd_jax.core.types import Batch, Variables
 from kd_jax.distillation.answers import variables_digest
-from kd_jax.distillation.examples import Examples, image_examples, latent_examples
+from kd_jax.distillation.examples import (
+    Examples,
+    image_examples,
+    image_inputs,
+    latent_examples,
+)
 from kd_jax.distillation.methods import METHODS, Parts, make_losses
 from kd_jax.distillation.prune import prune, student_of
 from kd_jax.methods import nonsaturating
@@ -145,9 +150,10 @@ def make_distillation(
             teacher = load(teacher, part, options=load_options, latest=True, generator=True)
     elif part is not None or load_options:
         raise ValueError("part and load_options are those of a file, and the teacher is a model")
-    family = family or family_of(teacher.network)
     interface = teacher.interface
-    if len(interface.inputs) > 1 + (interface.classes > 0):
+    interface.check_drawn()
+    family = family or family_of(teacher.network)
+    if not interface.takes_images and len(interface.inputs) > 1 + (interface.classes > 0):
         raise ValueError(f"a teacher with {interface.describe()} is not supported")
     name = family.method if method == "auto" else method
     if losses is None and name not in METHODS:
@@ -155,7 +161,7 @@ def make_distillation(
     if interface.takes_images:
         if latents is not None:
             raise ValueError(f"latents={latents}: the teacher takes images")
-        teacher, examples, held_out = _open_images(teacher, images, size, family.patch, resize)
+        teacher, examples, held_out = _open_images(teacher, images, size, family, resize)
         interface, real = teacher.interface, None
         inputs = f"{examples.name}; the teacher's answers are the targets"
     else:
@@ -388,18 +394,23 @@ def _choose_student(
 
 
 def _open_images(
-    teacher: Model, images: kd_data.Source | str | None, size: int | None, patch: int, resize: bool
+    teacher: Model,
+    images: kd_data.Source | str | None,
+    size: int | None,
+    family: Family,
+    resize: bool,
 ) -> tuple[Model, Examples, Examples]:
     """The teacher with inputs of a size, and the images to train on and to measure on."""
     interface = teacher.interface
-    size = size or patch
+    channels = image_inputs(interface, family).channels
+    size = size or family.patch
     if size < 1 or size % interface.scale:
         raise ValueError(
             f"size={size} is not a multiple of the generator's scale {interface.scale}"
         )
     if images is None:
         train, test = (
-            kd_data.open_source("photos", split, size, interface.channels, resize=True)
+            kd_data.open_source("photos", split, size, channels, resize=True)
             for split in ("train", "test")
         )
     else:
@@ -407,10 +418,13 @@ def _open_images(
         if isinstance(source, str):
             patches = source.startswith("folder:") and not resize
             source = kd_data.open_source(
-                source, "train", size, interface.channels, resize=resize, in_patches=patches
+                source, "train", size, channels, resize=resize, in_patches=patches
             )
-        if source.image_shape[:2] != (size, size):
-            raise ValueError(f"{source.name} has images {source.image_shape}, not of size={size}")
+        if source.image_shape != (size, size, channels):
+            raise ValueError(
+                f"{source.name} has images {source.image_shape}; size={size} of this teacher needs "
+                f"{(size, size, channels)}"
+            )
         if len(source) < 2 * HELD_OUT:
             raise ValueError(
                 f"{source.name} has {len(source)} images; at least {2 * HELD_OUT} are needed, of "
@@ -418,8 +432,9 @@ def _open_images(
             )
         train, test = kd_data.hold_out(source, HELD_OUT)
     side = size // interface.scale
-    image = interface.inputs[0]
-    inputs = (jax.ShapeDtypeStruct((1, side, side, image.shape[3]), image.dtype),)
+    inputs = tuple(
+        jax.ShapeDtypeStruct((1, side, side, x.shape[3]), x.dtype) for x in interface.inputs
+    )
     resized = teacher._replace(inputs=inputs)
     try:
         fits = resized.interface.output == (size, size, interface.channels)
@@ -429,8 +444,8 @@ def _open_images(
         raise ValueError(f"size={size}: the teacher generates {resized.interface.output}")
     return (
         resized,
-        image_examples(train, resized.interface),
-        image_examples(test, resized.interface),
+        image_examples(train, resized.interface, family),
+        image_examples(test, resized.interface, family),
     )
 
 

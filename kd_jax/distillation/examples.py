@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from kd_jax import data as kd_data
-from kd_jax.core.family import Interface
+from kd_jax.core.family import Family, Interface
 from kd_jax.core.types import Array, Variables
 from kd_jax.data import BatchIterator
 from kd_jax.data.source import digest, read_examples, to_batch
@@ -34,6 +34,8 @@ class Examples(NamedTuple):
       total: the size of the set; None without end.
       select: of a numbered set, `numbers -> batch`.
       fingerprint: of a numbered set, a digest of everything that determines it.
+      targets: whether the images of a batch are what the outputs should be, and the inputs are made
+        from them.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Examples(NamedTuple):
     total: int | None = None
     select: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None
     fingerprint: str = ""
+    targets: bool = False
 
 
 def latent_examples(interface: Interface, count: int | None = None) -> Examples:
@@ -88,13 +91,58 @@ def latent_examples(interface: Interface, count: int | None = None) -> Examples:
     return Examples(name, numbered, prepare, count, select, fingerprint)
 
 
-def image_examples(source: kd_data.Source, interface: Interface) -> Examples:
-    """The images of a source as inputs, made smaller by the generator's scale.
+class ImageInputs(NamedTuple):
+    """How the inputs of a generator are made from images.
+
+    Attributes:
+      channels: of the images.
+      make: `(numbers [B], images [B, H, W, C]) -> inputs`; images have the height and width of the
+        outputs.
+      targets: whether the images are what the outputs should be; otherwise they are the inputs.
+      name: of the family that makes the inputs; empty for the default of all families.
+    """
+
+    channels: int
+    make: Callable[[Any, Any], tuple[Any, ...]]
+    targets: bool
+    name: str = ""
+
+
+def image_inputs(interface: Interface, family: Family | None) -> ImageInputs:
+    """The inputs of a generator that takes images: those of its family, or smaller images.
 
     Args:
-      source: images of the shape of the generator's outputs.
-      interface: of a generator that takes images.
+      interface: of the generator.
+      family: its family; None if it is unknown.
+
+    Raises:
+      ValueError: the generator takes further inputs, and its family does not make them.
     """
+    if family is not None and family.degrade is not None:
+        return ImageInputs(interface.channels, family.degrade, True, family.name)
+    if len(interface.inputs) > 1:
+        raise ValueError(
+            f"the inputs of a generator of {interface.describe()} cannot be made from images"
+        )
+    scale = interface.scale
+    if scale > 1:
+        return ImageInputs(
+            interface.channels, lambda _, images: (degradations.downsample(images, scale),), True
+        )
+    return ImageInputs(interface.inputs[0].shape[3], lambda _, images: (images,), False)
+
+
+def image_examples(
+    source: kd_data.Source, interface: Interface, family: Family | None = None
+) -> Examples:
+    """The images of a source as inputs, as `image_inputs` makes them.
+
+    Args:
+      source: images of the height and width of the generator's outputs.
+      interface: of a generator that takes images.
+      family: its family.
+    """
+    inputs = image_inputs(interface, family)
     # Batches have labels, not numbers: the label of an image is its number here.
     numbered = dataclasses.replace(
         source,
@@ -107,16 +155,15 @@ def image_examples(source: kd_data.Source, interface: Interface) -> Examples:
         return kd_data.batches(numbered, batch_size, seed, **_part())
 
     def prepare(batch: Mapping[str, Any]) -> tuple[Any, ...]:
-        images = batch["image"]
-        if interface.scale > 1:
-            images = degradations.downsample(images, interface.scale)
-        return (images,)
+        return inputs.make(batch["label"], batch["image"])
 
     def select(numbers: np.ndarray) -> dict[str, np.ndarray]:
         images, labels, _ = read_examples(numbered, numbers.tolist())
         return to_batch(images, labels)
 
-    return Examples(source.name, batches, prepare, len(source), select, digest(source.fingerprint))
+    made_by = [inputs.name] if inputs.name else []
+    fingerprint = digest(source.fingerprint, *made_by)
+    return Examples(source.name, batches, prepare, len(source), select, fingerprint, inputs.targets)
 
 
 def _part() -> dict[str, Any]:

@@ -158,7 +158,6 @@ def make_measurement(
       perceptual: LPIPS.
       real: real images of the teacher's domain, for a teacher that takes latents.
     """
-    interface = teacher.interface
     sample = make_sampler(teacher, teacher.network)
     inputs: tuple[Any, ...]
     targets: np.ndarray | None = None
@@ -170,8 +169,8 @@ def make_measurement(
     else:
         assert held_out.select is not None
         batch = held_out.select(np.arange(min(count, held_out.total or 0)))
-        inputs = tuple(np.asarray(x) for x in held_out.prepare(batch))
-        if interface.scale > 1:
+        inputs = tuple(np.asarray(x) for x in jax.jit(held_out.prepare)(batch))
+        if held_out.targets:
             from kd_jax.report.pictures import to_uint8
 
             targets = to_uint8(batch["image"])

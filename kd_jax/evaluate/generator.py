@@ -87,6 +87,8 @@ def open_generator(
             f"{path} takes images, not latents: it cannot be sampled; "
             "its experiment's report compares it on held-out images"
         )
+    if model.interface.takes_tokens:
+        raise ValueError(f"{path} takes the tokens of captions, which are not drawn at random")
     subject = EvaluatedGenerator(
         name or display_name(path) + (f"#{part}" if part else ""),
         str(path),

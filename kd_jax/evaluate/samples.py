@@ -32,11 +32,12 @@ def seeded_inputs(
       labels: classes, repeated for more seeds; by default class `seed % classes`.
 
     Raises:
-      ValueError: the generator takes images; labels are out of range, or it takes none.
+      ValueError: the generator takes images or tokens; labels are out of range, or it takes none.
     """
     interface = model.interface
     if interface.takes_images:
         raise ValueError(f"the generator takes {interface.describe()}, and has no seeds")
+    interface.check_drawn()
     if labels is not None and not interface.classes:
         raise ValueError("the generator takes no labels")
     latents = np.stack([np.random.RandomState(s).randn(interface.latent) for s in seeds])

@@ -8,6 +8,7 @@ from kd_jax.models import (
     biggan,
     biggan_deep,
     dcgan,
+    inpainting,
     mlp,
     r3gan,
     realesrgan,
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     stylegan2.FAMILY,
     stylegan3.FAMILY,
     r3gan.FAMILY,
+    inpainting.FAMILY,
     *realesrgan.FAMILIES,
     *superres.FAMILIES,
     *translation.FAMILIES,
@@ -48,14 +50,20 @@ def family_of(network: Network, families: Sequence[Family] = FAMILIES) -> Family
     Raises:
       ValueError: there is none.
     """
-    for family in families:
-        if isinstance(network.module, family.modules):
-            return family
+    family = find_family(network, families)
+    if family is not None:
+        return family
     kind = "no Linen module" if network.module is None else type(network.module).__name__
     raise ValueError(
         f"the network is of no known family: its module is {kind}, and the families are "
         f"{', '.join(family.name for family in families)}; pass family=kd_jax.Family(...)"
     )
+
+
+def find_family(network: Network, families: Sequence[Family] = FAMILIES) -> Family | None:
+    """As `family_of`, but None if there is none."""
+    matching = (family for family in families if isinstance(network.module, family.modules))
+    return next(matching, None)
 
 
 def family_named(name: str, families: Sequence[Family] = FAMILIES) -> Family:

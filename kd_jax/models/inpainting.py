@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from kd_jax import ops
 from kd_jax.core.axes import Axes, Axis, group_widths, tensors
 from kd_jax.core.checks import at_least_float32
+from kd_jax.core.family import Family, evenly_spaced_taps, narrowed
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.spectral import Conv, layer_axes
@@ -72,6 +73,25 @@ def gated_generator(
             f"downs={downs} at least 0"
         )
     return from_linen(GatedGenerator(width, channels, downs, dilations, separable, residual, dtype))
+
+
+def hide_strokes(numbers: Array, images: Array) -> tuple[Array, Array]:
+    """Images with missing pixels, which are zero, and their masks: inputs of `gated_generator`.
+
+    The masks are free-form strokes (`ops.free_form_mask`) that depend only on the image's number.
+
+    Args:
+      numbers: int `[B]`.
+      images: `[B, H, W, C]`.
+    """
+
+    # A loop, so that the bits of a mask do not depend on its batch.
+    def draw(number: Array) -> Array:
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return ops.free_form_mask(key, (1, *images.shape[1:]))[0]
+
+    masks = jax.lax.map(draw, jnp.asarray(numbers))
+    return jnp.where(masks > 0.5, 0.0, images), masks
 
 
 def gated_generator_axes(variables: Variables) -> Axes:
@@ -237,3 +257,17 @@ def _check_inputs(images: Array, masks: Array, channels: int, multiple: int) -> 
         raise ValueError(
             f"images {images.shape} need masks {(*images.shape[:3], 1)}, not shape {masks.shape}"
         )
+
+
+FAMILY = Family(
+    "inpainting",
+    (GatedGenerator,),
+    narrowed("width"),
+    gated_generator_axes,
+    # Not the predicted image, most of whose pixels are not in the output.
+    taps=lambda shapes: evenly_spaced_taps(
+        {name: shape for name, shape in shapes.items() if name != "generated"}
+    ),
+    method="pixel",
+    degrade=hide_strokes,
+)

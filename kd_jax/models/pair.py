@@ -8,11 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from kd_jax.core.architecture import Architecture
 from kd_jax.core.axes import Axes, Axis, InputAxis, NormScale, Repeat, group_widths
 from kd_jax.core.network import Network, from_linen
 from kd_jax.core.types import Array, Variables
+
+PARTS = ("first", "second")
+"""The names of both networks, in their order."""
 
 
 def parallel(first: Network, second: Network) -> Network:
@@ -30,12 +35,30 @@ def parallel(first: Network, second: Network) -> Network:
         of an input does not have length 2, or the outputs have different shapes.
     """
     modules = []
-    for name, network in (("first", first), ("second", second)):
+    for name, network in zip(PARTS, (first, second), strict=True):
         if network.module is None or network.mapping is not None:
             raise ValueError(f"the {name} network is not a single Linen module (`from_linen`)")
         # Cloned, since Linen shares the parameters of a module that occurs twice.
         modules.append(network.module.clone())
     return from_linen(Parallel(*modules))
+
+
+def select(
+    architecture: Architecture, variables: Variables, part: str
+) -> tuple[Architecture, Variables]:
+    """A part of two networks in parallel: its architecture and its variables.
+
+    Args:
+      architecture: of a `parallel`.
+      variables: its variables.
+      part: one of `PARTS`.
+    """
+    module = getattr(architecture.network.module, part)
+    inputs = tuple(
+        jax.ShapeDtypeStruct((x.shape[0], *x.shape[2:]), x.dtype) for x in architecture.inputs
+    )
+    own = {kind: tree[part] for kind, tree in variables.items() if part in tree}
+    return Architecture(from_linen(module), inputs, getattr(module, "classes", 0)), own
 
 
 def pair_axes(
@@ -59,7 +82,7 @@ def pair_axes(
 
     def describe(variables: Variables) -> Axes:
         axes: dict[str, tuple[Axis, ...]] = {}
-        for name, own in (("first", first), ("second", second)):
+        for name, own in zip(PARTS, (first, second), strict=True):
             part = {kind: tree[name] for kind, tree in variables.items() if name in tree}
             for path, entries in own(part).items():
                 kind, _, inside = path.partition("/")
@@ -96,7 +119,7 @@ class Parallel(nn.Module):
                 raise ValueError(f"inputs [B, 2, ...] are needed, not shape {x.shape}")
         outputs: list[Array] = []
         taps: dict[str, Any] = {}
-        for index, name in enumerate(("first", "second")):
+        for index, name in enumerate(PARTS):
             network: Any = getattr(self, name)
             y, network_taps = network(*(x[:, index] for x in inputs), train=train, **options)
             outputs.append(y)

@@ -6,6 +6,7 @@ from kd_jax.ops.convolution import conv, conv_transpose
 from kd_jax.ops.depthwise import depthwise_conv
 from kd_jax.ops.filling import harmonic_inpaint
 from kd_jax.ops.grouped import grouped_conv
+from kd_jax.ops.masks import box_mask, free_form_mask
 from kd_jax.ops.modulated import conv_resample, modulated_conv
 from kd_jax.ops.resample import (
     downsample2d,
@@ -27,6 +28,7 @@ __all__ = [
     "ACTIVATIONS",
     "Activation",
     "bias_act",
+    "box_mask",
     "conv",
     "conv_resample",
     "conv_transpose",
@@ -35,6 +37,7 @@ __all__ = [
     "downsample2d",
     "filter2d",
     "filtered_lrelu",
+    "free_form_mask",
     "grouped_conv",
     "harmonic_inpaint",
     "interpolate",
