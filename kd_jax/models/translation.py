@@ -420,7 +420,9 @@ def _conv(x: Array, kernel: Array, stride: int = 1, padding: str = "zero") -> Ar
 
 
 def _pad(x: Array, around: tuple[int, int], padding: str) -> Array:
-    return jnp.pad(x, ((0, 0), around, around, (0, 0)), mode=PADDINGS[padding])
+    if padding == "zero":
+        return jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    return ops.pad(x, (around, around), PADDINGS[padding])
 
 
 def _conv_transpose(x: Array, kernel: Array, stride: int) -> Array:

@@ -7,6 +7,7 @@ from kd_jax.ops.depthwise import depthwise_conv
 from kd_jax.ops.filling import harmonic_inpaint
 from kd_jax.ops.grouped import grouped_conv
 from kd_jax.ops.modulated import conv_resample, modulated_conv
+from kd_jax.ops.padding import pad
 from kd_jax.ops.resample import (
     downsample2d,
     filter2d,
@@ -41,6 +42,7 @@ __all__ = [
     "leaky_relu",
     "minibatch_stddev",
     "modulated_conv",
+    "pad",
     "pil_bicubic",
     "resampling_filter",
     "resize",

@@ -1,0 +1,42 @@
+"""Padding of images with their own pixels."""
+
+import jax
+
+from kd_jax.core.types import Array
+
+MODES = ("edge", "reflect")
+
+
+def pad(x: Array, around: tuple[tuple[int, int], tuple[int, int]], mode: str) -> Array:
+    """Pads images, as `jax.numpy.pad` does in these modes.
+
+    It is written in slices along the two axes, which also have a form for sides of any length in
+    other formats.
+
+    Args:
+      x: `[B, H, W, C]`.
+      around: pixels to add, `((top, bottom), (left, right))`, not negative.
+      mode: "edge" repeats the first and last pixels, "reflect" mirrors about them: fewer pixels are
+        then added than there are.
+
+    Raises:
+      ValueError: the images or the mode do not fit.
+    """
+    if x.ndim != 4 or mode not in MODES:
+        raise ValueError(f"pad: images [B, H, W, C] and a mode of {MODES}, not {x.shape}, {mode!r}")
+    for axis, (before, after) in enumerate(around, 1):
+        side = x.shape[axis]
+
+        def part(start: int, stop: int, axis: int = axis) -> Array:
+            return jax.lax.slice_in_dim(x, start, stop, axis=axis)  # noqa: B023
+
+        if mode == "reflect" and max(before, after) >= side:
+            raise ValueError(f"pad: {(before, after)} mirrored pixels of a side of {side}")
+        if mode == "edge":
+            first, last = [part(0, 1)] * before, [part(side - 1, side)] * after
+        else:
+            first = [part(n, n + 1) for n in range(before, 0, -1)]
+            last = [part(side - 1 - n, side - n) for n in range(1, after + 1)]
+        # Not jnp.concatenate, whose replacement in jax2onnx has no symbolic sides.
+        x = jax.lax.concatenate([*first, x, *last], axis)
+    return x
