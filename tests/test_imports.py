@@ -41,11 +41,13 @@ ALLOWED = {
         "tasks",
         "train",
     },
+    "export": {"core", "model", "ops", "pretrained"},
     "cli": {
         "core",
         "data",
         "distillation",
         "evaluate",
+        "export",
         "metrics",
         "model",
         "models",

@@ -4,6 +4,7 @@ The weights are within the file, as browsers need. A file is for onnxruntime, on
 phones: operations of opset `OPSET` only.
 """
 
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,7 +32,7 @@ def build(program: Program) -> bytes:
       UsageError: a package is missing; the message has the commands that install it.
       ValueError: the converter does not know an operation of the program.
     """
-    jax2onnx = _import("jax2onnx")
+    jax2onnx = require("jax2onnx")
     arguments = program.arguments()
     blocks = [slot.multiple for slot in program.inputs]
 
@@ -41,7 +42,8 @@ def build(program: Program) -> bytes:
             *(x.reshape(like.shape) for x, like in zip(inputs, arguments, strict=True))
         )
 
-    with _quiet(), portable():
+    # Without jit: what it has traced outside the converter is not in its operations.
+    with quiet(), portable(), jax.disable_jit():
         try:
             model = jax2onnx.to_onnx(
                 apply,
@@ -62,7 +64,7 @@ def build(program: Program) -> bytes:
     ):
         tensor = value.type.tensor_type
         value.CopyFrom(
-            _import("onnx").helper.make_tensor_value_info(value.name, tensor.elem_type, slot.shape)
+            require("onnx").helper.make_tensor_value_info(value.name, tensor.elem_type, slot.shape)
         )
     # The converter's shapes of intermediate values are wrong for some reshapes, and not needed.
     del model.graph.value_info[:]
@@ -81,7 +83,7 @@ def _in_blocks(images: jax.ShapeDtypeStruct, multiple: int) -> jax.ShapeDtypeStr
 
 def _take_blocks(graph: Any, name: str, multiple: int) -> None:
     """Reshapes an input `[B, n h, n w, C]` to the `[B, h, n, w, n, C]` that the graph reads."""
-    onnx = _import("onnx")
+    onnx = require("onnx")
     for node in graph.node:
         node.input[:] = [f"{name}/blocks" if other == name else other for other in node.input]
 
@@ -110,7 +112,7 @@ def _take_blocks(graph: Any, name: str, multiple: int) -> None:
 
 def load(path: Path) -> Callable[..., np.ndarray]:
     """The function in an ONNX file, `(*inputs) -> output`, as onnxruntime computes it on CPU."""
-    runtime = _import("onnxruntime")
+    runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -123,19 +125,21 @@ def load(path: Path) -> Callable[..., np.ndarray]:
     return run
 
 
-def _import(name: str) -> Any:
-    """A package of the extra, or jax2onnx."""
-    import importlib
+def require(name: str) -> Any:
+    """A package of the extra, or jax2onnx.
 
+    Raises:
+      UsageError: it is not installed; the message has the commands that install it.
+    """
     try:
-        with _quiet():
+        with quiet():
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UsageError(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the notes of jax2onnx on frameworks that are not installed, and on its conversions."""
     loggers = {logging.getLogger(name): 0 for name in ("jax2onnx", "onnx_ir")}
     for logger in loggers:

@@ -10,6 +10,7 @@ noise. Its variables are constants.
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
-from kd_jax.core.types import Array
+from kd_jax.core.network import Network
+from kd_jax.core.types import Array, Variables
 from kd_jax.model import Model
 
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
@@ -33,6 +35,13 @@ LARGEST_MULTIPLE = 1 << 9
 Arrays = tuple[np.ndarray, ...]
 Draw = Callable[[np.random.Generator, int, tuple[int, int]], Arrays]
 """`(random, count, sides of images) -> inputs`."""
+
+
+class _Scope(jax_export.SymbolicScope):
+    """A scope that a copy of a symbol shares: one with constraints cannot be copied."""
+
+    def __deepcopy__(self, memo: Any) -> "_Scope":
+        return self
 
 
 class Slot(NamedTuple):
@@ -69,7 +78,9 @@ class Program(NamedTuple):
       name: in words, for messages.
       inputs: its inputs.
       output: its output.
-      apply: `apply(*inputs) -> output`.
+      of: `of(network, variables, *inputs) -> output`, the same of other networks.
+      network: its network.
+      variables: the variables of its network, constants of the program.
       sample: draws inputs.
       sides: heights and widths of the images to draw: one, or several if they are dynamic.
       least: the least values of the names in the axes; 1 for others.
@@ -78,10 +89,16 @@ class Program(NamedTuple):
     name: str
     inputs: tuple[Slot, ...]
     output: Slot
-    apply: Callable[..., Array]
+    of: Callable[..., Array]
+    network: Network
+    variables: Variables
     sample: Draw
     sides: tuple[tuple[int, int], ...] = ((1, 1),)
     least: Mapping[str, int] = {}
+
+    def apply(self, *inputs: Any) -> Array:
+        """The output for these inputs."""
+        return self.of(self.network, self.variables, *inputs)
 
     @property
     def batch(self) -> int | None:
@@ -102,7 +119,7 @@ class Program(NamedTuple):
 
     def arguments(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         """The inputs as abstract arrays, with symbolic sides where they are dynamic."""
-        scope = jax_export.SymbolicScope([f"{name} >= {n}" for name, n in self.least.items()])
+        scope = _Scope([f"{name} >= {n}" for name, n in self.least.items()])
         return tuple(
             jax.ShapeDtypeStruct(
                 jax_export.symbolic_shape(", ".join(map(str, slot.shape)), scope=scope), slot.dtype
@@ -191,33 +208,31 @@ def make_program(
             named["labels"] = jnp.argmax(named["labels"], axis=1).astype(jnp.int32)
         return list(named.values()), {**fixed, **psi}
 
-    network, variables = model.network, model.variables
-
-    def generate(*inputs: Any) -> Array:
+    def generate(network: Network, variables: Variables, *inputs: Any) -> Array:
         values, chosen = arguments(inputs)
         return network.apply(variables, *values, **chosen)[0].astype(jnp.float32)
 
-    def map_styles(*inputs: Any) -> Array:
+    def map_styles(network: Network, variables: Variables, *inputs: Any) -> Array:
         assert network.mapping is not None
         values, chosen = arguments(inputs)
         return network.mapping(variables, *values, **chosen).astype(jnp.float32)
 
-    def synthesize(styles: Any) -> Array:
+    def synthesize(network: Network, variables: Variables, styles: Any) -> Array:
         assert network.synthesis is not None
         return network.synthesis(variables, styles, **options)[0].astype(jnp.float32)
 
     def sample_styles(random: np.random.Generator, count: int, sides: tuple[int, int]) -> Arrays:
-        return (np.asarray(map_styles(*sample(random, count, sides))),)
+        return (np.asarray(map_styles(*own, *sample(random, count, sides))),)
 
-    apply = map_styles if part == "mapping" else generate
-    outputs = _outputs(apply, slots, sides, truncation)
+    own = model.network, model.variables
+    apply = generate if part is None else map_styles
+    outputs = _outputs(partial(apply, *own), slots, sides, truncation)
+    taken = tuple(slots)
     if part == "synthesis":
-        apply = synthesize
-        styles = jax.eval_shape(map_styles, *_structs(slots, sides[0])).shape[1:]
-        slots_out = (Slot("styles", (*names, *styles), "float32", "styles of the mapping"),)
+        apply, taken = synthesize, (
+            Slot("styles", (*names, *outputs), "float32", "styles of the mapping"),
+        )
         outputs = interface.output
-    else:
-        slots_out = tuple(slots)
     shape = (*names, *outputs)
     if not part and interface.takes_images and isinstance(images[0], str):
         factors = [n // m for n, m in zip(outputs[:2], sides[0], strict=True)]
@@ -226,7 +241,8 @@ def make_program(
     output = Slot("output", shape, "float32", "styles" if part == "mapping" else "-1 to 1")
     draw = sample_styles if part == "synthesis" else sample
     name = f"{part} of a generator" if part else "a generator"
-    return Program(f"{name} of {interface.describe()}", slots_out, output, apply, draw, sides, least)
+    described = f"{name} of {interface.describe()}"
+    return Program(described, taken, output, apply, *own, draw, sides, least)
 
 
 def _structs(slots: list[Slot], sides: tuple[int, int]) -> list[jax.ShapeDtypeStruct]:

@@ -29,9 +29,10 @@ _PORTABLE: ContextVar[bool] = ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """Within it, functions are traced without these primitives; sides may then be symbolic.
+    """Within it, functions are traced without these primitives; sizes may then be symbolic.
 
-    A function that `jax.jit` has traced before for the same shapes is not traced again.
+    A function that `jax.jit` has traced before for the same shapes is not traced again, except
+    within `jax.disable_jit`.
     """
     token = _PORTABLE.set(True)
     try:
