@@ -6,6 +6,7 @@ phones: operations of opset `OPSET` only.
 
 import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,7 +44,7 @@ def build(program: Program) -> bytes:
         )
 
     # Without jit: what it has traced outside the converter is not in its operations.
-    with quiet(), portable(), jax.disable_jit():
+    with quiet(), _without_examples(), portable(), jax.disable_jit():
         try:
             model = jax2onnx.to_onnx(
                 apply,
@@ -139,9 +140,23 @@ def require(name: str) -> Any:
 
 
 @contextmanager
+def _without_examples() -> Iterator[None]:
+    """Without the import of the examples of jax2onnx, which compile programs for ten seconds."""
+    names = [f"jax2onnx.plugins.{name}" for name in ("examples", "equinox", "dm_pix")]
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  # None: not importable
+    try:
+        yield
+    finally:
+        for name in absent:
+            if sys.modules[name] is None:
+                del sys.modules[name]
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Without the notes of jax2onnx on frameworks that are not installed, and on its conversions."""
-    loggers = {logging.getLogger(name): 0 for name in ("jax2onnx", "onnx_ir")}
+    loggers = {logging.getLogger(name): 0 for name in (None, "jax2onnx", "onnx_ir")}
     for logger in loggers:
         loggers[logger] = logger.level
         logger.setLevel(logging.ERROR)
