@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
         "--truncation", metavar="PSI|input", help="truncation psi, a number or an input of the file"
     )
     result.add_argument("--labels", choices=LABELS, default=LABELS[0])
-    result.add_argument("--style-part", choices=PARTS, help="of a style network, only this part")
+    result.add_argument("--only", choices=PARTS, help="of a style network, only this part")
     return result
 
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError, OSError, UsageError, CheckpointError: an argument does not fit, or a file differs.
     """
-    options: dict[str, Any] = {"labels": args.labels, "part": args.style_part}
+    options: dict[str, Any] = {"labels": args.labels, "part": args.only}
     if args.batch != "any":
         options["batch"] = _number(args.batch, "--batch", int)
     if args.size is not None:

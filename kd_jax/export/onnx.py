@@ -85,8 +85,8 @@ def _in_blocks(images: jax.ShapeDtypeStruct, multiple: int) -> jax.ShapeDtypeStr
 def _take_blocks(graph: Any, name: str, multiple: int) -> None:
     """Reshapes an input `[B, n h, n w, C]` to the `[B, h, n, w, n, C]` that the graph reads."""
     onnx = require("onnx")
-    for node in graph.node:
-        node.input[:] = [f"{name}/blocks" if other == name else other for other in node.input]
+    for reader in graph.node:
+        reader.input[:] = [f"{name}/blocks" if other == name else other for other in reader.input]
 
     def constant(suffix: str, values: list[int]) -> str:
         array = np.array(values, np.int64)

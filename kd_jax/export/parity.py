@@ -85,7 +85,9 @@ def check(
         peak = max(peak, float(np.abs(reference).max()))
         low, high = min(low, float(reference.min())), max(high, float(reference.max()))
     mean_square = float(np.mean(squares))
-    psnr = 10 * math.log10((high - low) ** 2 / mean_square) if mean_square and high > low else math.inf
+    psnr = (
+        10 * math.log10((high - low) ** 2 / mean_square) if mean_square and high > low else math.inf
+    )
     tolerance, result = TOLERANCES[dtype], Parity(largest, peak, psnr)
     if not largest <= tolerance.share * peak or psnr < tolerance.psnr or not math.isfinite(largest):
         raise ParityError(

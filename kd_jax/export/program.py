@@ -229,8 +229,9 @@ def make_program(
     outputs = _outputs(partial(apply, *own), slots, sides, truncation)
     taken = tuple(slots)
     if part == "synthesis":
-        apply, taken = synthesize, (
-            Slot("styles", (*names, *outputs), "float32", "styles of the mapping"),
+        apply, taken = (
+            synthesize,
+            (Slot("styles", (*names, *outputs), "float32", "styles of the mapping"),),
         )
         outputs = interface.output
     shape = (*names, *outputs)
@@ -252,7 +253,7 @@ def _structs(slots: list[Slot], sides: tuple[int, int]) -> list[jax.ShapeDtypeSt
         for slot in slots
     ]
     return [
-        jax.ShapeDtypeStruct(() if slot.name == "truncation" else shape, slot.dtype)  # type: ignore[arg-type]
+        jax.ShapeDtypeStruct(() if slot.name == "truncation" else shape, slot.dtype)
         for slot, shape in zip(slots, shapes, strict=True)
     ]
 

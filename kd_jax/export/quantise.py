@@ -93,7 +93,9 @@ def to_int8(contents: bytes, program: Program, keep: tuple[str, ...] = ()) -> Qu
         raise ValueError(f"no layer {unknown[0]!r}; there are {', '.join(names)}")
     kept = tuple(sorted({*keep, *_last_layers(model.graph, names)}))
     if len(kept) == len(names):
-        raise ValueError(f"{program.name} has no layer to quantise: {', '.join(kept)} stay in float")
+        raise ValueError(
+            f"{program.name} has no layer to quantise: {', '.join(kept)} stay in float"
+        )
     reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": _Examples(program).next})
     with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"

@@ -430,7 +430,7 @@ def _conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
 
     The kernel at output 2i is then centred on pixel i of the input.
     """
-    return ops.conv_transpose(x, kernel, stride, "VALID")[:, 1:, 1:]
+    return ops.crop(ops.conv_transpose(x, kernel, stride, "VALID"), ((1, 0), (1, 0)))
 
 
 def _init_options(norm: Norm | None) -> dict[str, Any]:
@@ -491,7 +491,7 @@ class Depthwise(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (3, 3, x.shape[-1])).astype(self.dtype)
         x = _pad(x.astype(self.dtype), (1, 1), self.padding)
-        x = ops.depthwise_conv(x, kernel)[:, 1:-1, 1:-1]
+        x = ops.crop(ops.depthwise_conv(x, kernel), ((1, 1), (1, 1)))
         if not isinstance(self.norm, Batch):
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
             x = x + bias.astype(self.dtype)[None, None, None]

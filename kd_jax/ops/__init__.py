@@ -7,7 +7,7 @@ from kd_jax.ops.depthwise import depthwise_conv
 from kd_jax.ops.filling import harmonic_inpaint
 from kd_jax.ops.grouped import grouped_conv
 from kd_jax.ops.modulated import conv_resample, modulated_conv
-from kd_jax.ops.padding import pad
+from kd_jax.ops.padding import crop, pad
 from kd_jax.ops.resample import (
     downsample2d,
     filter2d,
@@ -31,6 +31,7 @@ __all__ = [
     "conv",
     "conv_resample",
     "conv_transpose",
+    "crop",
     "decimate",
     "depthwise_conv",
     "downsample2d",

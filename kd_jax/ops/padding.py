@@ -1,4 +1,4 @@
-"""Padding of images with their own pixels."""
+"""Padding of images with their own pixels, and cropping."""
 
 import jax
 
@@ -40,3 +40,11 @@ def pad(x: Array, around: tuple[tuple[int, int], tuple[int, int]], mode: str) ->
         # Not jnp.concatenate, whose replacement in jax2onnx has no symbolic sides.
         x = jax.lax.concatenate([*first, x, *last], axis)
     return x
+
+
+def crop(x: Array, around: tuple[tuple[int, int], tuple[int, int]]) -> Array:
+    """Images `[B, H, W, C]` without the outer pixels `((top, bottom), (left, right))`."""
+    (top, bottom), (left, right) = around
+    batch, height, width, channels = x.shape
+    # Not x[:, top:], which may become a gather if the sides are symbolic.
+    return jax.lax.slice(x, (0, top, left, 0), (batch, height - bottom, width - right, channels))

@@ -224,7 +224,8 @@ def invert(layout: Layout, variables: Variables) -> dict[str, np.ndarray]:
       ValueError: the layout does not have these variables; the first that differs is named.
     """
     actual = by_path(variables)
-    zeros = {name: jnp.zeros(shape) for name, shape in layout.shapes.items()}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in layout.shapes.items()}
+    layout.convert(zeros)  # errors of the layout, without those of JAX around them
     expected, pull = jax.vjp(lambda tensors: layout.convert(tensors).variables, zeros)
     shapes = {path: leaf.shape for path, leaf in by_path(expected).items()}
     for path in sorted({*actual, *shapes}):

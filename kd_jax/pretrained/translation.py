@@ -122,7 +122,14 @@ def resnet_generator(
 
 
 def resnet_layout(module: translation.ResNetGenerator, variables: Variables) -> Layout:
-    """The layout of `resnet_generator` for a network with these variables."""
+    """The layout of `resnet_generator` for a network with these variables.
+
+    Raises:
+      ValueError: the blocks are separable or the input is added, which the original has not.
+    """
+    if module.separable or module.residual:
+        option = "separable" if module.separable else "residual"
+        raise ValueError(f"CycleGAN's ResNet has no option {option}, which this network has")
     blocks = len(module.widths) - 5
     first, second = (0, 3) if module.padding == "zero" else (1, 5)
     names = {"stem": "model.1", "down_0": "model.4", "down_1": "model.7"}
