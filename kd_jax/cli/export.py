@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
         print(
             f"wrote {file.path} ({size / 1e6:.2f} MB), up to {parity.difference:.1e} from JAX"
             + (f", PSNR {parity.psnr:.1f} dB" if args.dtype != "float32" else "")
-            + (f"; in float32: {', '.join(file.kept)}" if file.kept else "")
+            + (f"; in float32: {', '.join(file.in_float)}" if file.in_float else "")
         )
 
 

@@ -47,12 +47,12 @@ class Exported(NamedTuple):
     Attributes:
       path: the file.
       parity: how its outputs differ from JAX's.
-      kept: layers that stay in float32 in a file of another dtype.
+      in_float: layers that stay in float32 in a file of another dtype.
     """
 
     path: Path
     parity: Parity
-    kept: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
 
 
 def export(
@@ -123,7 +123,7 @@ def _write(
 ) -> Exported:
     """Writes one file, if it has parity."""
 
-    def kept_if_equal(contents: bytes, load: Callable[[Path], Any], dtype: str) -> Parity:
+    def write_if_equal(contents: bytes, load: Callable[[Path], Any], dtype: str) -> Parity:
         with _temporary(target) as partial:
             partial.write_bytes(contents)
             result = parity.check(program, load(partial), f"{target} ({name})", dtype)
@@ -133,7 +133,7 @@ def _write(
     if name == "onnx":
         contents = onnx.build(program)
         if dtype == "float32":
-            return Exported(target, kept_if_equal(contents, onnx.load, dtype))
+            return Exported(target, write_if_equal(contents, onnx.load, dtype))
         # The conversion first, by the strict limits: those of few bits hide other errors.
         with _temporary(target) as partial:
             partial.write_bytes(contents)
@@ -142,17 +142,17 @@ def _write(
             smaller = quantise.to_float16(contents)
         else:
             smaller = quantise.to_int8(contents, program, keep)
-        result = kept_if_equal(smaller.contents, onnx.load, dtype)
-        return Exported(target, result, smaller.kept)
+        result = write_if_equal(smaller.contents, onnx.load, dtype)
+        return Exported(target, result, smaller.in_float)
     if name == "stablehlo":
         contents = stablehlo.build(program)
-        return Exported(target, kept_if_equal(contents, stablehlo.load, dtype))
+        return Exported(target, write_if_equal(contents, stablehlo.load, dtype))
     build, load = {
         "safetensors": (safetensors.build, safetensors.load),
         "original": (safetensors.build_original, safetensors.load_original),
     }[name]
     contents = build(model, dtype)
-    result = kept_if_equal(contents, lambda path: load(path, program, model), dtype)
+    result = write_if_equal(contents, lambda path: load(path, program, model), dtype)
     return Exported(target, result)
 
 

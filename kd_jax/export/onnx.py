@@ -155,7 +155,7 @@ def _without_examples() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the notes of jax2onnx on frameworks that are not installed, and on its conversions."""
+    """Without the notes of jax2onnx on absent frameworks and on its conversions."""
     loggers = {logging.getLogger(name): 0 for name in (None, "jax2onnx", "onnx_ir")}
     for logger in loggers:
         loggers[logger] = logger.level

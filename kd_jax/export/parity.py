@@ -91,8 +91,8 @@ def check(
     tolerance, result = TOLERANCES[dtype], Parity(largest, peak, psnr)
     if not largest <= tolerance.share * peak or psnr < tolerance.psnr or not math.isfinite(largest):
         raise ParityError(
-            f"{what} differs from JAX by up to {largest:.2g} (peak {peak:.2g}, PSNR {psnr:.1f} dB); "
-            f"the limits for {dtype} are {tolerance.share:g} of the peak and {tolerance.psnr:g} dB"
+            f"{what} differs from JAX by up to {largest:.2g} (peak {peak:.2g}, PSNR {psnr:.1f} "
+            f"dB); the limits for {dtype} are {tolerance.share:g} of the peak and {tolerance.psnr:g} dB"
         )
     return result
 

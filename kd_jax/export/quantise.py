@@ -28,11 +28,11 @@ class Quantised(NamedTuple):
 
     Attributes:
       contents: of the ONNX file.
-      kept: names of layers that stay in float32.
+      in_float: names of layers that stay in float32.
     """
 
     contents: bytes
-    kept: tuple[str, ...]
+    in_float: tuple[str, ...]
 
 
 def to_float16(contents: bytes) -> Quantised:
@@ -45,14 +45,14 @@ def to_float16(contents: bytes) -> Quantised:
     """
     onnx = require("onnx")
     model = onnx.load_from_string(contents)
-    kept, weights, casts = [], [], []
+    in_float, weights, casts = [], [], []
     for tensor in model.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype != np.float32 or array.size < SMALLEST:
             weights.append(tensor)
             continue
         if np.abs(array).max() > np.finfo(np.float16).max:
-            kept.append(tensor.name)
+            in_float.append(tensor.name)
             weights.append(tensor)
             continue
         stored = f"{tensor.name}/float16"
@@ -66,7 +66,7 @@ def to_float16(contents: bytes) -> Quantised:
     del model.graph.initializer[:], model.graph.node[:]
     model.graph.initializer.extend(weights)
     model.graph.node.extend([*casts, *nodes])
-    return Quantised(model.SerializeToString(), tuple(kept))
+    return Quantised(model.SerializeToString(), tuple(in_float))
 
 
 def to_int8(contents: bytes, program: Program, keep: tuple[str, ...] = ()) -> Quantised:
@@ -91,10 +91,10 @@ def to_int8(contents: bytes, program: Program, keep: tuple[str, ...] = ()) -> Qu
     names = _layers(model.graph)
     if unknown := [name for name in keep if name not in names]:
         raise ValueError(f"no layer {unknown[0]!r}; there are {', '.join(names)}")
-    kept = tuple(sorted({*keep, *_last_layers(model.graph, names)}))
-    if len(kept) == len(names):
+    in_float = tuple(sorted({*keep, *_last_layers(model.graph, names)}))
+    if len(in_float) == len(names):
         raise ValueError(
-            f"{program.name} has no layer to quantise: {', '.join(kept)} stay in float"
+            f"{program.name} has no layer to quantise: {', '.join(in_float)} stay in float"
         )
     reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": _Examples(program).next})
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -109,9 +109,9 @@ def to_int8(contents: bytes, program: Program, keep: tuple[str, ...] = ()) -> Qu
             per_channel=True,
             activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8,
-            nodes_to_exclude=list(kept),
+            nodes_to_exclude=list(in_float),
         )
-        return Quantised(target.read_bytes(), kept)
+        return Quantised(target.read_bytes(), in_float)
 
 
 def _fold(contents: bytes) -> bytes:

@@ -125,7 +125,7 @@ def resnet_layout(module: translation.ResNetGenerator, variables: Variables) -> 
     """The layout of `resnet_generator` for a network with these variables.
 
     Raises:
-      ValueError: the blocks are separable or the input is added, which the original has not.
+      ValueError: the blocks are separable or the input is added, unlike the original's.
     """
     if module.separable or module.residual:
         option = "separable" if module.separable else "residual"

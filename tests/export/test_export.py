@@ -149,7 +149,7 @@ def with_wrong_padding(model, monkeypatch):
 
 
 def with_a_tampered_weight(model, monkeypatch):
-    """One weight that has another value in the file."""
+    """A weight has another value in the file."""
     build = onnx_format.build
 
     def tampered(program):

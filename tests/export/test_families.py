@@ -121,9 +121,9 @@ def test_int8_is_near_and_says_what_stays_in_float(name, tmp_path):
     exact = export(model, tmp_path / "exact")["onnx"]
     small = export(model, tmp_path / "small", dtype="int8")["onnx"]
     assert 25 < small.parity.psnr < exact.parity.psnr
-    assert len(small.kept) == 1
+    assert len(small.in_float) == 1
     graph = onnx.load(small.path).graph
-    (last,) = [node for node in graph.node if node.name == small.kept[0]]
+    (last,) = [node for node in graph.node if node.name == small.in_float[0]]
     producers = {output: node.op_type for node in graph.node for output in node.output}
     assert "DequantizeLinear" not in [producers.get(name) for name in last.input]
     scales = [

@@ -1,4 +1,4 @@
-"""Safetensors files: a length, a JSON header with dtype, shape and place of each array, the data."""
+"""Safetensors files: a JSON header with the dtype, shape and place of each array, and the data."""
 
 import json
 import struct
