@@ -92,7 +92,8 @@ def check(
     if not largest <= tolerance.share * peak or psnr < tolerance.psnr or not math.isfinite(largest):
         raise ParityError(
             f"{what} differs from JAX by up to {largest:.2g} (peak {peak:.2g}, PSNR {psnr:.1f} "
-            f"dB); the limits for {dtype} are {tolerance.share:g} of the peak and {tolerance.psnr:g} dB"
+            f"dB); the limits for {dtype} are {tolerance.share:g} of the peak and "
+            f"{tolerance.psnr:g} dB"
         )
     return result
 

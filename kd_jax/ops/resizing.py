@@ -73,8 +73,11 @@ def _linear(positions: NDArray[np.float64], inputs: int) -> NDArray[np.float64]:
 def resize(images: Array, size: tuple[int, int], weights: Weights) -> Array:
     """Resizes images `[B, H, W, C]`, of any range, to `[B, *size, C]`, float32.
 
+    Symbolic sides, of files for images of any size, are enlarged by a whole factor.
+
     Raises:
-      ValueError: the images are not 4-D, or a side is not positive.
+      ValueError: the images are not 4-D, or a side is not positive; of symbolic sides, the factor
+        is not whole, or the weights at the edges are not those of a filter of sum 1.
     """
     if images.ndim != 4 or any(n < 1 for n in (*images.shape[1:3], *size)):
         raise ValueError(f"images of shape {images.shape} cannot be resized to {size}")
