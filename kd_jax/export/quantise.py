@@ -86,8 +86,8 @@ def to_int8(contents: bytes, program: Program, keep: tuple[str, ...] = ()) -> Qu
     """
     onnx = require("onnx")
     tools = require("onnxruntime.quantization")
-    contents = _fold(contents)
-    model = onnx.load_from_string(contents)
+    model = onnx.load_from_string(_fold(contents))
+    _drop_scalar_zeros(onnx, model.graph)
     names = _layers(model.graph)
     if unknown := [name for name in keep if name not in names]:
         raise ValueError(f"no layer {unknown[0]!r}; there are {', '.join(names)}")
@@ -99,7 +99,7 @@ def to_int8(contents: bytes, program: Program, keep: tuple[str, ...] = ()) -> Qu
     reader = type("Reader", (tools.CalibrationDataReader,), {"get_next": _Examples(program).next})
     with tempfile.TemporaryDirectory() as folder, quiet():
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(contents)
+        source.write_bytes(model.SerializeToString())
         tools.quantize_static(
             str(source),
             str(target),
@@ -124,6 +124,18 @@ def _fold(contents: bytes) -> bytes:
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
         runtime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
         return Path(options.optimized_model_filepath).read_bytes()
+
+
+def _drop_scalar_zeros(onnx: Any, graph: Any) -> None:
+    """Leaves out biases that are a single 0, which the quantiser expects to be vectors."""
+    zeros = {
+        tensor.name
+        for tensor in graph.initializer
+        if not tensor.dims and not onnx.numpy_helper.to_array(tensor)
+    }
+    for node in graph.node:
+        if node.op_type == "Gemm" and len(node.input) == 3 and node.input[2] in zeros:
+            del node.input[2]
 
 
 class _Examples:
