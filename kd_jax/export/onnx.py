@@ -31,8 +31,15 @@ def build(program: Program) -> bytes:
 
     Raises:
       UsageError: a package is missing; the message has the commands that install it.
-      ValueError: the converter does not know an operation of the program.
+      ValueError: the network computes in another dtype than float32, or the converter does not
+        know an operation of the program.
     """
+    dtype = np.dtype(getattr(program.network.module, "dtype", None) or np.float32)
+    if dtype != np.float32:
+        raise ValueError(
+            f"{program.name} computes in {dtype}, and ONNX files in float32: rebuild the network "
+            "with dtype=float32; its variables fit"
+        )
     jax2onnx = require("jax2onnx")
     arguments = program.arguments()
     blocks = [slot.multiple for slot in program.inputs]
@@ -112,15 +119,21 @@ def _take_blocks(graph: Any, name: str, multiple: int) -> None:
 
 
 def load(path: Path) -> Callable[..., np.ndarray]:
-    """The function in an ONNX file, `(*inputs) -> output`, as onnxruntime computes it on CPU."""
+    """The function in an ONNX file, `(*inputs) -> output`, as onnxruntime computes it on CPU.
+
+    Raises:
+      ValueError: onnxruntime does not take the file or, of the function, the inputs.
+    """
     runtime = require("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    with _as_value_error(path):
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def run(*inputs: np.ndarray) -> np.ndarray:
-        output: np.ndarray = session.run(None, dict(zip(names, inputs, strict=True)))[0]
+        with _as_value_error(path):
+            output: np.ndarray = session.run(None, dict(zip(names, inputs, strict=True)))[0]
         return output
 
     return run
@@ -137,6 +150,16 @@ def require(name: str) -> Any:
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UsageError(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from None
+
+
+@contextmanager
+def _as_value_error(path: Path) -> Iterator[None]:
+    """Turns the errors of onnxruntime, which have no common class, into a line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: onnxruntime refuses it: {reason}") from error
 
 
 @contextmanager

@@ -214,6 +214,14 @@ def test_a_network_that_makes_no_images_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_that_computes_in_another_dtype_is_refused(model, tmp_path):
+    network = dcgan.generator(16, 4, channels=1, dtype=jnp.bfloat16)
+    half = model._replace(network=network)
+    with pytest.raises(ValueError, match="bfloat16"):
+        export(half, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_another_export_is_refused(model, folder, tmp_path):
     with pytest.raises(UsageError, match=r"out.*another folder"):
         export(model, folder, batch=2)
