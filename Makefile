@@ -63,6 +63,7 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps 'jax2onnx>=0.17.1'
 	touch $@
 
 $(VENV)/installed-docs: $(VENV)/installed

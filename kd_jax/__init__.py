@@ -15,7 +15,7 @@ task; a step is `(state, teacher_variables, batch) -> (state, metrics)`:
 
 Modules: `losses`, `methods` (published ones), `models`, `pruning`, `tasks`, `augment`,
 `diagnostics`, `pretrained`, `ops`; loaded at their first use: `data`, `checkpoint`, `metrics`,
-`evaluate`, `distillation`.
+`evaluate`, `distillation`, `export`.
 """
 
 import importlib
@@ -121,6 +121,7 @@ _LAZY = {
     "distill": ("kd_jax.distillation", "distill"),
     "prune": ("kd_jax.distillation", "prune"),
     "distillation": ("kd_jax.distillation", None),
+    "export": ("kd_jax.export", None),
 }
 
 

@@ -1,22 +1,31 @@
 """A network with its variables, from a published weight file or a checkpoint: `kd_jax.load`."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax import traverse_util
 
+from kd_jax.core.architecture import rebuild
 from kd_jax.core.family import Interface, interface_of, output_shape
-from kd_jax.core.network import Network
+from kd_jax.core.network import Network, by_path, check_variables
 from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Variables
 from kd_jax.models import pair
 from kd_jax.pretrained import registry
+from kd_jax.pretrained.io import safetensors
+from kd_jax.pretrained.io.containers import read
 from kd_jax.train import checkpoint, manifest
 
 STUDENT = "student"
 """The folder of the finished student within that of a distillation."""
+
+EXPORTED = "kd_jax"
+"""The name of the network's description in the metadata of an exported safetensors file."""
 
 FOLDERS = ("best", "checkpoints", "checkpoint")
 """Folders of checkpoints within the folder of a training, in order of preference."""
@@ -88,6 +97,8 @@ def load(
       OSError: there is no such file or folder.
     """
     location = Path(path).expanduser()
+    if location.is_file() and EXPORTED in (metadata := safetensors.read_metadata(location)):
+        return _load_exported(location, metadata[EXPORTED], packages)
     if location.is_file():
         available = registry.parts(location)
         name = registry.choose(location, available, part)
@@ -153,6 +164,24 @@ def load(
         len(output) == 3,
         info,
     )
+
+
+def _load_exported(path: Path, text: str, packages: Sequence[str]) -> Model:
+    """The model in a file of `kd_jax.export`, whose metadata describe its network."""
+    try:
+        architecture = rebuild(json.loads(text)["architecture"], packages)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: the description of its network is damaged ({error})") from None
+    network, inputs, classes = architecture
+    like = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    arrays = read(path)
+    dtypes = {name: leaf.dtype for name, leaf in by_path(like).items()}
+    # A file may have fewer bits.
+    variables = traverse_util.unflatten_dict(
+        {name: jnp.asarray(x, dtypes.get(name, x.dtype)) for name, x in arrays.items()}, sep="/"
+    )
+    check_variables(network, variables, *inputs, name=str(path))
+    return Model(network, variables, inputs, classes, True, {"file": path.name})
 
 
 def holds_checkpoints(folder: Path) -> bool:

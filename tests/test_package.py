@@ -24,6 +24,7 @@ INSTALLED_FOR = {
     "kd_jax/data": ["data"],
     "kd_jax/report": ["evaluate"],
     "kd_jax/distillation": ["evaluate"],
+    "kd_jax/export": ["export"],
     "kd_jax/cli": ["evaluate", "video"],
     "kd_jax/train": ["tensorboard"],
     "experiments": ["experiments"],
@@ -32,8 +33,10 @@ INSTALLED_FOR = {
     "tests": ["dev"],
 }
 INDIRECT = {  # requirements that no module here imports
+    "flatbuffers",  # jax.export writes files with it
     "importlib-resources",  # tensorflow-datasets needs it to prepare a data set
     "ipykernel",  # runs the notebooks
+    "onnx-ir",  # of jax2onnx, which is installed without its requirements
     "tensorboardx",  # writes the event files of a training
 }
 TOOLS = {"mypy", "pre-commit", "pytest-xdist", "ruff", "mkdocs-material", "mkdocstrings"}

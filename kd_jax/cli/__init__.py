@@ -9,6 +9,7 @@ COMMANDS = {
     "inspect": "describe a weight file or a training; write samples and a checkpoint",
     "distill": "train a small student of a generator, and measure it",
     "sample": "write images of a generator, or a video of an interpolation",
+    "export": "write a generator as files for other programs: ONNX, safetensors",
     "evaluate": "compare generators with real images; write a report",
 }
 

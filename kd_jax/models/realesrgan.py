@@ -378,8 +378,8 @@ class UNetDiscriminator(nn.Module):
 
 def _bilinear(x: Array) -> Array:
     """Twice the sides, as `kd_jax.ops.resize` with `torch_bilinear`, in the dtype of `x`."""
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    return ops.upsample2d(x, (1 / 8, 3 / 8, 3 / 8, 1 / 8))[:, 2:-2, 2:-2]
+    x = ops.pad(x, ((1, 1), (1, 1)), "edge")
+    return ops.crop(ops.upsample2d(x, (1 / 8, 3 / 8, 3 / 8, 1 / 8)), ((2, 2), (2, 2)))
 
 
 def _unit_range(images: Array, channels: int, multiple: int = 1) -> Array:

@@ -177,9 +177,8 @@ def discriminator_axes(variables: Variables) -> Axes:
 def bilinear_upsample(x: Array) -> Array:
     """`[B, H, W, C] -> [B, 2H, 2W, C]`, linear between pixel centres, constant outside."""
     for axis in (1, 2):
-        pads = [(0, 0)] * 4
-        pads[axis] = (1, 1)
-        padded = jnp.pad(x, pads, mode="edge")
+        around = ((1, 1), (0, 0)) if axis == 1 else ((0, 0), (1, 1))
+        padded = ops.pad(x, around, "edge")
         side = x.shape[axis]
         before = jax.lax.slice_in_dim(padded, 0, side, axis=axis)
         after = jax.lax.slice_in_dim(padded, 2, side + 2, axis=axis)

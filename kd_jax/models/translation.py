@@ -420,7 +420,9 @@ def _conv(x: Array, kernel: Array, stride: int = 1, padding: str = "zero") -> Ar
 
 
 def _pad(x: Array, around: tuple[int, int], padding: str) -> Array:
-    return jnp.pad(x, ((0, 0), around, around, (0, 0)), mode=PADDINGS[padding])
+    if padding == "zero":
+        return jnp.pad(x, ((0, 0), around, around, (0, 0)))
+    return ops.pad(x, (around, around), PADDINGS[padding])
 
 
 def _conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
@@ -428,7 +430,7 @@ def _conv_transpose(x: Array, kernel: Array, stride: int) -> Array:
 
     The kernel at output 2i is then centred on pixel i of the input.
     """
-    return ops.conv_transpose(x, kernel, stride, "VALID")[:, 1:, 1:]
+    return ops.crop(ops.conv_transpose(x, kernel, stride, "VALID"), ((1, 0), (1, 0)))
 
 
 def _init_options(norm: Norm | None) -> dict[str, Any]:
@@ -489,7 +491,7 @@ class Depthwise(nn.Module):
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", init, (3, 3, x.shape[-1])).astype(self.dtype)
         x = _pad(x.astype(self.dtype), (1, 1), self.padding)
-        x = ops.depthwise_conv(x, kernel)[:, 1:-1, 1:-1]
+        x = ops.crop(ops.depthwise_conv(x, kernel), ((1, 1), (1, 1)))
         if not isinstance(self.norm, Batch):
             bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
             x = x + bias.astype(self.dtype)[None, None, None]

@@ -8,6 +8,7 @@ from kd_jax.ops.filling import harmonic_inpaint
 from kd_jax.ops.grouped import grouped_conv
 from kd_jax.ops.masks import box_mask, free_form_mask
 from kd_jax.ops.modulated import conv_resample, modulated_conv
+from kd_jax.ops.padding import crop, pad
 from kd_jax.ops.resample import (
     downsample2d,
     filter2d,
@@ -32,6 +33,7 @@ __all__ = [
     "conv",
     "conv_resample",
     "conv_transpose",
+    "crop",
     "decimate",
     "depthwise_conv",
     "downsample2d",
@@ -44,6 +46,7 @@ __all__ = [
     "leaky_relu",
     "minibatch_stddev",
     "modulated_conv",
+    "pad",
     "pil_bicubic",
     "resampling_filter",
     "resize",

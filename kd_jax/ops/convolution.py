@@ -133,6 +133,25 @@ def _lax_input_grad(geometry: Geometry, output: Array, kernel: Array) -> Array:
     return jax.linear_transpose(lambda x: _lax_conv(geometry, x, kernel), image)(output)[0]
 
 
+def _portable_input_grad(geometry: Geometry, output: Array, kernel: Array) -> Array:
+    # Without the transposed kernel layout of `jax.linear_transpose`, which few formats have.
+    stride = geometry.stride
+    pads = [
+        (window - 1 - low, side - stride * (count - 1) - 1 + low)
+        for window, (low, _), side, count in zip(
+            geometry.window, geometry.padding, geometry.sides, output.shape[1:3], strict=True
+        )
+    ]
+    return jax.lax.conv_general_dilated(
+        output,
+        kernel[::-1, ::-1].swapaxes(2, 3),
+        (1, 1),
+        pads,
+        lhs_dilation=(stride, stride),
+        dimension_numbers=_LAYOUT,
+    )
+
+
 def _lax_kernel_grad(geometry: Geometry, image: Array, output: Array) -> Array:
     shape = (*geometry.window, image.shape[3], output.shape[3])
     kernel = jax.ShapeDtypeStruct(shape, output.dtype)
@@ -155,7 +174,9 @@ def _cpu_kernel_grad(geometry: Geometry, image: Array, output: Array) -> Array:
 
 
 _conv = primitive.define("kd_conv", _lax_conv, _cpu_conv)
-_input_grad = primitive.define("kd_conv_input_grad", _lax_input_grad, _cpu_input_grad)
+_input_grad = primitive.define(
+    "kd_conv_input_grad", _lax_input_grad, _cpu_input_grad, portable=_portable_input_grad
+)
 _kernel_grad = primitive.define("kd_conv_kernel_grad", _lax_kernel_grad, _cpu_kernel_grad)
 
 primitive.set_transposes(

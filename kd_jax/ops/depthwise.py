@@ -1,5 +1,6 @@
 """Depthwise convolutions: one kernel per channel."""
 
+import jax
 import jax.numpy as jnp
 
 from kd_jax.core.types import Array
@@ -40,11 +41,16 @@ def _depthwise_map(geometry: tuple[int, int], x: Array, kernel: Array) -> Array:
 
 def _windows(x: Array, size: int, dilation: int) -> list[Array]:
     """The input of each tap of a kernel, row by row: x, shifted."""
-    _, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
     reach = size // 2 * dilation
     x = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
     starts = range(0, size * dilation, dilation)
-    return [x[:, i : i + height, j : j + width] for i in starts for j in starts]
+    # Not x[:, i : i + height], which may become a gather if the sides are symbolic.
+    return [
+        jax.lax.slice(x, (0, i, j, 0), (batch, i + height, j + width, channels))
+        for i in starts
+        for j in starts
+    ]
 
 
 def _pixel_sum(x: Array) -> Array:

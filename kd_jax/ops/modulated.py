@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from kd_jax.core.checks import at_least_float32
 from kd_jax.core.types import Array
 from kd_jax.ops.convolution import conv, conv_transpose
+from kd_jax.ops.primitive import is_portable
 from kd_jax.ops.resample import Filter, Pads, filter_shape, pads_of, upfirdn2d
 
 
@@ -149,7 +150,8 @@ def modulated_conv(
     gain = jnp.broadcast_to(at_least_float32(input_gain), styles.shape[1:])
     styles = styles * gain[None]
 
-    if fused:
+    # A convolution per example has the batch as its number of groups, which other formats fix.
+    if fused and not is_portable():
         kernels = kernel[None] * styles[:, None, None, :, None]
         if norms is not None:
             kernels = kernels * norms[:, None, None, None]

@@ -4,10 +4,13 @@ JAX differentiates a map by transposing the operations that it is written in, an
 of a convolution take a form that XLA has no fast code for. As primitives with stated transposes,
 such maps are closed under differentiation: forward mode, reverse mode and their compositions of any
 order apply the same few maps. Under `jax.vmap` the plain map is batched. A second implementation
-may be given for CPU; programs for every other platform contain the plain one.
+may be given for CPU; programs for every other platform contain the plain one. Converters to other
+formats know the operations of `jax.lax` only, and get those within `portable`.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+import contextlib
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,26 +24,54 @@ Map: TypeAlias = Callable[..., Array]
 """`(geometry, *arrays) -> array`, linear in each of the arrays."""
 
 
+_PORTABLE: ContextVar[bool] = ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """Within it, functions are traced without these primitives; sizes may then be symbolic.
+
+    A function that `jax.jit` has traced before for the same shapes is not traced again, except
+    within `jax.disable_jit`.
+    """
+    token = _PORTABLE.set(True)
+    try:
+        yield
+    finally:
+        _PORTABLE.reset(token)
+
+
+def is_portable() -> bool:
+    """Whether a function is being traced within `portable`."""
+    return _PORTABLE.get()
+
+
 class LinearMap(NamedTuple):
     """A primitive, linear in each of its arrays: `linear_map(geometry, *arrays) -> array`."""
 
     primitive: Primitive
+    portable: Map
 
     def __call__(self, geometry: Hashable, *arrays: Any) -> Array:
         """The map's value; `geometry` is hashable."""
+        if is_portable():
+            return self.portable(geometry, *arrays)
         return self.primitive.bind(*arrays, geometry=geometry)
 
 
-def define(name: str, plain: Map, on_cpu: Map | None = None) -> LinearMap:
+def define(
+    name: str, plain: Map, on_cpu: Map | None = None, *, portable: Map | None = None
+) -> LinearMap:
     """A primitive; `set_transpose` or `set_transposes` states its derivatives.
 
     Args:
       name: in jaxprs.
       plain: the map, in operations of `jax.lax`.
       on_cpu: the same map where the program is compiled for CPU; by default `plain`.
+      portable: the same map for other formats; by default `plain`.
     """
     primitive = Primitive(name)
-    linear_map = LinearMap(primitive)
+    linear_map = LinearMap(primitive, portable or plain)
 
     def with_keyword(function: Map) -> Callable[..., Array]:
         return lambda *arrays, geometry: function(geometry, *arrays)

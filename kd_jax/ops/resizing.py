@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kd_jax.core.types import Array
+from kd_jax.ops.resample import upfirdn2d
 
 Weights: TypeAlias = Callable[[int, int], NDArray[np.float64]]
 """`(inputs, outputs) -> [outputs, inputs]`: the weights of the inputs in each output, of sum 1."""
@@ -72,11 +73,16 @@ def _linear(positions: NDArray[np.float64], inputs: int) -> NDArray[np.float64]:
 def resize(images: Array, size: tuple[int, int], weights: Weights) -> Array:
     """Resizes images `[B, H, W, C]`, of any range, to `[B, *size, C]`, float32.
 
+    Symbolic sides, of files for images of any size, are enlarged by a whole factor.
+
     Raises:
-      ValueError: the images are not 4-D, or a side is not positive.
+      ValueError: the images are not 4-D, or a side is not positive; of symbolic sides, the factor
+        is not whole, or the weights at the edges are not those of a filter of sum 1.
     """
-    if images.ndim != 4 or min(images.shape[1:3]) < 1 or min(size) < 1:
+    if images.ndim != 4 or any(n < 1 for n in (*images.shape[1:3], *size)):
         raise ValueError(f"images of shape {images.shape} cannot be resized to {size}")
+    if not all(isinstance(n, int) for n in images.shape[1:3]):
+        return _enlarge(images, size, weights)
     rows, columns = (
         jnp.asarray(weights(n, m), jnp.float32)
         for n, m in zip(images.shape[1:3], size, strict=True)
@@ -84,3 +90,29 @@ def resize(images: Array, size: tuple[int, int], weights: Weights) -> Array:
     highest = jax.lax.Precision.HIGHEST  # GPUs round to ten bits by default
     x = jnp.einsum("bhwc,vw->bhvc", images.astype(jnp.float32), columns, precision=highest)
     return jnp.einsum("bhvc,uh->buvc", x, rows, precision=highest)
+
+
+def _enlarge(images: Array, size: tuple[int, int], weights: Weights) -> Array:
+    """`resize` of symbolic sides by a whole factor: a filter, divided by its sum in the image."""
+    factor = size[0] // images.shape[1]
+    if not isinstance(factor, int) or size[1] // images.shape[2] != factor:
+        raise ValueError(f"images of shape {images.shape} cannot be resized to {size}")
+    side, middle = 32, 16
+    matrix = weights(side, factor * side)
+    (reached,) = matrix[:, middle].nonzero()
+    taps = matrix[reached[0] : reached[-1] + 1, middle]
+    before = len(taps) - 1 - factor * middle + int(reached[0])
+    impulses = np.zeros((side, factor * side))
+    impulses[np.arange(side), factor * np.arange(side)] = 1
+    start = len(taps) - 1 - before
+    columns = np.array([np.convolve(row, taps)[start:] for row in impulses])[:, : factor * side].T
+    if not np.allclose(columns / columns.sum(axis=1, keepdims=True), matrix, atol=1e-6):
+        raise ValueError("these weights have no form for images of any size")
+    pads = ((before, len(taps) - 1 - before),) * 2
+
+    def filtered(x: Array) -> Array:
+        return upfirdn2d(x, taps, up=factor, padding=(pads[0], pads[1]))
+
+    images = images.astype(jnp.float32)
+    # Not jnp.ones: converters do not know arrays of ones of symbolic shapes.
+    return filtered(images) / filtered(0 * images[:1, :, :, :1] + 1)

@@ -1,7 +1,7 @@
 """Shared by the converters: a state dict reader that records which tensors have been read."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax.core.network import Network, shape_differences
+from kd_jax.core.network import Network, by_path, shape_differences
 from kd_jax.core.representation import record_repr
 from kd_jax.core.types import Array, Variables
 from kd_jax.models.layers.spectral import singular_values
@@ -200,6 +200,45 @@ def check_variables(what: str, converted: Converted, *inputs: jax.ShapeDtypeStru
             raise ValueError(f"not {what}: {path} is {state}")
         raise ValueError(f"not {what}: {path} has shape {actual}; the others imply {expected}")
     return converted._replace(inputs=inputs)
+
+
+class Layout(NamedTuple):
+    """How an original program stores a network.
+
+    Attributes:
+      convert: the reader, `convert(state dict) -> Converted`.
+      shapes: the shapes of the tensors by name.
+    """
+
+    convert: Callable[[StateDict], Converted]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def invert(layout: Layout, variables: Variables) -> dict[str, np.ndarray]:
+    """The state dict that a reader converts to these variables.
+
+    Readers move numbers and add only those that are 0 here, so that the transpose of a reader, its
+    derivative in reverse mode, is its inverse. The result is read again and compared.
+
+    Raises:
+      ValueError: the layout does not have these variables; the first that differs is named.
+    """
+    actual = by_path(variables)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in layout.shapes.items()}
+    layout.convert(zeros)  # errors of the layout, without those of JAX around them
+    expected, pull = jax.vjp(lambda tensors: layout.convert(tensors).variables, zeros)
+    shapes = {path: leaf.shape for path, leaf in by_path(expected).items()}
+    for path in sorted({*actual, *shapes}):
+        if path not in actual or path not in shapes or actual[path].shape != shapes[path]:
+            raise ValueError(f"the original program's network has another {path}, or none")
+    tree = jax.tree.unflatten(
+        jax.tree.structure(expected), [jnp.asarray(actual[path], jnp.float32) for path in shapes]
+    )
+    tensors = {name: np.asarray(x) for name, x in pull(tree)[0].items()}
+    for path, leaf in by_path(layout.convert(tensors).variables).items():
+        if not np.array_equal(leaf, actual[path]):
+            raise ValueError(f"the original program's network cannot store the values of {path}")
+    return tensors
 
 
 def average_style(converted: Converted, latents: np.ndarray) -> Array:

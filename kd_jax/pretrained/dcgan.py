@@ -7,14 +7,21 @@ of the convolutions; or one-hot labels behind the latents.
 import itertools
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kd_jax.core.types import Array
+from kd_jax.core.types import Array, Variables
 from kd_jax.models import dcgan
-from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
+from kd_jax.pretrained.convert import (
+    Converted,
+    Layout,
+    StateDict,
+    StateDictReader,
+    check_variables,
+)
 
 _NAME = re.compile(
     r"main\.([0-9]{1,4})\.(?:weight|bias|(running_mean|running_var|num_batches_tracked))"
@@ -105,6 +112,27 @@ def generator(tensors: StateDict, *, classes: int | None = None) -> Converted:
         ),
         *like,
     )
+
+
+def generator_layout(variables: Variables, classes: int = 0) -> Layout:
+    """The layout of `generator` for a network with these variables.
+
+    The example has no bias in its last layer, and a variant with one is meant if it is not 0.
+    """
+    params = variables["params"]
+    norms = sum(name.startswith("BatchNorm_") for name in params)
+    widths = [params[f"BatchNorm_{index}"]["scale"].shape[0] for index in range(norms)]
+    bias = params[f"Conv_{norms - 1}"]["bias"]
+    layers = [params["Dense_0"]["kernel"].shape[0], *widths, bias.shape[0]]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, (before, after) in enumerate(itertools.pairwise(layers)):
+        shapes[f"main.{3 * index}.weight"] = (before, after, 4, 4)
+        if index < norms:
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                shapes[f"main.{3 * index + 1}.{name}"] = (after,)
+    if bias.any():
+        shapes[f"main.{3 * norms}.bias"] = bias.shape
+    return Layout(partial(generator, classes=classes), shapes)
 
 
 def discriminator(tensors: StateDict, *, size: int | None = None) -> Converted:

@@ -5,19 +5,21 @@ networks take and return images in [-1, 1]; see `kd_jax.models.realesrgan`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from kd_jax.core.network import Network
-from kd_jax.core.types import Array
+from kd_jax.core.network import Network, by_path
+from kd_jax.core.types import Array, Variables
 from kd_jax.models import realesrgan
 from kd_jax.models.layers.spectral import COLLECTION
 from kd_jax.pretrained.convert import (
     Converted,
+    Layout,
     StateDict,
     StateDictReader,
     check_variables,
@@ -81,19 +83,7 @@ def rrdb(tensors: StateDict, *, scale: int | None = None) -> Converted:
     while f"body.{blocks}.rdb1.conv1.weight" in layers.reader:
         blocks += 1
     growth = layers.shape("body.0.rdb1.conv1")[0]
-    layers.read("stem", "conv_first")
-    for block in range(blocks):
-        for dense in range(3):
-            for index in range(5):
-                ours = f"block_{block}/dense_{dense}/conv_{index}"
-                layers.read(ours, f"body.{block}.rdb{dense + 1}.conv{index + 1}")
-    for ours, theirs in (
-        ("trunk", "conv_body"),
-        ("up_0", "conv_up1"),
-        ("up_1", "conv_up2"),
-        ("full", "conv_hr"),
-        ("image", "conv_last"),
-    ):
+    for ours, theirs in _rrdb_names(blocks).items():
         layers.read(ours, theirs)
     config: dict[str, Any] = {
         "scale": scale,
@@ -150,12 +140,12 @@ def srvgg(
             f"{layers.what}: activation={activation!r}, but the file has "
             f"{'slopes' if slopes else 'no slopes, body.1.weight'}"
         )
-    for index in range(last // 2):
-        layers.read(f"layer_{index}", f"body.{2 * index}")
-        if slopes:
-            slope = layers.reader.vector(f"body.{2 * index + 1}.weight", (width,))
-            layers.variables[f"params/slope_{index}"] = slope
-    layers.read("image", f"body.{last}")
+    for ours, theirs in _srvgg_names(last // 2, slopes).items():
+        if ours.startswith("slope_"):
+            slope = layers.reader.vector(f"{theirs}.weight", (width,))
+            layers.variables[f"params/{ours}"] = slope
+        else:
+            layers.read(ours, theirs)
     config: dict[str, Any] = {
         "scale": scale,
         "width": width,
@@ -167,6 +157,61 @@ def srvgg(
     converted = layers.convert(realesrgan.srvgg(**config), config, inputs)
     rest = {} if slopes else {"activation": activation}
     return converted._replace(options={"scale": scale, **rest})
+
+
+def rrdb_layout(module: realesrgan.RRDBNet, variables: Variables) -> Layout:
+    """The layout of `rrdb` for a network with these variables."""
+    shapes = _shapes(variables, _rrdb_names(module.blocks))
+    return Layout(partial(rrdb, scale=module.scale), shapes)
+
+
+def srvgg_layout(module: realesrgan.SRVGGNet, variables: Variables) -> Layout:
+    """The layout of `srvgg` for a network with these variables."""
+    names = _srvgg_names(module.layers + 1, module.activation == "prelu")
+    convert = partial(srvgg, scale=module.scale, activation=module.activation)
+    return Layout(convert, _shapes(variables, names))
+
+
+def _rrdb_names(blocks: int) -> dict[str, str]:
+    """The original names of the layers by ours."""
+    names = {"stem": "conv_first"}
+    for block in range(blocks):
+        for dense in range(3):
+            for index in range(5):
+                ours = f"block_{block}/dense_{dense}/conv_{index}"
+                names[ours] = f"body.{block}.rdb{dense + 1}.conv{index + 1}"
+    return names | {
+        "trunk": "conv_body",
+        "up_0": "conv_up1",
+        "up_1": "conv_up2",
+        "full": "conv_hr",
+        "image": "conv_last",
+    }
+
+
+def _srvgg_names(layers: int, slopes: bool) -> dict[str, str]:
+    """The original names of the layers and of the slopes by ours."""
+    names = {}
+    for index in range(layers):
+        names[f"layer_{index}"] = f"body.{2 * index}"
+        if slopes:
+            names[f"slope_{index}"] = f"body.{2 * index + 1}"
+    return names | {"image": f"body.{2 * layers}"}
+
+
+def _shapes(variables: Variables, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the original tensors of layers with these names."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in by_path(variables["params"]).items():
+        ours, _, kind = path.rpartition("/")
+        if path in names:
+            shapes[f"{names[path]}.weight"] = leaf.shape
+        elif kind == "kernel" and ours in names:
+            height, width, inputs, outputs = leaf.shape
+            shapes[f"{names[ours]}.weight"] = (outputs, inputs, height, width)
+        elif ours in names:
+            shapes[f"{names[ours]}.{kind}"] = leaf.shape
+    return shapes
 
 
 def unet_discriminator(tensors: StateDict, *, skip: bool = True) -> Converted:

@@ -11,6 +11,7 @@ original does not have one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,11 +19,17 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from kd_jax.core.network import Network
-from kd_jax.core.types import Array
+from kd_jax.core.network import Network, by_path
+from kd_jax.core.types import Array, Variables
 from kd_jax.models import translation
 from kd_jax.models.translation import BATCH, Instance, Norm
-from kd_jax.pretrained.convert import Converted, StateDict, StateDictReader, check_variables
+from kd_jax.pretrained.convert import (
+    Converted,
+    Layout,
+    StateDict,
+    StateDictReader,
+    check_variables,
+)
 
 SIDE = 256
 """The image size that the published networks were trained with."""
@@ -112,6 +119,47 @@ def resnet_generator(
     }
     rest = {name: config[name] for name in ("padding", "dropout")}
     return reader.convert(translation.resnet_generator, config, options=rest)
+
+
+def resnet_layout(module: translation.ResNetGenerator, variables: Variables) -> Layout:
+    """The layout of `resnet_generator` for a network with these variables.
+
+    Raises:
+      ValueError: the blocks are separable or the input is added, unlike the original's.
+    """
+    if module.separable or module.residual:
+        option = "separable" if module.separable else "residual"
+        raise ValueError(f"CycleGAN's ResNet has no option {option}, which this network has")
+    blocks = len(module.widths) - 5
+    first, second = (0, 3) if module.padding == "zero" else (1, 5)
+    names = {"stem": "model.1", "down_0": "model.4", "down_1": "model.7"}
+    for index in range(blocks):
+        block = f"model.{10 + index}.conv_block."
+        names[f"block_{index}/layer_0"] = f"{block}{first}"
+        names[f"block_{index}/layer_1"] = f"{block}{second + bool(module.dropout)}"
+    for index in range(2):
+        names[f"up_{index}"] = f"model.{10 + blocks + 3 * index}"
+    names["image"] = f"model.{17 + blocks}"
+    kinds = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, leaf in (leaf for tree in variables.values() for leaf in by_path(tree).items()):
+        layer, _, kind = path.rpartition("/")
+        ours = layer.removesuffix("/conv").removesuffix("/norm")
+        if ours not in names:
+            continue
+        prefix, _, number = names[ours].rpartition(".")
+        if layer.endswith("/norm"):
+            shapes[f"{prefix}.{int(number) + 1}.{kinds[kind]}"] = leaf.shape
+        elif kind == "kernel":
+            height, width, inputs, outputs = leaf.shape
+            order = (inputs, outputs) if ours.startswith("up_") else (outputs, inputs)
+            shapes[f"{names[ours]}.weight"] = (*order, height, width)
+        elif isinstance(module.norm, Instance) or ours == "image":
+            shapes[f"{names[ours]}.{kind}"] = leaf.shape
+    options: dict[str, Any] = {"padding": module.padding, "dropout": module.dropout}
+    if isinstance(module.norm, Instance):
+        options["tracked"] = module.norm.tracked
+    return Layout(partial(resnet_generator, **options), shapes)
 
 
 def unet_generator(

@@ -1,0 +1,40 @@
+"""StableHLO files, written and read by `jax.export`.
+
+JAX promises to read them for six months: they are a cache of a compiled program, not an archive.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import export as jax_export
+
+from kd_jax.core.checks import UsageError
+from kd_jax.export.program import Program
+from kd_jax.ops.primitive import portable
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+INSTALL = "pip install 'kd_jax[export]'"
+
+
+def build(program: Program) -> bytes:
+    """The contents of the program's file, for all of `PLATFORMS`.
+
+    Raises:
+      UsageError: `flatbuffers` is missing, by which JAX writes them.
+    """
+    with portable():
+        export = jax_export.export(jax.jit(lambda *x: program.apply(*x)), platforms=PLATFORMS)
+        exported = export(*program.arguments())
+    try:
+        return bytes(exported.serialize())
+    except ModuleNotFoundError as error:
+        raise UsageError(f"StableHLO needs {error.name}: {INSTALL}") from None
+
+
+def load(path: Path) -> Callable[..., np.ndarray]:
+    """The function in a file, `(*inputs) -> output`, compiled for this machine."""
+    call = jax.jit(jax_export.deserialize(bytearray(path.read_bytes())).call)
+    return lambda *inputs: np.asarray(call(*inputs))

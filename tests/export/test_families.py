@@ -1,0 +1,180 @@
+"""Every family as ONNX, and the original layouts of published files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import published
+import pytest
+from export.test_export import latents, model_of
+
+import kd_jax as kd
+from kd_jax.export import export, make_program, onnx as onnx_format, parity
+from kd_jax.models import (
+    biggan,
+    biggan_deep,
+    dcgan,
+    mlp,
+    r3gan,
+    realesrgan,
+    resnet,
+    stylegan1,
+    stylegan2,
+    stylegan3,
+    superres,
+    tinygan,
+    translation,
+)
+from kd_jax.models.families import FAMILIES, family_of
+from kd_jax.pretrained.io.containers import read
+
+LABELS = jax.ShapeDtypeStruct((1,), jnp.int32)
+STYLE = {"latent": 8, "style": 8, "channel_max": 8}
+SMALL = {"classes": 5, "shared": 6}
+
+
+def images(side: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+
+
+LATENTS = {
+    "dcgan": lambda: model_of(dcgan.generator(16, 4), latents(1, 8)),
+    "dcgan with classes": lambda: model_of(
+        dcgan.generator(16, 4, classes=5, depth=1), latents(1, 8), LABELS, classes=5
+    ),
+    "mlp": lambda: model_of(mlp.generator(8, 16, classes=5), latents(1, 8), LABELS, classes=5),
+    "resnet": lambda: model_of(
+        resnet.generator(32, 4, classes=5), latents(1, 8), LABELS, classes=5
+    ),
+    "biggan": lambda: model_of(
+        biggan.generator(32, 4, attention=(16,), **SMALL), latents(1, 16), LABELS, classes=5
+    ),
+    "biggan_deep": lambda: model_of(
+        biggan_deep.generator(32, 8, depth=1, attention=(16,), **SMALL),
+        latents(1, 8),
+        LABELS,
+        classes=5,
+    ),
+    "tinygan": lambda: model_of(
+        tinygan.generator(32, 4, **SMALL), latents(1, 16), LABELS, classes=5
+    ),
+    "stylegan1": lambda: model_of(
+        stylegan1.generator(16, depth=2, channel_base=64, **STYLE), latents(1, 8)
+    ),
+    "stylegan2": lambda: model_of(
+        stylegan2.generator(16, channel_base=64, mapping={"depth": 2}, **STYLE), latents(1, 8)
+    ),
+    "stylegan2 with a kernel per example": lambda: model_of(
+        stylegan2.generator(8, channel_base=64, fused=True, architecture="resnet", **STYLE),
+        latents(1, 8),
+    ),
+    "stylegan3": lambda: model_of(
+        stylegan3.generator(32, channel_base=128, num_layers=5, mapping={"depth": 2}, **STYLE),
+        latents(1, 8),
+    ),
+    "r3gan": lambda: model_of(
+        r3gan.generator((8, 8), (2, 2), blocks=1, latent=8, classes=3, embedding=4),
+        latents(1, 8),
+        LABELS,
+        classes=3,
+    ),
+}
+IMAGES = {
+    "rrdb": lambda: model_of(realesrgan.rrdb(4, 8, 1, 4), images(16)),
+    "rrdb of scale 2": lambda: model_of(realesrgan.rrdb(2, 8, 1, 4), images(16)),
+    "srvgg": lambda: model_of(realesrgan.srvgg(4, 8, 2), images(16)),
+    "srresnet": lambda: model_of(superres.srresnet(2, 8, 2), images(16)),
+    "srresnet, a student": lambda: model_of(
+        superres.srresnet(2, 8, 2, window=3, separable=True), images(16)
+    ),
+    "interpolating_rrdb": lambda: model_of(superres.rrdb(4, 8, 1, 4), images(16)),
+    "translation_resnet": lambda: model_of(translation.resnet_generator(8, blocks=2), images(32)),
+    "translation_resnet, a student": lambda: model_of(
+        translation.resnet_generator(8, blocks=2, separable=True), images(32)
+    ),
+    "unet": lambda: model_of(translation.unet_generator(8, downs=3), images(32)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*LATENTS, *IMAGES])
+def test_each_family_is_onnx_with_any_batch_and_size(name, tmp_path):
+    model = {**LATENTS, **IMAGES}[name]()
+    assert family_of(model.network).name == name.split(" ")[0].rstrip(",")
+    size = {"size": "any"} if name in IMAGES else {}
+    file = export(model, tmp_path / "out", **size)["onnx"]
+    assert 0 < file.parity.difference < 2e-5 * file.parity.peak
+    inputs = onnx.load(file.path).graph.input
+    named = [d.dim_param for d in inputs[0].type.tensor_type.shape.dim if d.dim_param]
+    assert len(named) == (3 if name in IMAGES else 1)
+
+
+def test_each_family_is_among_them():
+    names = {name.split(" ")[0].rstrip(",") for name in (*LATENTS, *IMAGES)}
+    assert names == {family.name for family in FAMILIES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "last"), [("dcgan", 1), ("srresnet", 1), ("stylegan2", 3)])
+def test_int8_is_near_and_says_what_stays_in_float(name, last, tmp_path):
+    model = {**LATENTS, **IMAGES}[name]()
+    exact = export(model, tmp_path / "exact")["onnx"]
+    small = export(model, tmp_path / "small", dtype="int8")["onnx"]
+    assert 25 < small.parity.psnr < exact.parity.psnr
+    graph = onnx.load(small.path).graph
+    in_float = [node for node in graph.node if node.name in small.in_float]
+    assert len(in_float) == len(small.in_float) == last
+    producers = {output: node.op_type for node in graph.node for output in node.output}
+    for node in in_float:
+        assert producers.get(node.input[1]) != "DequantizeLinear"
+    scales = [
+        node.input[1]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and not node.name.startswith("output")
+    ]
+    sizes = {x.name: np.prod(x.dims) for x in graph.initializer}
+    assert max(sizes.get(scale, 1) for scale in scales) > 1  # per channel
+    with pytest.raises(ValueError, match=r"other.*node"):
+        export(model, tmp_path / "none", dtype="int8", keep=["other"])
+
+
+ORIGINALS = ("dcgan_g", "rrdb", "srvgg", "resnet_affine", "resnet_g", "cyclegan")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [n for n in published.generators() if any(part in n for part in ORIGINALS)]
+)
+def test_a_published_generator_returns_to_its_layout(name, tmp_path):
+    source = published.write(name, tmp_path)
+    theirs = read(source)
+    model = kd.load(source, "G" if "loss" in name else None)
+    file = export(model, tmp_path / "out", ["original"])["original"]
+    ours = read(file.path)
+    assert file.parity.difference < 1e-6
+    for tensor, values in ours.items():
+        np.testing.assert_array_equal(values, theirs[tensor], tensor)
+    assert {x for x in theirs if not x.endswith("num_batches_tracked")} == ours.keys()
+
+
+def test_there_are_published_generators_of_each_layout():
+    names = published.generators()
+    assert all(any(part in name for name in names) for part in ("dcgan_g", "rrdb", "srvgg"))
+
+
+@pytest.mark.slow
+def test_a_network_without_an_original_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"Generator.*DCGAN"):
+        export(LATENTS["stylegan2"](), tmp_path / "out", ["original"])
+    with pytest.raises(ValueError, match=r"CycleGAN.*separable"):
+        export(IMAGES["translation_resnet, a student"](), tmp_path / "out", ["original"])
+
+
+@pytest.mark.slow
+def test_a_side_that_is_no_multiple_fails_in_the_runtime(tmp_path):
+    program = make_program(IMAGES["unet"](), size="any")
+    path = tmp_path / "unet.onnx"
+    path.write_bytes(onnx_format.build(program))
+    parity.check(program, onnx_format.load(path), "unet")
+    with pytest.raises(ValueError, match=r"(?i)reshape"):
+        onnx_format.load(path)(np.zeros((1, 36, 32, 3), np.float32))
