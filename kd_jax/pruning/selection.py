@@ -86,7 +86,7 @@ def shrink(variables: Variables, axes: Axes, channel_indices: ChannelIndices) ->
                     leaf = leaf * math.sqrt(len(positions) / length)
         return leaf
 
-    # One program: each gather alone would be compiled by itself.
+    # In one program, since each gather by itself would be compiled, too.
     small: Variables = jax.jit(partial(jax.tree_util.tree_map_with_path, take))(variables)
     return small
 
