@@ -42,8 +42,8 @@ from kd_jax.train.training import Options, Schedule, TrainingPlan, train
 SETTINGS, STEPS = "distillation.json", "steps.json"
 """Files of a distillation's folder: its settings, and the steps that fit its minutes."""
 
-EVALUATIONS = 10
-"""Evaluations during a training."""
+EVALUATIONS, LEAST_STEPS = 10, 50
+"""Evaluations during a training, and the least number of steps from one to the next."""
 
 VALIDATION = 256
 """Samples of an evaluation during a training."""
@@ -268,7 +268,7 @@ def _train(
 ) -> tuple[Variables, int]:
     """The averaged generator after a training, and the steps taken."""
     log_every = max(1, plan.steps // 100)
-    every = max(1, plan.steps // EVALUATIONS // log_every) * log_every
+    every = min(plan.steps, max(plan.steps // EVALUATIONS, LEAST_STEPS)) // log_every * log_every
     try:
         with stop:
             trained = train(
