@@ -11,6 +11,7 @@ an argument does not fit.
 import argparse
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--truncation", type=float, help="truncation psi, for networks that support it"
     )
-    result.add_argument("--grid", metavar="COLUMNSxROWS", help="of a .png file; as square as it is")
+    result.add_argument(
+        "--grid",
+        metavar="COLUMNSxROWS",
+        help="of a .png file, by default as square as it is; of a video, whose places share the "
+        "seeds in their order, by default 1x1",
+    )
     result.add_argument(
         "--interpolate",
         type=int,
@@ -88,16 +94,25 @@ def run(args: argparse.Namespace) -> None:
     check_out(out, args.interpolate)
     model = common.open_network(args.network, args)
     count = len(args.seeds) * (args.interpolate or 1)
-    columns = parse_grid(args.grid, count)
+    video = out.suffix.lower() in VIDEOS
+    if video:
+        columns, places = parse_video_grid(args.grid, len(args.seeds))
+    else:
+        columns, places = parse_grid(args.grid, count), 1
     inputs = read_inputs(model, args)
     if args.interpolate is not None:
-        inputs = interpolated_inputs(inputs, args.interpolate)
+        parts = zip(*(np.split(x, places) for x in inputs), strict=True)
+        paths = [interpolated_inputs(part, args.interpolate) for part in parts]
+        inputs = tuple(np.concatenate(values) for values in zip(*paths, strict=True))
     images = generate(
         model,
         inputs,
         truncation=args.truncation,
         progress=Progress().stage("images", count),
     )
+    if video:
+        frames = zip(*np.split(images, places), strict=True)
+        images = np.stack([tile(np.stack(frame), columns, gap=0) for frame in frames])
     names = [f"seed{seed:04d}" for seed in args.seeds]
     with naming(f"write to --out={out}"):
         write(out, images, columns, names if args.interpolate is None else [])
@@ -133,13 +148,33 @@ def parse_grid(grid: str | None, count: int) -> int:
     """
     if grid is None:
         return max(1, int(np.ceil(np.sqrt(count))))
-    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", grid)
-    if match is None:
-        raise ValueError(f"--grid={grid} is not of the form COLUMNSxROWS, such as 8x8")
-    columns, rows = int(match[1]), int(match[2])
+    columns, rows = _columns_and_rows(grid)
     if columns * rows < count:
         raise ValueError(f"--grid={grid} has {columns * rows} places for {count} images")
     return columns
+
+
+def parse_video_grid(grid: str | None, seeds: int) -> tuple[int, int]:
+    """The columns and the places of a video's grid, which have at least two seeds each.
+
+    Raises:
+      ValueError: it is not of the form 8x8, or the seeds cannot be shared equally.
+    """
+    columns, rows = _columns_and_rows(grid or "1x1")
+    places = columns * rows
+    if seeds % places or seeds < 2 * places:
+        raise ValueError(
+            f"{seeds} seeds for a video of {places} places (--grid={columns}x{rows}): as many for "
+            "each place are needed, and at least 2"
+        )
+    return columns, places
+
+
+def _columns_and_rows(grid: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", grid)
+    if match is None:
+        raise ValueError(f"--grid={grid} is not of the form COLUMNSxROWS, such as 8x8")
+    return int(match[1]), int(match[2])
 
 
 def read_inputs(model: Model, args: argparse.Namespace) -> tuple[np.ndarray, ...]:
@@ -197,7 +232,10 @@ def write(out: Path, images: Images, columns: int, names: list[str]) -> None:
             quality=8,
             macro_block_size=2,
         )
-        writer.send(None)
+        with warnings.catch_warnings():
+            # JAX warns of forks, and this one starts another program at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            writer.send(None)
         for image in images:
             writer.send(
                 np.ascontiguousarray(np.broadcast_to(image[..., :3], (*image.shape[:2], 3)))
