@@ -125,7 +125,7 @@ def write(
     stored = [reference.add(x, 1) for x in inputs]
     description = {
         "title": title or _title(model),
-        "about": model.interface.describe(),
+        "about": model.interface.describe().replace("->", "→"),
         **programs["student"].describe(),
         "classes": model.classes,
         "directions": np.round(directions, 6).tolist(),
@@ -271,7 +271,7 @@ def _sides(interface: Interface, programs: Sequence[Program]) -> dict[str, Any] 
     """The sides of the images that all programs take, and of their outputs; None without images.
 
     They are `height` and `width` if these are fixed; otherwise multiples of them, and at least
-    `least`.
+    `least`. `size` is that of the training, for which the cost is counted.
     """
     images = [program.inputs[0] for program in programs if program.inputs[0].name == "images"]
     if not images:
@@ -286,5 +286,6 @@ def _sides(interface: Interface, programs: Sequence[Program]) -> dict[str, Any] 
         "width": width,
         "fixed": fixed,
         "least": max(sides),
+        "size": list(interface.inputs[0].shape[1:3]),
         "scale": interface.output[0] / interface.inputs[0].shape[1],
     }

@@ -25,9 +25,10 @@ export function bytes(count) {
   return count < 1e6 ? `${Math.max(1, Math.round(count / 1e3))} kB` : `${(count / 1e6).toFixed(count < 1e7 ? 2 : 1)} MB`;
 }
 
+// A number with its prefix, to be followed by the unit.
 export function amount(count) {
   for (const [unit, prefix] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
-    if (count >= unit) return `${(count / unit).toPrecision(3)} ${prefix}`;
+    if (count >= unit) return `${(count / unit).toPrecision(3)} ${prefix} `;
   }
   return `${Math.round(count)} `;
 }

@@ -146,7 +146,7 @@ export async function showImages(page, run) {
     leftTag.textContent = state.left;
     stage.style.aspectRatio = `${right.width} / ${right.height}`;
     // A small picture is enlarged, but not to a screen of few pixels.
-    stage.style.maxWidth = `min(100%, ${Math.max(480, 2 * right.width)}px, calc(72vh * ${right.width / right.height}))`;
+    stage.style.maxWidth = `min(100%, ${Math.max(480, 2 * right.width)}px, calc(66vh * ${right.width / right.height}))`;
   }
 
   // ---------------------------------------------------------------- actions

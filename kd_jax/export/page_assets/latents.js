@@ -13,7 +13,7 @@ export async function showLatents(page, run) {
   const length = page.inputs[0].shape[1];
   const hasTruncation = page.inputs.some(({ name }) => name === "truncation");
   const state = {
-    seed: 1, selected: 0, to: 2, t: 0, offsets: page.directions.map(() => 0), class: "all", truncation: 0.7,
+    seed: 10, selected: 0, to: 11, t: 0, offsets: page.directions.map(() => 0), class: "all", truncation: 0.7,
   };
 
   const labelOf = (seed) => (state.class === "all" ? seed % (page.classes || 1) : Number(state.class));
@@ -199,7 +199,7 @@ export async function showLatents(page, run) {
     });
   }
 
-  const fromText = h("p", {});
+  const fromText = h("span", { class: "small" });
   const grid = h("div", { class: `grid${networks.length > 1 ? " pairs" : ""}`, role: "radiogroup", "aria-label": "Samples" }, ...tiles.map(({ button }) => button));
   const save = h("button", { type: "button", click: () => {
     const student = networks[networks.length - 1];

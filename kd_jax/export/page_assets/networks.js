@@ -62,7 +62,7 @@ export function view(network, children) {
     times.push(ms);
     if (times.length > 9) times.shift();
     const sorted = [...times].sort((a, b) => a - b);
-    time.textContent = duration(sorted[sorted.length >> 1]);
+    time.textContent = `${duration(sorted[sorted.length >> 1])} per image`;
   };
   return { figure, showTime };
 }

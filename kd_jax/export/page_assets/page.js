@@ -31,14 +31,15 @@ function describe(page) {
   const lines = Object.entries(page.networks).map(([name, network]) =>
     `${several ? `${name[0].toUpperCase()}${name.slice(1)}: ` : ""}${bytes(network.bytes)}, ` +
     `${amount(network.parameters)}parameters, ${amount(network.macs)}multiply-accumulates`);
+  const size = page.images ? ` for images of ${page.images.size.join(" × ")}` : "";
   at("about").textContent = page.about;
-  at("facts").textContent = `${lines.join(" · ")} · runtime: onnxruntime-web ${page.runtime.version}, ${bytes(page.runtime.wasm.bytes)}`;
+  at("facts").textContent = `${lines.join(" · ")}${size} · runtime: onnxruntime-web ${page.runtime.version}, ${bytes(page.runtime.wasm.bytes)}`;
 }
 
 // Shows which runtime is used, and how far it is from JAX.
 function showRuntime(kind, results, note = "") {
   const worst = Math.max(...Object.values(results).map(({ difference }) => difference));
-  const close = `at most ${worst.toExponential(0)} from JAX`;
+  const close = `checked, at most ${worst.toExponential(0)} from JAX`;
   at("status").replaceChildren(h("strong", {}, NAMES[kind]), ` · ${close}${note ? ` · ${note}` : ""}`);
   document.body.dataset.runtime = kind;
   document.body.dataset.difference = worst;
