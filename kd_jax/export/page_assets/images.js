@@ -238,7 +238,7 @@ export async function showImages(page, run) {
     process(state.source, state.name);
   });
 
-  const before_choices = Object.keys(sides).map((name) => {
+  const choices = Object.keys(sides).map((name) => {
     const radio = h("input", { type: "radio", name: "left", value: name, ".checked": name === state.left, change: () => {
       state.left = name;
       showStage();
@@ -255,7 +255,7 @@ export async function showImages(page, run) {
 
   const result = h("div", { class: "studio" },
     h("div", { class: "toolbar" }, input, choose, example, ...(choice ? [choice] : []),
-      ...(before_choices.length > 1 ? [h("fieldset", { class: "segments" }, h("legend", {}, "Compare with"), ...before_choices)] : []),
+      ...(choices.length > 1 ? [h("fieldset", { class: "segments" }, h("legend", {}, "Compare with"), ...choices)] : []),
       save, cancel),
     alert,
     stage,
@@ -271,6 +271,8 @@ export async function showImages(page, run) {
     });
   }
   document.addEventListener("paste", (event) => open([...event.clipboardData.files][0]));
+
+  document.addEventListener("runtimechange", () => process(state.source, state.name));
 
   split();
   await showExample();

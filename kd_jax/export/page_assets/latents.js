@@ -225,6 +225,7 @@ export async function showLatents(page, run) {
         h("div", { class: "bar" }, fromText, field("to seed", toInput, "field inline")),
         morph.row)));
 
+  document.addEventListener("runtimechange", refresh);
   showState();
   await refresh();
   fill().catch(failed);

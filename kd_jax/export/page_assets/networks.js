@@ -58,6 +58,7 @@ export function view(network, children) {
       h("span", { class: "facts" }, `${bytes(network.bytes)} · ${amount(network.parameters)}parameters`)),
     ...children);
   const times = [];
+  document.addEventListener("runtimechange", () => { times.length = 0; });
   const showTime = (ms) => {
     times.push(ms);
     if (times.length > 9) times.shift();

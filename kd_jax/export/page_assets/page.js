@@ -68,6 +68,7 @@ async function tryWebgpu(page, current, results) {
       const previous = current.engine;
       current.engine = engine;
       showRuntime("webgpu", ours);
+      document.dispatchEvent(new Event("runtimechange"));
       previous.close();
     } catch (error) {
       engine.close();
@@ -97,6 +98,7 @@ async function start() {
   const show = page.images ? showImages : showLatents;
   at("main").append(await show(page, run));
   if (await navigator.gpu?.requestAdapter().catch(() => null)) {
+    at("webgpu").textContent = `Try WebGPU (${bytes(page.runtime.webgpu.bytes)})`;
     at("webgpu").hidden = false;
     at("webgpu").addEventListener("click", () => tryWebgpu(page, current, results));
   }
