@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     if site.teacher is not None:
         _print([site.teacher], "float32")
     print(
-        f"wrote {site.index} with {site.directions} directions and a runtime of "
+        f"wrote {site.path} with {site.directions} directions and a runtime of "
         f"{site.runtime / 1e6:.2f} MB: python -m http.server --directory {folder}"
     )
 

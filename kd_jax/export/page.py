@@ -57,14 +57,14 @@ class Page(NamedTuple):
     """A page.
 
     Attributes:
-      index: its `index.html`.
+      path: its `index.html`.
       files: the generator's exported files by format.
       teacher: the teacher's ONNX file; None without one.
       runtime: bytes of the runtime's files.
       directions: the number of sliders along principal directions.
     """
 
-    index: Path
+    path: Path
     files: Mapping[str, Exported]
     teacher: Exported | None
     runtime: int
@@ -190,10 +190,9 @@ def principal_directions(model: Model, count: int = DIRECTIONS) -> np.ndarray:
     for path, leaf in tensors(model.variables).items():
         if leaf.ndim != 2 or (styled and "mapping" not in path) or not path.startswith("params"):
             continue
-        name = path.rpartition("/")[2]
-        rows = {"kernel": leaf.T, "weight": leaf}.get(name)  # [out, latent]
-        if rows is not None and rows.shape[1] in widths:
-            vectors = np.asarray(sefa_directions([jnp.asarray(rows[:, :length])], count))
+        if path.endswith(("/kernel", "/weight")) and leaf.shape[0] in widths:
+            rows = jnp.asarray(leaf)[:length].T
+            vectors = np.asarray(sefa_directions([rows], min(count, len(rows))))
             return vectors * np.where(vectors.sum(axis=1, keepdims=True) < 0, -1, 1)
     return np.zeros((0, length), np.float32)
 

@@ -20,7 +20,8 @@ function report(step, progress) {
 function fail(error) {
   at("loading").remove();
   at("status").textContent = "";
-  const words = error.message[0].toUpperCase() + error.message.slice(1);
+  // Not the names of files.
+  const words = error.message.replace(/^[a-z]+ /, (word) => word[0].toUpperCase() + word.slice(1));
   at("main").replaceChildren(
     h("div", { class: "card problem", role: "alert" }, h("h2", {}, "The page cannot run"), h("p", {}, `${words}.`)));
   document.body.dataset.state = "failed";

@@ -18,7 +18,7 @@ const calls = {
 
   async load({ name, file }, progress) {
     const model = await fetchBytes(file, progress);
-    const options = { executionProviders: [provider], graphOptimizationLevel: "all" };
+    const options = { executionProviders: [provider], graphOptimizationLevel: "all", logSeverityLevel: 3 };
     sessions.set(name, await runtime.InferenceSession.create(model, options));
   },
 
