@@ -125,7 +125,7 @@ def write(
     stored = [reference.add(x, 1) for x in inputs]
     description = {
         "title": title or _title(model),
-        "about": model.interface.describe().replace("->", "→"),
+        "about": _about(model.interface, programs["student"]),
         **programs["student"].describe(),
         "classes": model.classes,
         "directions": np.round(directions, 6).tolist(),
@@ -229,6 +229,14 @@ def _title(model: Model) -> str:
     if not interface.takes_images:
         return f"A generator of {width}×{height} images"
     return f"{interface.scale}× super-resolution" if interface.scale > 1 else "Image to image"
+
+
+def _about(interface: Interface, program: Program) -> str:
+    if interface.takes_images and program.inputs[0].shape[1] != interface.inputs[0].shape[1]:
+        scale = interface.output[0] / interface.inputs[0].shape[1]
+        result = "of the same size" if scale == 1 else f"{scale:g} times as large"
+        return f"images of any size → images {result}"
+    return interface.describe().replace("->", "→")
 
 
 def _check_shown(program: Program) -> None:

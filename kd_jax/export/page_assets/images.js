@@ -5,11 +5,12 @@ import { classField, download, makeInputs, networksOf, view } from "./networks.j
 import { drawExample } from "./example.js";
 
 const WHOLE = 192 * 192; // pixels of a picture that is computed in one piece, where there are tiles
-const TILE = 128, MARGIN = 8;
+const TILE = 160, MARGIN = 8; // pixels
 const MOST_OUTPUT = 1 << 24; // pixels, which all browsers hold in a canvas
 const MOST_INPUT = 1 << 20; // pixels of a network that sees the whole picture
 
-export async function showImages(page, run) {
+// Resolves when the example is shown.
+export async function showImages(page, run, place) {
   const networks = networksOf(page);
   const { height, width, fixed, least, scale } = page.images;
   const channels = page.inputs[0].shape[3];
@@ -68,18 +69,13 @@ export async function showImages(page, run) {
     return values;
   }
 
-  // The pieces of a side: [first and last pixel that is kept, first and last that is read].
+  // The pieces of a side, of about the same length: [start, end, start and end that are read].
   function pieces(side, step) {
     const margin = Math.ceil(MARGIN / step) * step;
-    const size = Math.min(side, Math.max(Math.ceil(TILE / step) * step, least + 2 * margin));
-    const core = Math.max(step, size - 2 * margin);
-    const result = [];
-    for (let start = 0; start < side; start = result[result.length - 1][1]) {
-      const read = Math.min(Math.max(0, start - margin), side - size);
-      const end = read + size === side ? side : Math.min(side, start + core);
-      result.push([start, end, read, read + size]);
-    }
-    return result;
+    const count = Math.ceil(side / Math.max(TILE, 2 * least));
+    const edges = Array.from({ length: count + 1 }, (_, index) => Math.round((index * side) / count / step) * step);
+    return edges.slice(1).map((end, index) =>
+      [edges[index], end, Math.max(0, edges[index] - margin), Math.min(side, end + margin)]);
   }
 
   async function compute(network, input, output, cancelled, progress) {
@@ -232,7 +228,15 @@ export async function showImages(page, run) {
   const choose = h("label", { for: "picture", class: "button primary" }, "Choose a picture");
   const example = h("button", { type: "button", click: () => showExample() }, "Example");
   const save = h("button", { type: "button", disabled: true, click: () => download(views.get(student.name).canvas, `${state.name}-output.png`) }, "Download PNG");
-  const showExample = () => process(drawExample(fixed ? width : Math.max(144, least), fixed ? height : Math.max(96, least)), "example");
+  const showExample = () => {
+    // A size that takes seconds: at most so many multiply-accumulates.
+    const [sizeHeight, sizeWidth] = page.images.size;
+    const perPixel = Math.max(...networks.map(({ macs }) => macs)) / sizeHeight / sizeWidth;
+    const side = Math.sqrt(Math.min(144 * 96, 4e10 / perPixel) / 6);
+    return fixed
+      ? process(drawExample(width, height), "example")
+      : process(drawExample(Math.max(least, Math.round(3 * side)), Math.max(least, Math.round(2 * side))), "example");
+  };
   const choice = classField(page, false, (value) => {
     state.class = Number(value);
     process(state.source, state.name);
@@ -253,7 +257,7 @@ export async function showImages(page, run) {
   ];
   inputCanvas.classList.add("pixels");
 
-  const result = h("div", { class: "studio" },
+  place.append(h("div", { class: "studio" },
     h("div", { class: "toolbar" }, input, choose, example, ...(choice ? [choice] : []),
       ...(choices.length > 1 ? [h("fieldset", { class: "segments" }, h("legend", {}, "Compare with"), ...choices)] : []),
       save, cancel),
@@ -261,7 +265,7 @@ export async function showImages(page, run) {
     stage,
     note,
     h("p", { class: "hint" }, "Drop or paste a picture anywhere. Drag the boundary, or move it with the arrow keys."),
-    h("div", { class: "strip" }, ...strip));
+    h("div", { class: "strip" }, ...strip)));
 
   for (const type of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(type, (event) => {
@@ -276,5 +280,4 @@ export async function showImages(page, run) {
 
   split();
   await showExample();
-  return result;
 }

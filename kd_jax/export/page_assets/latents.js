@@ -8,7 +8,8 @@ const COUNT = 12;
 const LARGEST_SEED = 2 ** 31 - 1 - COUNT;
 const LEG = 4000; // milliseconds from one sample to the other
 
-export async function showLatents(page, run) {
+// Resolves when the first sample is shown.
+export async function showLatents(page, run, place) {
   const networks = networksOf(page);
   const length = page.inputs[0].shape[1];
   const hasTruncation = page.inputs.some(({ name }) => name === "truncation");
@@ -209,7 +210,7 @@ export async function showLatents(page, run) {
   const directions = sliders.length
     ? [h("section", { class: "card" }, h("div", { class: "bar" }, h("h2", {}, "Directions"), reset), ...sliders.map(({ row }) => row))]
     : [];
-  const result = h("div", { class: `workspace${networks.length > 1 ? " several" : ""}` },
+  place.append(h("div", { class: `workspace${networks.length > 1 ? " several" : ""}` },
     h("section", { class: "stage", "aria-label": "The selected sample" },
       h("div", { class: "views" }, ...[...views.values()].map(({ figure }) => figure)), alert,
       h("div", { class: "actions" }, save)),
@@ -223,11 +224,10 @@ export async function showLatents(page, run) {
       h("section", { class: "card" },
         h("div", { class: "bar" }, h("h2", {}, "Between two samples"), playButton),
         h("div", { class: "bar" }, fromText, field("to seed", toInput, "field inline")),
-        morph.row)));
+        morph.row))));
 
   document.addEventListener("runtimechange", refresh);
   showState();
   await refresh();
   fill().catch(failed);
-  return result;
 }

@@ -97,7 +97,7 @@ async function start() {
   const run = (name, inputs) => current.engine.run(name, inputs);
   globalThis.kdPage = { page, run };
   const show = page.images ? showImages : showLatents;
-  at("main").append(await show(page, run));
+  await show(page, run, at("main"));
   if (await navigator.gpu?.requestAdapter().catch(() => null)) {
     at("webgpu").textContent = `Try WebGPU (${bytes(page.runtime.webgpu.bytes)})`;
     at("webgpu").hidden = false;
