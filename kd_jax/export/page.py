@@ -184,13 +184,14 @@ def principal_directions(model: Model, count: int = DIRECTIONS) -> np.ndarray:
     if model.interface.takes_images:
         return np.zeros((0, 0), np.float32)
     length = model.interface.latent
-    styled = model.network.mapping is not None
-    # A layer may read the latent and one-hot labels.
+    # The first layer may read one-hot labels after the latent; that of a mapping, embedded ones.
     widths = {length, length + model.classes}
     for path, leaf in tensors(model.variables).items():
-        if leaf.ndim != 2 or (styled and "mapping" not in path) or not path.startswith("params"):
-            continue
-        if path.endswith(("/kernel", "/weight")) and leaf.shape[0] in widths:
+        if (
+            path.endswith("/mapping/fc0/weight")
+            if model.network.mapping is not None
+            else path.endswith("/kernel") and leaf.ndim == 2 and leaf.shape[0] in widths
+        ):
             rows = jnp.asarray(leaf)[:length].T
             vectors = np.asarray(sefa_directions([rows], min(count, len(rows))))
             return vectors * np.where(vectors.sum(axis=1, keepdims=True) < 0, -1, 1)

@@ -105,21 +105,25 @@ def test_directions_are_those_of_the_first_layer(model):
     assert (directions.sum(axis=1) > 0).all()
 
 
-def test_directions_of_style_networks_are_of_the_mapping():
+@pytest.mark.parametrize("classes", [0, 3])
+def test_directions_of_style_networks_are_of_the_mapping(classes):
     network = stylegan2.generator(
-        8, latent=6, style=4, channel_base=32, channel_max=4, mapping={"depth": 2}
+        8, latent=6, style=6, channel_base=32, channel_max=6, classes=classes, mapping={"depth": 2}
     )
-    like = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 6)))
+    inputs = (latents(1, 6), LABELS)[: 2 if classes else 1]
+    like = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     random = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: random.standard_normal(x.shape).astype(np.float32), like)
-    rows = variables["params"]["mapping"]["fc0"]["weight"].T
+    rows = variables["params"]["mapping"]["fc0"]["weight"][:6].T
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     first = np.linalg.svd(rows)[2][0]
-    directions = page.principal_directions(
-        page.Model(network, variables, (latents(1, 6),), 0, True, {})
-    )
-    assert directions.shape == (4, 6)  # the other two change nothing
-    assert abs(directions[0] @ first) == pytest.approx(1, abs=1e-4)
+    model = page.Model(network, variables, inputs, classes, True, {})
+    assert abs(page.principal_directions(model)[0] @ first) == pytest.approx(1, abs=1e-4)
+
+
+def test_directions_that_change_nothing_are_left_out():
+    model = model_of(mlp.generator(8, 4), latents(1, 6))
+    assert page.principal_directions(model).shape == (4, 6)
 
 
 def test_nothing_comes_from_elsewhere():
@@ -439,6 +443,35 @@ def test_a_page_of_latents(browser, latents_folder, serve):
     for width in (360, 800, 1280):
         resize(browser, width)
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    check_quiet(browser, site)
+
+
+@pytest.mark.slow
+def test_truncation_and_one_hot_labels(browser, runtime, serve, tmp_path):
+    from selenium.webdriver.common.keys import Keys
+
+    network = stylegan2.generator(
+        8, latent=6, style=4, channel_base=32, channel_max=4, classes=3, mapping={"depth": 1}
+    )
+    model = model_of(network, latents(1, 6), LABELS, classes=3)
+    folder = tmp_path / "site"
+    page.write(model, folder, truncation="input", labels="one-hot", batch=2)
+    site = serve(folder)
+    visit(browser, site)
+    seed = int(one(browser, ".samples input").get_property("value"))
+    z, label = normals(seed, 6).astype(np.float32), np.array([seed % 3], np.int32)
+    slider = one(browser, ".controls .slider input")
+    for psi in (0.7, 0.8):
+        image = expected(model, (z, label), truncation=psi)[0]
+        assert slider.get_property("value") == str(psi)
+
+        def matches(image=image):
+            return (
+                np.abs(pixels(browser, ".view canvas") - to_bytes(np.clip(image, -1, 1))).max() <= 1
+            )
+
+        wait(matches, 10)
+        slider.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
     check_quiet(browser, site)
 
 
