@@ -41,7 +41,7 @@ ALLOWED = {
         "tasks",
         "train",
     },
-    "export": {"core", "model", "ops", "pretrained"},
+    "export": {"core", "methods", "model", "ops", "pretrained"},
     "cli": {
         "core",
         "data",
