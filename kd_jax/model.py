@@ -98,6 +98,11 @@ def load(
     """
     location = Path(path).expanduser()
     if location.is_file() and EXPORTED in (metadata := safetensors.read_metadata(location)):
+        if part is not None or options:
+            argument = f"part={part!r}" if part is not None else f"options={dict(options)}"
+            raise ValueError(
+                f"{path} holds one network with its description: {argument} does not fit it"
+            )
         return _load_exported(location, metadata[EXPORTED], packages)
     if location.is_file():
         available = registry.parts(location)

@@ -41,7 +41,7 @@ ALLOWED = {
         "tasks",
         "train",
     },
-    "export": {"core", "model", "ops", "pretrained"},
+    "export": {"core", "metrics", "model", "ops", "pretrained"},
     "cli": {
         "core",
         "data",

@@ -3,6 +3,8 @@
     kd-jax export FILE_OR_DIR --out exported
     kd-jax export FILE_OR_DIR --out exported --to onnx,safetensors --dtype float16 --size any
 
+    kd-jax export FILE_OR_DIR --out exported --dtype int8 --images folder:PICTURES
+
 Formats: ONNX for onnxruntime, browsers and phones; StableHLO, which JAX reads for six months;
 safetensors, which kd-jax reads; and original, the state dict of the program that published the
 architecture. A file whose outputs differ from JAX's is not kept. Exits with status 2 if an argument
@@ -10,13 +12,26 @@ does not fit, or a file differs.
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from kd_jax import data as kd_data
 from kd_jax.cli import common
+from kd_jax.core.files import naming
+from kd_jax.distillation.examples import image_inputs
+from kd_jax.distillation.measurement import open_features
 from kd_jax.export import DTYPES, FORMATS, export
 from kd_jax.export.program import LABELS, PARTS
+from kd_jax.model import Model
+from kd_jax.models.families import find_family
+
+EXAMPLES = 128
+"""Images, of which one half calibrates an int8 file, and the other measures its quality."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +52,10 @@ def parser() -> argparse.ArgumentParser:
         "--to", default="onnx", metavar="FORMATS", help=f"of {', '.join(FORMATS)}; by default onnx"
     )
     result.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="float32", help="of the weights; int8: of onnx"
+        "--dtype",
+        choices=tuple(DTYPES),
+        default="float32",
+        help="of the weights; of int8 activations have it too, where onnxruntime uses it",
     )
     result.add_argument(
         "--keep", action="append", default=[], metavar="LAYER", help="a layer that is not int8"
@@ -55,6 +73,21 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--labels", choices=LABELS, default=LABELS[0])
     result.add_argument("--only", choices=PARTS, help="of a style network, only this part")
+    real = result.add_argument_group("the inputs that files are calibrated and compared on")
+    real.add_argument(
+        "--images",
+        metavar="DATA",
+        help="of a generator that takes images, what its inputs are made from: photos, digits, "
+        "folder:PATH, tfds:NAME, or none for artificial ones; by default photos, if the extra data "
+        "is installed",
+    )
+    real.add_argument("--split", default="test", help="the split of --images")
+    real.add_argument("--resize", action="store_true", help="convert images of other shapes")
+    real.add_argument(
+        "--features",
+        metavar="FILE",
+        help="weights for the Frechet distance of float16 and int8, as kd-jax distill has them",
+    )
     return result
 
 
@@ -73,21 +106,79 @@ def run(args: argparse.Namespace) -> None:
         psi = args.truncation
         options["truncation"] = psi if psi == "input" else _number(psi, "--truncation", float)
     model = common.open_network(args.network, args)
+    chosen, name = read_examples(model, args, options.get("size"))
+    features = None
+    if args.dtype != "float32" and args.only != "mapping":
+        features = open_features(model.interface, args.features)
     files = export(
         model,
         Path(args.out).expanduser(),
         args.to.split(","),
         dtype=args.dtype,
         keep=args.keep,
+        examples=chosen,
+        examples_name=name,
+        features=features,
         **options,
     )
     for file in files.values():
-        size, parity = file.path.stat().st_size, file.parity
+        size, parity, quality = file.path.stat().st_size, file.parity, file.quality
         print(
             f"wrote {file.path} ({size / 1e6:.2f} MB), up to {parity.difference:.1e} from JAX"
-            + (f", PSNR {parity.psnr:.1f} dB" if args.dtype != "float32" else "")
             + (f"; in float32: {', '.join(file.in_float)}" if file.in_float else "")
         )
+        if quality is not None:
+            print(f"  {quality.sentence()}")
+
+
+def read_examples(
+    model: Model, args: argparse.Namespace, size: int | tuple[int, int] | str | None
+) -> tuple[tuple[np.ndarray, ...] | None, str]:
+    """Inputs of a generator that takes images, made from real ones, and their description.
+
+    Args:
+      model: the generator.
+      args: the arguments.
+      size: of the program's images, as `kd_jax.export.make_program` takes it.
+
+    Returns:
+      The inputs; None for those that the export draws.
+
+    Raises:
+      ValueError, OSError: an argument does not fit.
+    """
+    if not model.generates or not model.interface.takes_images:
+        if args.images is not None:
+            raise ValueError(f"--images={args.images}: the generator does not take images")
+        return None, ""
+    interface = model.interface
+    if args.images == "none" or (args.images is None and not _has_photos()):
+        print("the inputs are artificial images: real ones are closer to use (--images)")
+        return None, ""
+    inputs, spec = image_inputs(interface, find_family(model.network)), args.images or "photos"
+    sides = interface.inputs[0].shape[1:3]
+    if isinstance(size, int | tuple):
+        sides = (size, size) if isinstance(size, int) else size
+    height, width = (interface.scale * side for side in sides)
+    with naming(f"read --images {spec}"):
+        source = kd_data.open_source(
+            spec,
+            "train" if spec.startswith("folder:") else args.split,
+            max(height, width),
+            inputs.channels,
+            resize=args.resize or spec == "photos",
+        )
+    # Evenly spaced, so that the halves are of different parts of the set.
+    numbers = np.unique(np.linspace(0, len(source) - 1, EXAMPLES).astype(int))
+    images = np.stack([source[int(number)]["image"] for number in numbers])
+    images = images[:, :height, :width]
+    examples = tuple(np.asarray(x) for x in jax.jit(inputs.make)(numbers, images))
+    return examples, source.name
+
+
+def _has_photos() -> bool:
+    """Whether the extra `data` is installed."""
+    return all(importlib.util.find_spec(name) for name in ("skimage", "tensorflow_datasets"))
 
 
 def parse_size(text: str) -> int | tuple[int, int] | str:

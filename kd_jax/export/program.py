@@ -29,6 +29,9 @@ PARTS = ("mapping", "synthesis")
 
 LABELS = ("integer", "one-hot")
 
+IMAGES = "-1 to 1"
+"""The values of images, in words."""
+
 LARGEST_MULTIPLE = 1 << 9
 """The largest multiple of image sides that is tried."""
 
@@ -184,7 +187,7 @@ def make_program(
     slots: list[Slot] = []
     for like in interface.inputs:
         if len(like.shape) == 4:
-            slots.append(Slot("images", (*names, *images, like.shape[3]), "float32", "-1 to 1"))
+            slots.append(Slot("images", (*names, *images, like.shape[3]), "float32", IMAGES))
         elif jnp.issubdtype(like.dtype, jnp.integer):
             shape = (*names, interface.classes) if labels == "one-hot" else names
             values = "one 1 per row" if labels == "one-hot" else f"0 to {interface.classes - 1}"
@@ -239,7 +242,7 @@ def make_program(
         factors = [n // m for n, m in zip(outputs[:2], sides[0], strict=True)]
         axes = (_times(axis, factor) for axis, factor in zip(images, factors, strict=True))
         shape = (*names, *axes, outputs[2])
-    output = Slot("output", shape, "float32", "styles" if part == "mapping" else "-1 to 1")
+    output = Slot("output", shape, "float32", "styles" if part == "mapping" else IMAGES)
     draw = sample_styles if part == "synthesis" else sample
     name = f"{part} of a generator" if part else "a generator"
     described = f"{name} of {interface.describe()}"

@@ -15,7 +15,18 @@ import pytest
 import kd_jax as kd
 from kd_jax.cli import main
 from kd_jax.core.checks import UsageError
-from kd_jax.export import INDEX, ParityError, export, make_program, onnx as onnx_format
+from kd_jax.core.files import file_lock, read_json
+from kd_jax.export import (
+    INDEX,
+    ParityError,
+    export,
+    make_program,
+    onnx as onnx_format,
+    parity,
+    quality,
+    quantise,
+)
+from kd_jax.metrics.extractor import Extractor
 from kd_jax.models import dcgan, stylegan2, translation
 from kd_jax.ops import convolution, primitive
 from kd_jax.pretrained.io.safetensors import read_metadata
@@ -122,6 +133,113 @@ def test_float16_halves_the_file(model, folder, tmp_path):
     assert all(a < 0.6 * b for a, b in zip(sizes["float16"], sizes["float32"], strict=True))
     again = kd.load(tmp_path / "float16" / "generator.safetensors")
     assert {x.dtype for x in jax.tree.leaves(again.variables)} == {jnp.dtype("float32")}
+
+
+# ------------------------------------------------------------------ fewer bits and real inputs
+
+
+def test_weights_in_int8_are_rounded_by_channels_of_the_output(model, folder):
+    contents = (folder / "generator.onnx").read_bytes()
+    program = make_program(model)
+    small = quantise.to_int8(contents, program, calibration=program.draw(0, 2))
+    graph = onnx.load_from_string(small.contents).graph
+    # A DCGAN has transposed convolutions and a layer of latents, which are not in integers.
+    assert {node.op_type for node in graph.node}.isdisjoint({"QuantizeLinear"})
+    arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
+    before = [np.asarray(x) for x in jax.tree.leaves(model.variables)]
+    steps = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    readers = {value: node for node in graph.node for value in node.input}
+    assert steps
+    for step in steps:
+        values, scale = (arrays[name] for name in step.input)
+        axis = step.attribute[0].i
+        # [in, out, height, width] of a transposed convolution, [in, out] of a product.
+        assert axis == 1
+        assert readers[step.output[0]].op_type in ("ConvTranspose", "Gemm", "MatMul")
+        others = tuple(n for n in range(values.ndim) if n != axis)
+        np.testing.assert_array_equal(np.abs(values).max(axis=others), 127)
+        shape = [-1 if n == axis else 1 for n in range(values.ndim)]
+        rounded = np.sort((values * scale.reshape(shape)).ravel())
+        distances = [
+            np.abs(np.sort(x.ravel()) - rounded).max() for x in before if x.size == values.size
+        ]
+        assert min(distances) <= scale.max() * 0.501
+
+
+def test_the_loss_of_quality_is_that_of_known_errors(model):
+    program = make_program(model)
+
+    def run(*inputs):
+        return np.asarray(program.apply(*inputs)) + np.float32(0.1)
+
+    inside = np.asarray(program.apply(*program.draw(2000, quality.COUNT)))
+    assert np.abs(inside).max() < 0.9
+    means = Extractor("means", lambda x: x.mean(axis=(1, 2, 3))[:, None] * [1.0, 2.0], None)
+    result = quality.measure(program, run, quality.drawn_inputs(program), means)
+    assert result.psnr == pytest.approx(10 * math.log10(2**2 / 0.1**2), abs=1e-3)
+    # The same covariances, and means that differ by (0.1, 0.2).
+    assert result.frechet == pytest.approx(0.01 + 0.04, rel=1e-3)
+    assert (result.count, result.features) == (quality.COUNT, "means")
+
+
+def test_examples_are_calibrated_on_in_one_half_and_compared_in_the_other(model):
+    program = make_program(model)
+    rows = np.arange(42, dtype=np.float64).reshape(7, 6)
+    inputs = quality.split_inputs(program, [rows], "rows")
+    np.testing.assert_array_equal(inputs.calibration[0], rows[:3])
+    np.testing.assert_array_equal(inputs.measured[0], rows[3:6])
+    assert inputs.measured[0].dtype == np.float32
+
+    def run(z):
+        return np.asarray(program.apply(z)) + 0.5 * (z.max() > 20)
+
+    parity.check(program, run, "it")
+    with pytest.raises(ParityError):
+        parity.check(program, run, "it", examples=inputs.measured)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [([np.zeros((4, 5))], "latents.*5"), ([np.zeros((1, 6))], "1.*2"), ([], "latents")],
+)
+def test_examples_that_do_not_fit_are_named(examples, message, model, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "out", examples=examples)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_index_lists_the_files_with_their_parity(model, tmp_path):
+    first = export(model, tmp_path / "out", ["safetensors"], dtype="float16")
+    export(model, tmp_path / "out", ["original"], dtype="float16")
+    files = read_json(tmp_path / "out" / INDEX, checked=True)["files"]
+    assert files.keys() == {"safetensors", "original"}
+    file = first["safetensors"]
+    assert files["safetensors"]["bytes"] == file.path.stat().st_size
+    assert files["safetensors"]["quality"]["psnr"] == file.quality.psnr > 40
+
+
+def test_files_of_a_killed_export_are_removed(model, tmp_path):
+    export(model, tmp_path, ["safetensors"])
+    names = {file.name for file in tmp_path.iterdir()}
+    leftovers = [".generator.123.onnx", ".generator.original.7.safetensors"]
+    for name in (*leftovers, ".other.onnx"):
+        (tmp_path / name).write_bytes(b"half of a file")
+    export(model, tmp_path, ["safetensors"])
+    assert {file.name for file in tmp_path.iterdir()} == {*names, ".other.onnx"}
+
+
+def test_a_folder_that_another_process_exports_to_is_refused(model, tmp_path):
+    export(model, tmp_path, ["safetensors"])
+    with file_lock(tmp_path), pytest.raises(UsageError, match="another process"):
+        export(model, tmp_path, ["safetensors"])
+
+
+def test_arguments_that_an_exported_file_does_not_have_are_refused(folder):
+    path = folder / "generator.safetensors"
+    with pytest.raises(ValueError, match=r"generator\.safetensors.*part='g'"):
+        kd.load(path, "g")
+    with pytest.raises(ValueError, match=r"options=.*width"):
+        kd.load(path, options={"width": 3})
 
 
 # ------------------------------------------------------------------ broken exports
@@ -309,7 +427,14 @@ def test_the_command_writes_files_and_says_how_they_differ(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--to", "gif"], ["--batch", "some"], ["--size", "1x2x3"], ["--truncation", "x"]]
+    "arguments",
+    [
+        ["--to", "gif"],
+        ["--batch", "some"],
+        ["--size", "1x2x3"],
+        ["--truncation", "x"],
+        ["--images", "photos"],
+    ],
 )
 def test_the_command_refuses_in_one_line(arguments, tmp_path, capsys):
     source = published.write_dcgan(tmp_path / "g.safetensors")

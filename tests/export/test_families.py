@@ -134,6 +134,12 @@ def test_int8_is_near_and_says_what_stays_in_float(name, last, tmp_path):
     ]
     sizes = {x.name: np.prod(x.dims) for x in graph.initializer}
     assert max(sizes.get(scale, 1) for scale in scales) > 1  # per channel
+    weights = export(model, tmp_path / "weights", dtype="int8-weights")["onnx"]
+    assert weights.parity.psnr >= small.parity.psnr
+    operations = {node.op_type for node in onnx.load(weights.path).graph.node}
+    assert "QuantizeLinear" not in operations
+    # Of a DCGAN nothing is computed in integers.
+    assert ("QuantizeLinear" in {node.op_type for node in graph.node}) == (name != "dcgan")
     with pytest.raises(ValueError, match=r"other.*node"):
         export(model, tmp_path / "none", dtype="int8", keep=["other"])
 
