@@ -7,8 +7,8 @@
 
 Formats: ONNX for onnxruntime, browsers and phones; StableHLO, which JAX reads for six months;
 safetensors, which kd-jax reads; and original, the state dict of the program that published the
-architecture. A file whose outputs differ from JAX's is not kept. Exits with status 2 if an argument
-does not fit, or a file differs.
+architecture. README.md beside them is their card. A file whose outputs differ from JAX's is not
+kept. Exits with status 2 if an argument does not fit, or a file differs.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from kd_jax.cli import common
 from kd_jax.core.files import naming
 from kd_jax.distillation.examples import image_inputs
 from kd_jax.distillation.measurement import open_features
-from kd_jax.export import DTYPES, FORMATS, export
+from kd_jax.evaluate.generator import split_part
+from kd_jax.export import DTYPES, FORMATS, INDEX, card, export, make_program
 from kd_jax.export.program import LABELS, PARTS
 from kd_jax.model import Model
 from kd_jax.models.families import find_family
@@ -73,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("--labels", choices=LABELS, default=LABELS[0])
     result.add_argument("--only", choices=PARTS, help="of a style network, only this part")
+    result.add_argument(
+        "--license", default="", metavar="TEXT", help="of the weights, for the card"
+    )
     real = result.add_argument_group("the inputs that files are calibrated and compared on")
     real.add_argument(
         "--images",
@@ -129,6 +133,17 @@ def run(args: argparse.Namespace) -> None:
         )
         if quality is not None:
             print(f"  {quality.sentence()}")
+    path, _ = split_part(Path(args.network).expanduser())
+    report = path / "report.md"
+    written = card.write(
+        args.out,
+        INDEX,
+        model,
+        make_program(model, **options),
+        license=args.license,
+        report=report.read_text() if report.is_file() else "",
+    )
+    print(f"wrote {written}")
 
 
 def read_examples(

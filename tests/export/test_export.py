@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import jax
@@ -15,10 +16,12 @@ import pytest
 import kd_jax as kd
 from kd_jax.cli import main
 from kd_jax.core.checks import UsageError
+from kd_jax.core.cost import parameter_count
 from kd_jax.core.files import file_lock, read_json
 from kd_jax.export import (
     INDEX,
     ParityError,
+    card,
     export,
     make_program,
     onnx as onnx_format,
@@ -411,6 +414,66 @@ def test_labels_truncation_and_parts_are_inputs():
     np.testing.assert_allclose(synthesis.apply(styles), images, rtol=1e-5, atol=1e-5)
 
 
+REPORT = """# Distillation
+
+The student needs **3.0 times fewer multiply-accumulates**.
+
+## Networks
+
+| network | L1 |
+| --- | ---: |
+| student | 0.2465 |
+
+## Examples
+
+![](examples.png)
+"""
+
+
+def test_the_card_states_the_files_and_runs(model, folder, monkeypatch):
+    info = {"configuration": {"teacher": "e5f26faa"}}
+    program = make_program(model)
+    path = card.write(
+        folder, INDEX, model._replace(info=info), program, license="CC-BY 4.0", report=REPORT
+    )
+    text = path.read_text()
+    index = read_json(folder / INDEX, checked=True)
+    stated = ["CC-BY 4.0", "e5f26faa", index["variables"], "**3.0 times", "| student | 0.2465 |"]
+    stated += ["`[batch, 6]`", "`[batch, 16, 16, 1]`", "standard normal", "-1 to 1", "six months"]
+    stated += ["onnxruntime-web", "onnxruntime-android", "Float32Array(6)", "longArrayOf(1, 6)"]
+    stated += [f"{parameter_count(model.variables):,} parameters"]
+    for file in index["files"].values():
+        size = (folder / file["file"]).stat().st_size
+        stated.append(
+            f"`{file['file']}` | {size / 1e6:.2f} MB | {file['parity']['difference']:.1e}"
+        )
+    assert [x for x in stated if x not in text] == []
+    assert "examples.png" not in text
+    timed = [line for line in text.splitlines() if line.endswith(" ms |")]
+    assert [line.split(" | ")[:2] for line in timed] == [
+        [f"| {name}", str(n)] for n in (1, 16) for name in ("JAX", "onnxruntime", "StableHLO")
+    ]
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    z = np.random.default_rng(0).standard_normal((1, 6)).astype(np.float32)
+    assert peak_share(names["output"], expected(model, (z,))) < 1e-5
+    assert (names["pixels"].dtype, names["pixels"].shape) == (np.uint8, (1, 16, 16, 1))
+    path.unlink()
+
+
+def test_a_card_without_licence_and_teacher_says_so(model, tmp_path):
+    export(model, tmp_path, ["safetensors"], batch=2)
+    program = make_program(model, batch=2)
+    text = card.write(tmp_path, INDEX, model, program).read_text()
+    assert "not stated" in text
+    assert not any(word in text for word in ("teacher", "Distillation", "```", "six months"))
+    assert next(line for line in text.splitlines() if line.endswith(" ms |")).startswith(
+        "| JAX | 2 "
+    )
+
+
 def test_draws_depend_on_the_seed_only(model):
     program = make_program(model)
     (a,), (b,), (c,) = (program.draw(seed, 2) for seed in (0, 0, 1))
@@ -421,9 +484,10 @@ def test_draws_depend_on_the_seed_only(model):
 def test_the_command_writes_files_and_says_how_they_differ(tmp_path, capsys):
     source = published.write_dcgan(tmp_path / "g.safetensors")
     main(["export", str(source), "--out", str(tmp_path / "out"), "--to", "onnx,original"])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert ["generator.onnx" in lines[0], "generator.original" in lines[1]] == [True, True]
     assert all("from JAX" in line for line in lines)
+    assert "README.md" in last
 
 
 @pytest.mark.parametrize(
