@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="the side of images that are inputs")
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args(arguments)
-    candidates, rows = {}, []
+    candidates: dict[str, Any] = {}
+    rows: list[tuple[str, int, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         for argument in args.networks:
             name, equals, path = argument.partition("=")

@@ -142,7 +142,7 @@ def test_nested_imports_are_found(tmp_path):
 
 def test_the_import_is_light():
     heavy = [
-        "absl.app", "clu", "grain", "jax2onnx", "matplotlib", "ml_collections", "onnx",
+        "absl.app", "ai_edge_litert", "clu", "grain", "jax2onnx", "matplotlib", "ml_collections", "onnx",
         "onnxruntime", "PIL", "sklearn", "tensorflow", "tensorflow_datasets", "torch",
     ]  # fmt: skip
     modules = ["kd_jax", "kd_jax.data", "kd_jax.export", "kd_jax.train.checkpoint"]

@@ -2,13 +2,12 @@
 
     kd-jax export FILE_OR_DIR --out exported
     kd-jax export FILE_OR_DIR --out exported --to onnx,safetensors --dtype float16 --size any
-
     kd-jax export FILE_OR_DIR --out exported --dtype int8 --images folder:PICTURES
 
-Formats: ONNX for onnxruntime, browsers and phones; StableHLO, which JAX reads for six months;
-safetensors, which kd-jax reads; and original, the state dict of the program that published the
-architecture. README.md beside them is their card. A file whose outputs differ from JAX's is not
-kept. Exits with status 2 if an argument does not fit, or a file differs.
+Formats: ONNX for onnxruntime, browsers and phones; TFLite for LiteRT; StableHLO, which JAX reads
+for six months; safetensors, which kd-jax reads; and original, the state dict of the program that
+published the architecture. README.md beside them is their card. A file whose outputs differ from
+JAX's is not kept. Exits with status 2 if an argument does not fit, or a file differs.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     files = kd_jax.export.export(kd_jax.load("runs/small"), "out", formats=("onnx", "safetensors"))
     files["onnx"].path
 
-ONNX needs two commands: `kd_jax.export.onnx.INSTALL`.
+Packages: `kd_jax.export.onnx.INSTALL` and `kd_jax.export.tflite.INSTALL`.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import numpy as np
 from kd_jax.core.checks import UsageError
 from kd_jax.core.files import claim_folder, file_lock, naming, read_json, write_json
 from kd_jax.core.network import by_path
-from kd_jax.export import onnx, parity, quality, quantise, safetensors, stablehlo
+from kd_jax.export import onnx, parity, quality, quantise, safetensors, stablehlo, tflite
 from kd_jax.export.parity import Parity as Parity, ParityError as ParityError
 from kd_jax.export.program import Program as Program, make_program as make_program
 from kd_jax.export.quality import Inputs, Quality as Quality
@@ -28,6 +28,7 @@ from kd_jax.model import Model
 
 FORMATS = {
     "onnx": "generator.onnx",
+    "tflite": "generator.tflite",
     "stablehlo": "generator.stablehlo",
     "safetensors": "generator.safetensors",
     "original": "generator.original.safetensors",
@@ -225,6 +226,8 @@ def _write(
             calibration = inputs.calibration if dtype == "int8" else None
             smaller = quantise.to_int8(contents, program, keep, calibration)
         return write_if_equal(smaller.contents, onnx.load, smaller.in_float)
+    if name == "tflite":
+        return write_if_equal(tflite.build(program), tflite.load)
     if name == "stablehlo":
         return write_if_equal(stablehlo.build(program), stablehlo.load)
     build, load = {

@@ -121,7 +121,7 @@ def _files(files: Mapping[str, Any]) -> str:
             notes.append(
                 f"{name}: PSNR {quality['psnr'] or float('inf'):.1f} dB"
                 + (f", Frechet distance {distance:.3g} ({quality['features']})" if distance else "")
-                + f" to float32, over {quality['count']} of {quality['inputs']}."
+                + f" to float32, over {quality['examples']} of {quality['inputs']}."
             )
         if file["in_float"]:
             notes.append(f"{name}: in float32 are {', '.join(file['in_float'])}.")

@@ -40,21 +40,21 @@ class Quality(NamedTuple):
       frechet: the Frechet distance of their features; None without features.
       features: the name of the extractor; empty without.
       inputs: a description of the inputs.
-      count: the number of examples.
+      examples: the number of examples.
     """
 
     psnr: float
     frechet: float | None
     features: str
     inputs: str
-    count: int
+    examples: int
 
     def sentence(self) -> str:
         """The figures in words."""
         distance = f", Frechet distance {self.frechet:.3g} ({self.features})"
         return (
             f"PSNR {self.psnr:.1f} dB{distance if self.frechet is not None else ''} to float32, "
-            f"over {self.count} of {self.inputs}"
+            f"over {self.examples} of {self.inputs}"
         )
 
 
@@ -132,7 +132,8 @@ def measure(
     psnr = 10 * math.log10(extent**2 / error) if error and extent else math.inf
     if features is None or not pictures:
         return Quality(psnr, None, "", inputs.name, count)
-    distance = frechet_distance_of_features(
-        *(features.features(np.clip(x, -1, 1).astype(np.float32)) for x in (exact, actual))
+    ours, theirs = (
+        features.features(np.clip(x, -1, 1).astype(np.float32)) for x in (exact, actual)
     )
+    distance = frechet_distance_of_features(ours, theirs)
     return Quality(psnr, distance, features.name, inputs.name, count)

@@ -182,7 +182,7 @@ def test_the_loss_of_quality_is_that_of_known_errors(model):
     assert result.psnr == pytest.approx(10 * math.log10(2**2 / 0.1**2), abs=1e-3)
     # The same covariances, and means that differ by (0.1, 0.2).
     assert result.frechet == pytest.approx(0.01 + 0.04, rel=1e-3)
-    assert (result.count, result.features) == (quality.COUNT, "means")
+    assert (result.examples, result.features) == (quality.COUNT, "means")
 
 
 def test_examples_are_calibrated_on_in_one_half_and_compared_in_the_other(model):
@@ -306,7 +306,8 @@ def test_other_formats_of_the_same_export_remain(model, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ["tflite"]}, "tflite.*onnx, stablehlo"),
+        ({"formats": ["gif"]}, "gif.*onnx, tflite, stablehlo"),
+        ({"formats": ["tflite"], "dtype": "int8"}, "int8.*tflite.*float32"),
         ({"formats": []}, "onnx"),
         ({"formats": ["stablehlo"], "dtype": "int8"}, "int8.*stablehlo.*float32"),
         ({"keep": ["a"]}, "keep"),
