@@ -41,7 +41,7 @@ ALLOWED = {
         "tasks",
         "train",
     },
-    "export": {"core", "metrics", "model", "ops", "pretrained"},
+    "export": {"core", "metrics", "model", "models", "ops", "pretrained"},
     "cli": {
         "core",
         "data",

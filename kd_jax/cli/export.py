@@ -108,10 +108,10 @@ def run(args: argparse.Namespace) -> None:
     if args.truncation is not None:
         psi = args.truncation
         options["truncation"] = psi if psi == "input" else _number(psi, "--truncation", float)
-    model = common.open_network(args.network, args)
+    model = common.open_network(args.network, args, generator=False)
     chosen, name = read_examples(model, args, options.get("size"))
     features = None
-    if args.dtype != "float32" and args.only != "mapping":
+    if args.dtype != "float32" and args.only != "mapping" and model.generates:
         features = open_features(model.interface, args.features)
     files = export(
         model,

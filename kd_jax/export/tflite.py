@@ -57,8 +57,12 @@ def build(program: Program) -> bytes:
             )
             contents: bytes = converter.convert()
         except Exception as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ValueError(f"{program.name} cannot be written as TFLite: {reason}") from error
+            # A stack trace is around the message.
+            reason = str(error).rpartition("error: ")[2].partition("\n")[0][:200]
+            hint = "" if program.batch else "; batch=1 (--batch 1) needs fewer operations"
+            raise ValueError(
+                f"{program.name} cannot be written as TFLite: {reason}{hint}"
+            ) from error
     return contents
 
 
