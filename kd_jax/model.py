@@ -103,7 +103,10 @@ def load(
             raise ValueError(
                 f"{path} holds one network with its description: {argument} does not fit it"
             )
-        return _load_exported(location, metadata[EXPORTED], packages)
+        exported = _load_exported(location, metadata[EXPORTED], packages)
+        if generator and not exported.generates:
+            raise ValueError(f"{path}: a generator of images is needed, not another network")
+        return exported
     if location.is_file():
         available = registry.parts(location)
         name = registry.choose(location, available, part)
@@ -186,7 +189,8 @@ def _load_exported(path: Path, text: str, packages: Sequence[str]) -> Model:
         {name: jnp.asarray(x, dtypes.get(name, x.dtype)) for name, x in arrays.items()}, sep="/"
     )
     check_variables(network, variables, *inputs, name=str(path))
-    return Model(network, variables, inputs, classes, True, {"file": path.name})
+    generates = len(output_shape(network, variables, inputs)) == 3
+    return Model(network, variables, inputs, classes, generates, {"file": path.name})
 
 
 def holds_checkpoints(folder: Path) -> bool:

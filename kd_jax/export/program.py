@@ -375,11 +375,12 @@ def _draw(
     """Values for an input."""
     if slot.name == "truncation":
         return np.asarray(random.uniform(0.3, 1))
-    shape = (count, *slot.shape[1:])
     if slot.name in ("labels", "tokens"):
+        lengths = [int(n) for n in slot.shape[1:]]
         if slot.dtype == "float32":
-            return np.eye(shape[1])[random.integers(shape[1], size=count)]
-        return random.integers(int(slot.values.rpartition(" ")[2]) + 1, size=shape)
+            return np.eye(lengths[0])[random.integers(lengths[0], size=count)]
+        largest = int(slot.values.rpartition(" ")[2])
+        return random.integers(largest + 1, size=(count, *lengths))
     if slot.name == "latents":
         return random.standard_normal((count, int(slot.shape[1])))
     channels = int(slot.shape[-1])

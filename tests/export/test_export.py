@@ -12,9 +12,10 @@ import onnx
 import onnxruntime
 import published
 import pytest
+from PIL import Image
 
 import kd_jax as kd
-from kd_jax.cli import main
+from kd_jax.cli import export as command_line, main
 from kd_jax.core.checks import UsageError
 from kd_jax.core.cost import parameter_count
 from kd_jax.core.files import file_lock, read_json
@@ -30,7 +31,7 @@ from kd_jax.export import (
     quantise,
 )
 from kd_jax.metrics.extractor import Extractor
-from kd_jax.models import dcgan, stylegan2, translation
+from kd_jax.models import dcgan, stylegan2, translation, waveform
 from kd_jax.ops import convolution, primitive
 from kd_jax.pretrained.io.safetensors import read_metadata
 
@@ -243,6 +244,31 @@ def test_arguments_that_an_exported_file_does_not_have_are_refused(folder):
         kd.load(path, "g")
     with pytest.raises(ValueError, match=r"options=.*width"):
         kd.load(path, options={"width": 3})
+
+
+def test_the_commands_examples_are_the_pictures_of_a_folder(tmp_path, capsys):
+    pictures = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    network = model_of(translation.resnet_generator(4, blocks=1), images)
+    command = ["network", "--out", "out", "--images"]
+    args = command_line.parser().parse_args([*command, f"folder:{tmp_path}"])
+    (inputs,), name = command_line.read_examples(network, args, (8, 4))
+    np.testing.assert_allclose(inputs, pictures[:, :, :4] / 127.5 - 1, atol=1e-6)
+    assert str(tmp_path.name) in name
+    args = command_line.parser().parse_args([*command, "none"])
+    assert command_line.read_examples(network, args, None)[0] is None
+    assert "artificial" in capsys.readouterr().out
+
+
+def test_a_network_of_waves_is_no_generator_of_images_when_it_is_loaded(tmp_path):
+    waves = jax.ShapeDtypeStruct((1, 8, 1), jnp.float32)
+    network = model_of(waveform.generator(2, 4, 1), waves, generates=False)
+    path = export(network, tmp_path / "out", ["safetensors"])["safetensors"].path
+    assert not kd.load(path).generates
+    with pytest.raises(ValueError, match=r"generator\.safetensors.*images"):
+        kd.load(path, generator=True)
 
 
 # ------------------------------------------------------------------ broken exports
