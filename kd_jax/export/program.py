@@ -261,8 +261,8 @@ def make_program(
     name = f"{part} of a generator" if part else "a generator"
     described = f"{name} of {interface.describe()}"
     if values_of_output != IMAGES:
-        made = " and ".join(slot.name for slot in slots)
-        described = f"a network from {made} to {values_of_output}"
+        inputs_text = " and ".join(slot.name for slot in slots)
+        described = f"a network from {inputs_text} to {values_of_output}"
     return Program(described, taken, output, apply, *own, draw, sides, least)
 
 
