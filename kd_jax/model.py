@@ -98,7 +98,15 @@ def load(
     """
     location = Path(path).expanduser()
     if location.is_file() and EXPORTED in (metadata := safetensors.read_metadata(location)):
-        return _load_exported(location, metadata[EXPORTED], packages)
+        if part is not None or options:
+            argument = f"part={part!r}" if part is not None else f"options={dict(options)}"
+            raise ValueError(
+                f"{path} holds one network with its description: {argument} does not fit it"
+            )
+        exported = _load_exported(location, metadata[EXPORTED], packages)
+        if generator and not exported.generates:
+            raise ValueError(f"{path}: a generator of images is needed, not another network")
+        return exported
     if location.is_file():
         available = registry.parts(location)
         name = registry.choose(location, available, part)
@@ -181,7 +189,8 @@ def _load_exported(path: Path, text: str, packages: Sequence[str]) -> Model:
         {name: jnp.asarray(x, dtypes.get(name, x.dtype)) for name, x in arrays.items()}, sep="/"
     )
     check_variables(network, variables, *inputs, name=str(path))
-    return Model(network, variables, inputs, classes, True, {"file": path.name})
+    generates = len(output_shape(network, variables, inputs)) == 3
+    return Model(network, variables, inputs, classes, generates, {"file": path.name})
 
 
 def holds_checkpoints(folder: Path) -> bool:

@@ -15,7 +15,8 @@ def generators() -> list[str]:
     """The names of golden files that hold a generator's state dict, and of the snapshots."""
     families = ("_g", "biggan_deep_hf", "rrdb", "srvgg", "resnet_affine", "stylegan3_")
     names = [path.stem for path in FILES if any(part in path.stem for part in families)]
-    names = [name for name in names if not name.startswith(("edm", "distill", "gan"))]
+    others = ("edm", "distill", "gan")
+    names = [name for name in names if not name.startswith(others) and "_d_" not in name]
     snapshots = [name for name in SNAPSHOTS if (FOLDER / "pkl" / f"{name}.pkl").exists()]
     return sorted(names) + snapshots
 

@@ -33,10 +33,12 @@ INSTALLED_FOR = {
     "tests": ["dev"],
 }
 INDIRECT = {  # requirements that no module here imports
+    "ai-edge-litert",  # runs TFLite files; imported by its name, as is TensorFlow
     "flatbuffers",  # jax.export writes files with it
     "importlib-resources",  # tensorflow-datasets needs it to prepare a data set
     "ipykernel",  # runs the notebooks
     "onnx-ir",  # of jax2onnx, which is installed without its requirements
+    "tensorflow",  # writes TFLite files
     "tensorboardx",  # writes the event files of a training
 }
 TOOLS = {"mypy", "pre-commit", "pytest-xdist", "ruff", "mkdocs-material", "mkdocstrings"}

@@ -2,24 +2,39 @@
 
     kd-jax export FILE_OR_DIR --out exported
     kd-jax export FILE_OR_DIR --out exported --to onnx,safetensors --dtype float16 --size any
+    kd-jax export FILE_OR_DIR --out exported --dtype int8 --images folder:PICTURES
     kd-jax export FILE_OR_DIR --out site --page --teacher TEACHER
 
-Formats: ONNX for onnxruntime, browsers and phones; StableHLO, which JAX reads for six months;
-safetensors, which kd-jax reads; and original, the state dict of the program that published the
-architecture. A file whose outputs differ from JAX's is not kept. With --page, the folder is a site
-that runs the generator in the browser. Exits with status 2 if an argument does not fit, or a file
-differs.
+Formats: ONNX for onnxruntime, browsers and phones; TFLite for LiteRT; StableHLO, which JAX reads
+for six months; safetensors, which kd-jax reads; and original, the state dict of the program that
+published the architecture. README.md beside them is their card. A file whose outputs differ from
+JAX's is not kept. With --page, the folder is a site that runs the generator in the browser. Exits
+with status 2 if an argument does not fit, or a file differs.
 """
 
 import argparse
+import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from kd_jax import data as kd_data
 from kd_jax.cli import common
-from kd_jax.export import DTYPES, FORMATS, Exported, export, page
+from kd_jax.core.files import naming
+from kd_jax.distillation.examples import image_inputs
+from kd_jax.distillation.measurement import open_features
+from kd_jax.evaluate.generator import split_part
+from kd_jax.export import DTYPES, FORMATS, INDEX, Exported, card, export, make_program, page
 from kd_jax.export.program import LABELS, PARTS
+from kd_jax.model import Model
+from kd_jax.models.families import find_family
+
+EXAMPLES = 128
+"""Images, of which one half calibrates an int8 file, and the other measures its quality."""
 
 PAGE = ("teacher", "runtime", "title")
 """The arguments of a page."""
@@ -43,7 +58,10 @@ def parser() -> argparse.ArgumentParser:
         "--to", default="onnx", metavar="FORMATS", help=f"of {', '.join(FORMATS)}; by default onnx"
     )
     result.add_argument(
-        "--dtype", choices=tuple(DTYPES), default="float32", help="of the weights; int8: of onnx"
+        "--dtype",
+        choices=tuple(DTYPES),
+        default="float32",
+        help="of the weights; of int8 activations have it too, where onnxruntime uses it",
     )
     result.add_argument(
         "--keep", action="append", default=[], metavar="LAYER", help="a layer that is not int8"
@@ -70,6 +88,24 @@ def parser() -> argparse.ArgumentParser:
         help="the npm package onnxruntime-web; by default it is fetched once",
     )
     site.add_argument("--title", help="of the page")
+    result.add_argument(
+        "--license", default="", metavar="TEXT", help="of the weights, for the card"
+    )
+    real = result.add_argument_group("the inputs that files are calibrated and compared on")
+    real.add_argument(
+        "--images",
+        metavar="DATA",
+        help="of a generator that takes images, what its inputs are made from: photos, digits, "
+        "folder:PATH, tfds:NAME, or none for artificial ones; by default photos, if the extra data "
+        "is installed",
+    )
+    real.add_argument("--split", default="test", help="the split of --images")
+    real.add_argument("--resize", action="store_true", help="convert images of other shapes")
+    real.add_argument(
+        "--features",
+        metavar="FILE",
+        help="weights for the Frechet distance of float16 and int8, as kd-jax distill has them",
+    )
     return result
 
 
@@ -89,12 +125,45 @@ def run(args: argparse.Namespace) -> None:
         options["truncation"] = psi if psi == "input" else _number(psi, "--truncation", float)
     if not args.page and (extra := [x for x in PAGE if getattr(args, x) is not None]):
         raise ValueError(f"--{extra[0]} is an argument of --page, which is absent")
-    model = common.open_network(args.network, args)
+    model = common.open_network(args.network, args, generator=False)
+    chosen, name = read_examples(model, args, options.get("size"))
+    features = None
+    if args.dtype != "float32" and args.only != "mapping" and model.generates:
+        features = open_features(model.interface, args.features)
     folder, formats = Path(args.out).expanduser(), args.to.split(",")
-    options = {"dtype": args.dtype, "keep": args.keep, **options}
-    if not args.page:
-        _print(export(model, folder, formats, **options).values(), args.dtype)
-        return
+    exporting = {
+        "dtype": args.dtype,
+        "keep": args.keep,
+        "examples": chosen,
+        "examples_name": name,
+        "features": features,
+    }
+    if args.page:
+        write_page(model, folder, formats, args, exporting, options)
+    else:
+        _print(export(model, folder, formats, **exporting, **options).values())
+    path, _ = split_part(Path(args.network).expanduser())
+    report = path / "report.md"
+    written = card.write(
+        folder,
+        INDEX,
+        model,
+        make_program(model, **options),
+        license=args.license,
+        report=report.read_text() if report.is_file() else "",
+    )
+    print(f"wrote {written}")
+
+
+def write_page(
+    model: Model,
+    folder: Path,
+    formats: Sequence[str],
+    args: argparse.Namespace,
+    exporting: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> None:
+    """Exports the generator with a page; `exporting` are arguments of `export`."""
     teacher = None
     if args.teacher is not None:
         # A part and the options are those of the other file.
@@ -107,25 +176,75 @@ def run(args: argparse.Namespace) -> None:
         teacher=teacher,
         runtime=args.runtime,
         title=args.title,
+        exporting=exporting,
         **options,
     )
-    _print(site.files.values(), args.dtype)
-    if site.teacher is not None:
-        _print([site.teacher], "float32")
+    _print([*site.files.values(), *([site.teacher] if site.teacher is not None else [])])
     print(
         f"wrote {site.path} with {site.directions} directions and a runtime of "
         f"{site.runtime / 1e6:.2f} MB: python -m http.server --directory {folder}"
     )
 
 
-def _print(files: Iterable[Exported], dtype: str) -> None:
+def _print(files: Iterable[Exported]) -> None:
     for file in files:
-        size, parity = file.path.stat().st_size, file.parity
+        size, parity, quality = file.path.stat().st_size, file.parity, file.quality
         print(
             f"wrote {file.path} ({size / 1e6:.2f} MB), up to {parity.difference:.1e} from JAX"
-            + (f", PSNR {parity.psnr:.1f} dB" if dtype != "float32" else "")
             + (f"; in float32: {', '.join(file.in_float)}" if file.in_float else "")
         )
+        if quality is not None:
+            print(f"  {quality.sentence()}")
+
+
+def read_examples(
+    model: Model, args: argparse.Namespace, size: int | tuple[int, int] | str | None
+) -> tuple[tuple[np.ndarray, ...] | None, str]:
+    """Inputs of a generator that takes images, made from real ones, and their description.
+
+    Args:
+      model: the generator.
+      args: the arguments.
+      size: of the program's images, as `kd_jax.export.make_program` takes it.
+
+    Returns:
+      The inputs; None for those that the export draws.
+
+    Raises:
+      ValueError, OSError: an argument does not fit.
+    """
+    if not model.generates or not model.interface.takes_images:
+        if args.images is not None:
+            raise ValueError(f"--images={args.images}: the generator does not take images")
+        return None, ""
+    interface = model.interface
+    if args.images == "none" or (args.images is None and not _has_photos()):
+        print("the inputs are artificial images: real ones are closer to use (--images)")
+        return None, ""
+    inputs, spec = image_inputs(interface, find_family(model.network)), args.images or "photos"
+    sides = interface.inputs[0].shape[1:3]
+    if isinstance(size, int | tuple):
+        sides = (size, size) if isinstance(size, int) else size
+    height, width = (interface.scale * side for side in sides)
+    with naming(f"read --images {spec}"):
+        source = kd_data.open_source(
+            spec,
+            "train" if spec.startswith("folder:") else args.split,
+            max(height, width),
+            inputs.channels,
+            resize=args.resize or spec == "photos",
+        )
+    # Evenly spaced, so that the halves are of different parts of the set.
+    numbers = np.unique(np.linspace(0, len(source) - 1, EXAMPLES).astype(int))
+    images = np.stack([source[int(number)]["image"] for number in numbers])
+    images = images[:, :height, :width]
+    examples = tuple(np.asarray(x) for x in jax.jit(inputs.make)(numbers, images))
+    return examples, source.name
+
+
+def _has_photos() -> bool:
+    """Whether the extra `data` is installed."""
+    return all(importlib.util.find_spec(name) for name in ("skimage", "tensorflow_datasets"))
 
 
 def parse_size(text: str) -> int | tuple[int, int] | str:

@@ -51,7 +51,9 @@ def build(program: Program) -> bytes:
         )
 
     # Without jit: what it has traced outside the converter is not in its operations.
-    with quiet(), _without_examples(), portable(), jax.disable_jit():
+    # The converter's layers of Flax add biases by promotion, which a user may have turned off.
+    promotion = jax.numpy_rank_promotion("allow")
+    with quiet(), _without_examples(), portable(), jax.disable_jit(), promotion:
         try:
             model = jax2onnx.to_onnx(
                 apply,

@@ -79,8 +79,7 @@ def write(
     teacher: Model | None = None,
     runtime: str | os.PathLike[str] | None = None,
     title: str | None = None,
-    dtype: str = "float32",
-    keep: Sequence[str] = (),
+    exporting: Mapping[str, Any] = {},
     **options: Any,
 ) -> Page:
     """Exports a generator with a page that shows it.
@@ -93,8 +92,7 @@ def write(
       runtime: the npm package onnxruntime-web as `.tgz` or as a folder; by default it is fetched,
         once, as `web_runtime.read` describes.
       title: of the page.
-      dtype: of the generator's weights, as of `export`.
-      keep: as of `export`.
+      exporting: further arguments of `export` for the generator, such as its `dtype`.
       **options: those of `make_program`.
 
     Raises:
@@ -114,8 +112,9 @@ def write(
     parts = web_runtime.read(None if runtime is None else Path(runtime).expanduser())
 
     path = Path(folder).expanduser()
-    files = export(model, path, formats, dtype=dtype, keep=keep, **options)
-    exported, dtypes = {"student": files["onnx"]}, {"student": dtype, "teacher": "float32"}
+    files = export(model, path, formats, **exporting, **options)
+    exported = {"student": files["onnx"]}
+    dtypes = {"student": exporting.get("dtype", "float32"), "teacher": "float32"}
     if teacher is not None:
         exported["teacher"] = export(teacher, path / TEACHER, **options)["onnx"]
 

@@ -43,6 +43,7 @@ TOLERANCES = {
     "float32": Tolerance(1e-4, 0.0),
     "float16": Tolerance(0.05, 40.0),
     "int8": Tolerance(math.inf, 20.0),
+    "int8-weights": Tolerance(math.inf, 25.0),
 }
 """By dtype of the weights. Those of fewer bits are of a float32 file that has parity."""
 
@@ -52,7 +53,11 @@ class ParityError(ValueError):
 
 
 def check(
-    program: Program, run: Callable[..., np.ndarray], what: str, dtype: str = "float32"
+    program: Program,
+    run: Callable[..., np.ndarray],
+    what: str,
+    dtype: str = "float32",
+    examples: Arrays | None = None,
 ) -> Parity:
     """Compares a file's outputs with those of the program.
 
@@ -65,12 +70,13 @@ def check(
       run: the function in the file.
       what: the file and its format, for messages.
       dtype: of the weights, a key of `TOLERANCES`.
+      examples: inputs to compare besides the drawn ones.
 
     Raises:
       ParityError: they differ by more than the tolerance; the message has the largest difference.
     """
     largest, peak, squares, low, high = 0.0, 0.0, [], math.inf, -math.inf
-    for inputs, expected, start, stop in _draws(program):
+    for inputs, expected, start, stop in _draws(program, examples):
         batch = [x[start:stop] if x.ndim else x for x in inputs]
         actual = np.asarray(run(*batch))
         reference = expected[start:stop]
@@ -98,14 +104,20 @@ def check(
     return result
 
 
-def _draws(program: Program) -> Iterator[tuple[Arrays, np.ndarray, int, int]]:
+def _draws(
+    program: Program, examples: Arrays | None
+) -> Iterator[tuple[Arrays, np.ndarray, int, int]]:
     """Inputs, JAX's outputs, and the examples that the file computes in one batch."""
     size = program.batch
     count = size * max(2, -(-COUNT // size)) if size else COUNT
     starts = [(at, at + size) for at in range(0, count, size)] if size else [(0, count), (1, 2)]
     apply = jax.jit(program.apply)
-    for variant in range(len(program.sides)):
-        inputs = program.draw(variant, count, variant)
+    drawn = [program.draw(variant, count, variant) for variant in range(len(program.sides))]
+    if examples is not None:
+        # As many again, or as there are.
+        rows = np.arange(count) % max(len(x) for x in examples if x.ndim)
+        drawn.append(tuple(x[rows] if x.ndim else x for x in examples))
+    for inputs in drawn:
         expected = np.asarray(apply(*inputs), np.float64)
         if not np.isfinite(expected).all():
             raise ParityError(f"{program.name} has outputs that are not finite")

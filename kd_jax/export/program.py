@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
+from kd_jax.core.family import Interface, output_shape
 from kd_jax.core.network import Network
 from kd_jax.core.types import Array, Variables
 from kd_jax.model import Model
+from kd_jax.models.classifier import Classifier
 
 BATCH, HEIGHT, WIDTH = "batch", "height", "width"
 
@@ -28,6 +30,12 @@ PARTS = ("mapping", "synthesis")
 """The parts of a style network."""
 
 LABELS = ("integer", "one-hot")
+
+PICTURES = ("images", "masks")
+"""Inputs with a height and a width, which are equal."""
+
+IMAGES = "-1 to 1"
+"""The values of images, in words."""
 
 LARGEST_MULTIPLE = 1 << 9
 """The largest multiple of image sides that is tried."""
@@ -149,7 +157,8 @@ def make_program(
     """The program of a generator.
 
     Args:
-      model: a generator of images from latents or from images, perhaps with labels.
+      model: a generator of images from latents or from images, perhaps with labels, masks or
+        tokens; a generator of waves from waves; or a classifier of images.
       batch: the examples in a batch; by default any number.
       size: for a generator that takes images, their sides `(height, width)`, one number for both,
         or "any"; by default those that the model describes.
@@ -160,12 +169,9 @@ def make_program(
       options: further keyword options of the network's `apply`, such as `{"noise": "none"}`.
 
     Raises:
-      ValueError: it is not a generator of images, or an argument does not fit it; nothing is
-        computed before.
+      ValueError: it is another network, or an argument does not fit it; nothing is computed before.
     """
-    if not model.generates:
-        raise ValueError(f"a generator is needed, not {model.info.get('kind', 'this network')}")
-    interface = model.interface
+    interface, values_of_output = _interface(model)
     if batch is not None and batch < 1:
         raise ValueError(f"batch={batch} is not positive")
     if labels not in LABELS:
@@ -182,10 +188,21 @@ def make_program(
     names: tuple[int | str, ...] = (batch or BATCH,)
     images, sides, least = _image_axes(model, size)
     slots: list[Slot] = []
-    for like in interface.inputs:
-        if len(like.shape) == 4:
-            slots.append(Slot("images", (*names, *images, like.shape[3]), "float32", "-1 to 1"))
-        elif jnp.issubdtype(like.dtype, jnp.integer):
+    for number, like in enumerate(interface.inputs):
+        whole = jnp.issubdtype(like.dtype, jnp.integer)
+        if len(like.shape) == 4 and number and like.shape[3] == 1:
+            slots.append(Slot("masks", (*names, *images, 1), "float32", "0 or 1, 1 where unknown"))
+        elif len(like.shape) == 4:
+            slots.append(Slot("images", (*names, *images, like.shape[3]), "float32", IMAGES))
+        elif len(like.shape) == 3:
+            slots.append(Slot("waves", (*names, *like.shape[1:]), "float32", IMAGES))
+        elif whole and len(like.shape) == 2:
+            vocabulary = getattr(model.network.module, "vocabulary", None)
+            if vocabulary is None:
+                raise ValueError("the generator takes tokens, and does not state its vocabulary")
+            shape = (*names, like.shape[1])
+            slots.append(Slot("tokens", shape, "int32", f"0 to {vocabulary - 1}"))
+        elif whole:
             shape = (*names, interface.classes) if labels == "one-hot" else names
             values = "one 1 per row" if labels == "one-hot" else f"0 to {interface.classes - 1}"
             dtype = "float32" if labels == "one-hot" else "int32"
@@ -199,7 +216,7 @@ def make_program(
         slots.append(Slot("truncation", (), "float32", "0 to 1"))
 
     def sample(random: np.random.Generator, count: int, sides: tuple[int, int]) -> Arrays:
-        return tuple(_draw(slot, random, count, sides, interface.classes) for slot in slots)
+        return tuple(_draw(slot, random, count, sides) for slot in slots)
 
     def arguments(inputs: tuple[Any, ...]) -> tuple[list[Any], dict[str, Any]]:
         named = dict(zip((slot.name for slot in slots), inputs, strict=True))
@@ -235,21 +252,41 @@ def make_program(
         )
         outputs = interface.output
     shape = (*names, *outputs)
-    if not part and interface.takes_images and isinstance(images[0], str):
+    if len(outputs) == 3 and not part and interface.takes_images and isinstance(images[0], str):
         factors = [n // m for n, m in zip(outputs[:2], sides[0], strict=True)]
         axes = (_times(axis, factor) for axis, factor in zip(images, factors, strict=True))
         shape = (*names, *axes, outputs[2])
-    output = Slot("output", shape, "float32", "styles" if part == "mapping" else "-1 to 1")
+    output = Slot("output", shape, "float32", "styles" if part == "mapping" else values_of_output)
     draw = sample_styles if part == "synthesis" else sample
     name = f"{part} of a generator" if part else "a generator"
     described = f"{name} of {interface.describe()}"
+    if values_of_output != IMAGES:
+        inputs_text = " and ".join(slot.name for slot in slots)
+        described = f"a network from {inputs_text} to {values_of_output}"
     return Program(described, taken, output, apply, *own, draw, sides, least)
+
+
+def _interface(model: Model) -> tuple[Interface, str]:
+    """The inputs and the output of a network that can be exported, and the values of its output."""
+    inputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in model.inputs)
+    output = output_shape(model.network, model.variables, inputs)
+    interface = Interface(inputs, output, model.classes)
+    if model.generates and len(output) == 3:
+        return interface, IMAGES
+    if len(output) == 2 and len(inputs[0].shape) == 3:
+        return interface, "waves"
+    if isinstance(model.network.module, Classifier):
+        return interface, "logits"
+    raise ValueError(
+        f"a generator is needed, not {model.info.get('kind', 'this network')}: its outputs have "
+        f"shape {list(output)}"
+    )
 
 
 def _structs(slots: list[Slot], sides: tuple[int, int]) -> list[jax.ShapeDtypeStruct]:
     """The inputs of a batch of one."""
     shapes = [
-        (1, *sides, slot.shape[3]) if slot.name == "images" else (1, *slot.shape[1:])
+        (1, *sides, slot.shape[3]) if slot.name in PICTURES else (1, *slot.shape[1:])
         for slot in slots
     ]
     return [
@@ -277,19 +314,21 @@ def _image_axes(
     model: Model, size: int | tuple[int, int] | str | None
 ) -> tuple[tuple[int | str, int | str], tuple[tuple[int, int], ...], dict[str, int]]:
     """Height and width of the input images, the sides of images to draw, and the least names."""
-    interface = model.interface
+    interface, _ = _interface(model)
     if not interface.takes_images:
         if size is not None:
             raise ValueError(f"size={size}: the generator takes {interface.describe()}")
         return (1, 1), ((1, 1),), {}
-    first, *others = interface.inputs
-    height, width, channels = first.shape[1:]
+    height, width = interface.inputs[0].shape[1:3]
 
     def accepts(sides: tuple[int, int]) -> bool:
-        images = jax.ShapeDtypeStruct((1, *sides, channels), first.dtype)
+        images, *rest = (
+            jax.ShapeDtypeStruct((1, *sides, x.shape[3]) if len(x.shape) == 4 else x.shape, x.dtype)
+            for x in interface.inputs
+        )
         try:
             jax.eval_shape(
-                lambda v, *x: model.network.apply(v, *x)[0], model.variables, images, *others
+                lambda v, *x: model.network.apply(v, *x)[0], model.variables, images, *rest
             )
         except (ValueError, TypeError):
             return False
@@ -331,17 +370,25 @@ def _times(axis: int | str, factor: int) -> int | str:
 
 
 def _draw(
-    slot: Slot, random: np.random.Generator, count: int, sides: tuple[int, int], classes: int
+    slot: Slot, random: np.random.Generator, count: int, sides: tuple[int, int]
 ) -> np.ndarray:
     """Values for an input."""
     if slot.name == "truncation":
         return np.asarray(random.uniform(0.3, 1))
-    if slot.name == "labels":
-        chosen = random.integers(classes, size=count)
-        return np.eye(classes)[chosen] if len(slot.shape) == 2 else chosen
+    if slot.name in ("labels", "tokens"):
+        lengths = [int(n) for n in slot.shape[1:]]
+        if slot.dtype == "float32":
+            return np.eye(lengths[0])[random.integers(lengths[0], size=count)]
+        largest = int(slot.values.rpartition(" ")[2])
+        return random.integers(largest + 1, size=(count, *lengths))
     if slot.name == "latents":
         return random.standard_normal((count, int(slot.shape[1])))
+    channels = int(slot.shape[-1])
+    spans = sides if slot.name in PICTURES else (int(slot.shape[1]), 1)
     # Patches of 4x4 pixels and noise: neither flat nor white.
-    coarse = random.uniform(-1, 1, (count, *(-(-n // 4) for n in sides), int(slot.shape[3])))
-    patches = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, : sides[0], : sides[1]]
-    return np.clip(patches + 0.1 * random.standard_normal(patches.shape), -1, 1)
+    coarse = random.uniform(-1, 1, (count, *(-(-n // 4) for n in spans), channels))
+    patches = coarse.repeat(4, axis=1).repeat(4, axis=2)[:, : spans[0], : spans[1]]
+    if slot.name == "masks":
+        return patches > 0.5
+    values = np.clip(patches + 0.1 * random.standard_normal(patches.shape), -1, 1)
+    return values[:, :, 0] if slot.name == "waves" else values

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import jax
@@ -11,12 +12,26 @@ import onnx
 import onnxruntime
 import published
 import pytest
+from PIL import Image
 
 import kd_jax as kd
-from kd_jax.cli import main
+from kd_jax.cli import export as command_line, main
 from kd_jax.core.checks import UsageError
-from kd_jax.export import INDEX, ParityError, export, make_program, onnx as onnx_format
-from kd_jax.models import dcgan, stylegan2, translation
+from kd_jax.core.cost import parameter_count
+from kd_jax.core.files import file_lock, read_json
+from kd_jax.export import (
+    INDEX,
+    ParityError,
+    card,
+    export,
+    make_program,
+    onnx as onnx_format,
+    parity,
+    quality,
+    quantise,
+)
+from kd_jax.metrics.extractor import Extractor
+from kd_jax.models import dcgan, stylegan2, translation, waveform
 from kd_jax.ops import convolution, primitive
 from kd_jax.pretrained.io.safetensors import read_metadata
 
@@ -124,6 +139,138 @@ def test_float16_halves_the_file(model, folder, tmp_path):
     assert {x.dtype for x in jax.tree.leaves(again.variables)} == {jnp.dtype("float32")}
 
 
+# ------------------------------------------------------------------ fewer bits and real inputs
+
+
+def test_weights_in_int8_are_rounded_by_channels_of_the_output(model, folder):
+    contents = (folder / "generator.onnx").read_bytes()
+    program = make_program(model)
+    small = quantise.to_int8(contents, program, calibration=program.draw(0, 2))
+    graph = onnx.load_from_string(small.contents).graph
+    # A DCGAN has transposed convolutions and a layer of latents, which are not in integers.
+    assert {node.op_type for node in graph.node}.isdisjoint({"QuantizeLinear"})
+    arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
+    before = [np.asarray(x) for x in jax.tree.leaves(model.variables)]
+    steps = [node for node in graph.node if node.op_type == "DequantizeLinear"]
+    readers = {value: node for node in graph.node for value in node.input}
+    assert steps
+    for step in steps:
+        values, scale = (arrays[name] for name in step.input)
+        axis = step.attribute[0].i
+        # [in, out, height, width] of a transposed convolution, [in, out] of a product.
+        assert axis == 1
+        assert readers[step.output[0]].op_type in ("ConvTranspose", "Gemm", "MatMul")
+        others = tuple(n for n in range(values.ndim) if n != axis)
+        np.testing.assert_array_equal(np.abs(values).max(axis=others), 127)
+        shape = [-1 if n == axis else 1 for n in range(values.ndim)]
+        rounded = np.sort((values * scale.reshape(shape)).ravel())
+        distances = [
+            np.abs(np.sort(x.ravel()) - rounded).max() for x in before if x.size == values.size
+        ]
+        assert min(distances) <= scale.max() * 0.501
+
+
+def test_the_loss_of_quality_is_that_of_known_errors(model):
+    program = make_program(model)
+
+    def run(*inputs):
+        return np.asarray(program.apply(*inputs)) + np.float32(0.1)
+
+    inside = np.asarray(program.apply(*program.draw(2000, quality.COUNT)))
+    assert np.abs(inside).max() < 0.9
+    means = Extractor("means", lambda x: x.mean(axis=(1, 2, 3))[:, None] * [1.0, 2.0], None)
+    result = quality.measure(program, run, quality.drawn_inputs(program), means)
+    assert result.psnr == pytest.approx(10 * math.log10(2**2 / 0.1**2), abs=1e-3)
+    # The same covariances, and means that differ by (0.1, 0.2).
+    assert result.frechet == pytest.approx(0.01 + 0.04, rel=1e-3)
+    assert (result.examples, result.features) == (quality.COUNT, "means")
+
+
+def test_examples_are_calibrated_on_in_one_half_and_compared_in_the_other(model):
+    program = make_program(model)
+    rows = np.arange(42, dtype=np.float64).reshape(7, 6)
+    inputs = quality.split_inputs(program, [rows], "rows")
+    np.testing.assert_array_equal(inputs.calibration[0], rows[:3])
+    np.testing.assert_array_equal(inputs.measured[0], rows[3:6])
+    assert inputs.measured[0].dtype == np.float32
+
+    def run(z):
+        return np.asarray(program.apply(z)) + 0.5 * (z.max() > 20)
+
+    parity.check(program, run, "it")
+    with pytest.raises(ParityError):
+        parity.check(program, run, "it", examples=inputs.measured)
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [([np.zeros((4, 5))], "latents.*5"), ([np.zeros((1, 6))], "1.*2"), ([], "latents")],
+)
+def test_examples_that_do_not_fit_are_named(examples, message, model, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export(model, tmp_path / "out", examples=examples)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_index_lists_the_files_with_their_parity(model, tmp_path):
+    first = export(model, tmp_path / "out", ["safetensors"], dtype="float16")
+    export(model, tmp_path / "out", ["original"], dtype="float16")
+    files = read_json(tmp_path / "out" / INDEX, checked=True)["files"]
+    assert files.keys() == {"safetensors", "original"}
+    file = first["safetensors"]
+    assert files["safetensors"]["bytes"] == file.path.stat().st_size
+    assert files["safetensors"]["quality"]["psnr"] == file.quality.psnr > 40
+
+
+def test_files_of_a_killed_export_are_removed(model, tmp_path):
+    export(model, tmp_path, ["safetensors"])
+    names = {file.name for file in tmp_path.iterdir()}
+    leftovers = [".generator.123.onnx", ".generator.original.7.safetensors"]
+    for name in (*leftovers, ".other.onnx"):
+        (tmp_path / name).write_bytes(b"half of a file")
+    export(model, tmp_path, ["safetensors"])
+    assert {file.name for file in tmp_path.iterdir()} == {*names, ".other.onnx"}
+
+
+def test_a_folder_that_another_process_exports_to_is_refused(model, tmp_path):
+    export(model, tmp_path, ["safetensors"])
+    with file_lock(tmp_path), pytest.raises(UsageError, match="another process"):
+        export(model, tmp_path, ["safetensors"])
+
+
+def test_arguments_that_an_exported_file_does_not_have_are_refused(folder):
+    path = folder / "generator.safetensors"
+    with pytest.raises(ValueError, match=r"generator\.safetensors.*part='g'"):
+        kd.load(path, "g")
+    with pytest.raises(ValueError, match=r"options=.*width"):
+        kd.load(path, options={"width": 3})
+
+
+def test_the_commands_examples_are_the_pictures_of_a_folder(tmp_path, capsys):
+    pictures = np.random.default_rng(0).integers(256, size=(6, 8, 8, 3), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    images = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    network = model_of(translation.resnet_generator(4, blocks=1), images)
+    command = ["network", "--out", "out", "--images"]
+    args = command_line.parser().parse_args([*command, f"folder:{tmp_path}"])
+    (inputs,), name = command_line.read_examples(network, args, (8, 4))
+    np.testing.assert_allclose(inputs, pictures[:, :, :4] / 127.5 - 1, atol=1e-6)
+    assert str(tmp_path.name) in name
+    args = command_line.parser().parse_args([*command, "none"])
+    assert command_line.read_examples(network, args, None)[0] is None
+    assert "artificial" in capsys.readouterr().out
+
+
+def test_a_network_of_waves_is_no_generator_of_images_when_it_is_loaded(tmp_path):
+    waves = jax.ShapeDtypeStruct((1, 8, 1), jnp.float32)
+    network = model_of(waveform.generator(2, 4, 1), waves, generates=False)
+    path = export(network, tmp_path / "out", ["safetensors"])["safetensors"].path
+    assert not kd.load(path).generates
+    with pytest.raises(ValueError, match=r"generator\.safetensors.*images"):
+        kd.load(path, generator=True)
+
+
 # ------------------------------------------------------------------ broken exports
 
 
@@ -185,7 +332,8 @@ def test_other_formats_of_the_same_export_remain(model, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"formats": ["tflite"]}, "tflite.*onnx, stablehlo"),
+        ({"formats": ["gif"]}, "gif.*onnx, tflite, stablehlo"),
+        ({"formats": ["tflite"], "dtype": "int8"}, "int8.*tflite.*float32"),
         ({"formats": []}, "onnx"),
         ({"formats": ["stablehlo"], "dtype": "int8"}, "int8.*stablehlo.*float32"),
         ({"keep": ["a"]}, "keep"),
@@ -293,6 +441,66 @@ def test_labels_truncation_and_parts_are_inputs():
     np.testing.assert_allclose(synthesis.apply(styles), images, rtol=1e-5, atol=1e-5)
 
 
+REPORT = """# Distillation
+
+The student needs **3.0 times fewer multiply-accumulates**.
+
+## Networks
+
+| network | L1 |
+| --- | ---: |
+| student | 0.2465 |
+
+## Examples
+
+![](examples.png)
+"""
+
+
+def test_the_card_states_the_files_and_runs(model, folder, monkeypatch):
+    info = {"configuration": {"teacher": "e5f26faa"}}
+    program = make_program(model)
+    path = card.write(
+        folder, INDEX, model._replace(info=info), program, license="CC-BY 4.0", report=REPORT
+    )
+    text = path.read_text()
+    index = read_json(folder / INDEX, checked=True)
+    stated = ["CC-BY 4.0", "e5f26faa", index["variables"], "**3.0 times", "| student | 0.2465 |"]
+    stated += ["`[batch, 6]`", "`[batch, 16, 16, 1]`", "standard normal", "-1 to 1", "six months"]
+    stated += ["onnxruntime-web", "onnxruntime-android", "Float32Array(6)", "longArrayOf(1, 6)"]
+    stated += [f"{parameter_count(model.variables):,} parameters"]
+    for file in index["files"].values():
+        size = (folder / file["file"]).stat().st_size
+        stated.append(
+            f"`{file['file']}` | {size / 1e6:.2f} MB | {file['parity']['difference']:.1e}"
+        )
+    assert [x for x in stated if x not in text] == []
+    assert "examples.png" not in text
+    timed = [line for line in text.splitlines() if line.endswith(" ms |")]
+    assert [line.split(" | ")[:2] for line in timed] == [
+        [f"| {name}", str(n)] for n in (1, 16) for name in ("JAX", "onnxruntime", "StableHLO")
+    ]
+    monkeypatch.chdir(folder)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    z = np.random.default_rng(0).standard_normal((1, 6)).astype(np.float32)
+    assert peak_share(names["output"], expected(model, (z,))) < 1e-5
+    assert (names["pixels"].dtype, names["pixels"].shape) == (np.uint8, (1, 16, 16, 1))
+    path.unlink()
+
+
+def test_a_card_without_licence_and_teacher_says_so(model, tmp_path):
+    export(model, tmp_path, ["safetensors"], batch=2)
+    program = make_program(model, batch=2)
+    text = card.write(tmp_path, INDEX, model, program).read_text()
+    assert "not stated" in text
+    assert not any(word in text for word in ("teacher", "Distillation", "```", "six months"))
+    assert next(line for line in text.splitlines() if line.endswith(" ms |")).startswith(
+        "| JAX | 2 "
+    )
+
+
 def test_draws_depend_on_the_seed_only(model):
     program = make_program(model)
     (a,), (b,), (c,) = (program.draw(seed, 2) for seed in (0, 0, 1))
@@ -303,13 +511,21 @@ def test_draws_depend_on_the_seed_only(model):
 def test_the_command_writes_files_and_says_how_they_differ(tmp_path, capsys):
     source = published.write_dcgan(tmp_path / "g.safetensors")
     main(["export", str(source), "--out", str(tmp_path / "out"), "--to", "onnx,original"])
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
     assert ["generator.onnx" in lines[0], "generator.original" in lines[1]] == [True, True]
     assert all("from JAX" in line for line in lines)
+    assert "README.md" in last
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--to", "gif"], ["--batch", "some"], ["--size", "1x2x3"], ["--truncation", "x"]]
+    "arguments",
+    [
+        ["--to", "gif"],
+        ["--batch", "some"],
+        ["--size", "1x2x3"],
+        ["--truncation", "x"],
+        ["--images", "photos"],
+    ],
 )
 def test_the_command_refuses_in_one_line(arguments, tmp_path, capsys):
     source = published.write_dcgan(tmp_path / "g.safetensors")

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import onnx
+import onnxruntime
 import published
 import pytest
 from export.test_export import latents, model_of
@@ -13,7 +14,9 @@ from kd_jax.export import export, make_program, onnx as onnx_format, parity
 from kd_jax.models import (
     biggan,
     biggan_deep,
+    classifier,
     dcgan,
+    inpainting,
     mlp,
     r3gan,
     realesrgan,
@@ -22,8 +25,10 @@ from kd_jax.models import (
     stylegan2,
     stylegan3,
     superres,
+    text,
     tinygan,
     translation,
+    waveform,
 )
 from kd_jax.models.families import FAMILIES, family_of
 from kd_jax.pretrained.io.containers import read
@@ -110,8 +115,60 @@ def test_each_family_is_onnx_with_any_batch_and_size(name, tmp_path):
 
 
 def test_each_family_is_among_them():
-    names = {name.split(" ")[0].rstrip(",") for name in (*LATENTS, *IMAGES)}
+    names = {name.split(" ")[0].rstrip(",") for name in (*LATENTS, *IMAGES)} | {"inpainting"}
     assert names == {family.name for family in FAMILIES}
+
+
+WAVES = jax.ShapeDtypeStruct((1, 16, 2), jnp.float32)
+TOKENS = jax.ShapeDtypeStruct((1, 5), jnp.int32)
+MASKS = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
+OTHERS = {
+    "waveform": (
+        lambda: model_of(waveform.generator(4, 4, 1, channels=2), WAVES, generates=False),
+        ["waves"],
+        ["batch", 64, 2],
+    ),
+    "classifier": (
+        lambda: model_of(classifier.classifier(5, 4), images(16), generates=False),
+        ["images"],
+        ["batch", 5],
+    ),
+    "text": (
+        lambda: model_of(
+            text.generator(8, 4, vocabulary=7, length=5, embedding=4), latents(1, 6), TOKENS
+        ),
+        ["latents", "tokens"],
+        None,
+    ),
+    "inpainting": (
+        lambda: model_of(
+            inpainting.gated_generator(4, dilations=(2,), residual=False), images(16), MASKS
+        ),
+        ["images", "masks"],
+        ["batch", 16, 16, 3],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_inputs_and_outputs_are_onnx(name, tmp_path):
+    make, inputs, output = OTHERS[name]
+    model = make()
+    file = export(model, tmp_path / "out")["onnx"]
+    assert 0 < file.parity.difference < 2e-5 * file.parity.peak
+    graph = onnx.load(file.path).graph
+    assert [value.name for value in graph.input] == inputs
+    axes = [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
+    assert axes == output or output is None
+    drawn = dict(zip(inputs, make_program(model).draw(0, 3), strict=True))
+    session = onnxruntime.InferenceSession(file.path)
+    reference = model.network.apply(model.variables, *drawn.values())[0]
+    np.testing.assert_allclose(session.run(None, drawn)[0], reference, rtol=1e-4, atol=1e-5)
+    if name == "text":
+        assert set(np.unique(drawn["tokens"])) <= set(range(7))
+    if name == "inpainting":
+        assert set(np.unique(drawn["masks"])) == {0, 1}
 
 
 @pytest.mark.slow
@@ -134,6 +191,12 @@ def test_int8_is_near_and_says_what_stays_in_float(name, last, tmp_path):
     ]
     sizes = {x.name: np.prod(x.dims) for x in graph.initializer}
     assert max(sizes.get(scale, 1) for scale in scales) > 1  # per channel
+    weights = export(model, tmp_path / "weights", dtype="int8-weights")["onnx"]
+    assert weights.parity.psnr >= small.parity.psnr
+    operations = {node.op_type for node in onnx.load(weights.path).graph.node}
+    assert "QuantizeLinear" not in operations
+    # Of a DCGAN nothing is computed in integers.
+    assert ("QuantizeLinear" in {node.op_type for node in graph.node}) == (name != "dcgan")
     with pytest.raises(ValueError, match=r"other.*node"):
         export(model, tmp_path / "none", dtype="int8", keep=["other"])
 

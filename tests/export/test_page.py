@@ -649,7 +649,7 @@ def test_a_page_of_super_resolution(browser, runtime, serve, tmp_path):
 def test_a_page_of_translation(browser, runtime, serve, tmp_path):
     model = model_of(translation.unet_generator(4, downs=3), images(32))
     folder = tmp_path / "site"
-    page.write(model, folder, teacher=model, batch=2, dtype="float16")
+    page.write(model, folder, teacher=model, batch=2, exporting={"dtype": "float16"})
     site = serve(folder)
     text = visit(browser, site)
     assert "Teacher" in text
