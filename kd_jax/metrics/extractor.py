@@ -28,6 +28,9 @@ from kd_jax.pretrained.io.containers import read
 
 _LEARNING_RATE = 1e-3
 
+PIXELS = 64 * 128**2
+"""The most pixels in a pass of a network that takes images of any size: features need memory."""
+
 
 class Extractor(NamedTuple):
     """A named function from images to features.
@@ -185,7 +188,7 @@ def inception(
         return apply(variables, prepare(images))
 
     name = f"inception-{convention}{'' if quantise else '-unquantised'}-{digest}"
-    return _in_batches(name, outputs, batch, check=_check_images)
+    return _in_batches(name, outputs, batch, check=_check_images, pixels=sys.maxsize)
 
 
 def trunk(path: str | os.PathLike[str], batch: int = 64) -> Extractor:
@@ -337,17 +340,22 @@ def _in_batches(
     outputs: Callable[[np.ndarray], Mapping[str, Array]],
     batch: int,
     check: Callable[[np.ndarray, int], None] = lambda images, first: None,
+    pixels: int = PIXELS,
 ) -> Extractor:
-    """An extractor that calls `outputs` with full batches; the last one is padded with zeros."""
+    """An extractor that calls `outputs` with full batches; the last one is padded with zeros.
+
+    A batch has at most `batch` images, and `pixels` unless it has a single image.
+    """
 
     def run(images: Any) -> dict[str, np.ndarray]:
         if not len(images):
             raise ValueError("there are no images")
-        parts = []
-        for start in range(0, len(images), batch):
-            part = np.asarray(images[start : start + batch])
+        area = max(1, int(np.prod(images[0].shape[:2])))
+        parts, size = [], max(1, min(batch, pixels // area))
+        for start in range(0, len(images), size):
+            part = np.asarray(images[start : start + size])
             check(part, start)
-            padding = ((0, batch - len(part)), *((0, 0),) * (part.ndim - 1))
+            padding = ((0, size - len(part)), *((0, 0),) * (part.ndim - 1))
             padded = outputs(np.pad(part, padding))
             parts.append({key: np.asarray(value)[: len(part)] for key, value in padded.items()})
         return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}

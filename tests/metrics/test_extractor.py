@@ -148,6 +148,21 @@ def test_random_features_are_the_same_everywhere():
         first.features(2 * images + 3)
 
 
+def test_a_pass_of_large_images_has_few_of_them():
+    passes = []
+
+    def outputs(images):
+        passes.append(images.shape)
+        return {"features": images.mean(axis=(1, 2))}
+
+    opened = extractor._in_batches("means", outputs, 8, pixels=4 * 32 * 16)
+    for side, size in ((8, 8), (32, 4), (64, 2), (256, 1)):
+        images = np.random.default_rng(side).uniform(-1, 1, (9, side, 16, 3)).astype(np.float32)
+        np.testing.assert_array_equal(opened.features(images), images.mean(axis=(1, 2)))
+        assert passes == [(size, side, 16, 3)] * -(-9 // size)
+        passes.clear()
+
+
 def test_files_of_trained_trunks_are_extractors(tmp_path):
     """The pooled last features of the original AlexNet, and how a file is recognised."""
     paths = [path for path in FILES if path.stem == "lpips_alex_a"]
