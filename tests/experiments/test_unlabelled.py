@@ -87,7 +87,7 @@ def test_from_unlabelled_images_to_the_report(name, folder, tmp_path):
     ("name", "changes", "message"),
     [
         ("digits", {"features": "classifier"}, r"'classifier' needs labels, .* 'random' needs"),
-        ("stylegan2", {"features": "nowhere.pth"}, r"'nowhere\.pth' is neither .* Inception"),
+        ("stylegan2", {"features": "nowhere.pth"}, r"'nowhere\.pth' is neither .* of weights"),
         ("biggan", {}, "one class, and BigGAN is class-conditional"),
         ("objectives", {}, "one class; the methods are compared class-conditionally"),
         ("objectives", {"features": "none"}, "'none': the methods are compared by a distance"),
