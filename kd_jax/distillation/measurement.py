@@ -14,7 +14,7 @@ from kd_jax.data.source import Source, to_float
 from kd_jax.distillation.examples import Examples
 from kd_jax.evaluate import measure
 from kd_jax.evaluate.generator import EvaluatedGenerator, draw, sampler
-from kd_jax.metrics.extractor import Extractor, Perceptual, from_file, random_network
+from kd_jax.metrics.extractor import PIXELS, Extractor, Perceptual, from_file, random_network
 from kd_jax.metrics.image_quality import psnr
 from kd_jax.metrics.kid import kid
 from kd_jax.model import Model
@@ -85,9 +85,10 @@ class Measurement(NamedTuple):
         if not np.array_equal(images, answers):  # not of the teacher itself
             result["psnr"] = _mean_psnr(ours, theirs)
             if self.perceptual is not None and not few:
+                size = max(1, min(16, PIXELS // (ours.shape[1] * ours.shape[2])))
                 parts = [
-                    np.asarray(self.perceptual.distance(ours[i : i + 16], theirs[i : i + 16]))
-                    for i in range(0, len(ours), 16)
+                    np.asarray(self.perceptual.distance(ours[i : i + size], theirs[i : i + size]))
+                    for i in range(0, len(ours), size)
                 ]
                 result["lpips"] = _mean(np.concatenate(parts))
         if few:

@@ -59,6 +59,7 @@ def build(program: Program) -> bytes:
         except Exception as error:
             # A stack trace is around the message.
             reason = str(error).rpartition("error: ")[2].partition("\n")[0][:200]
+            reason = reason or type(error).__name__
             hint = "" if program.batch else "; batch=1 (--batch 1) needs fewer operations"
             raise ValueError(
                 f"{program.name} cannot be written as TFLite: {reason}{hint}"

@@ -1,5 +1,7 @@
 """Padding of images with their own pixels, and cropping."""
 
+from functools import partial
+
 import jax
 
 from kd_jax.core.types import Array
@@ -25,11 +27,7 @@ def pad(x: Array, around: tuple[tuple[int, int], tuple[int, int]], mode: str) ->
     if x.ndim != 4 or mode not in MODES:
         raise ValueError(f"pad: images [B, H, W, C] and a mode of {MODES}, not {x.shape}, {mode!r}")
     for axis, (before, after) in enumerate(around, 1):
-        side = x.shape[axis]
-
-        def part(start: int, stop: int, axis: int = axis) -> Array:
-            return jax.lax.slice_in_dim(x, start, stop, axis=axis)  # noqa: B023
-
+        side, part = x.shape[axis], partial(jax.lax.slice_in_dim, x, axis=axis)
         if mode == "reflect" and max(before, after) >= side:
             raise ValueError(f"pad: {(before, after)} mirrored pixels of a side of {side}")
         if mode == "edge":
