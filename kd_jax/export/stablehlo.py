@@ -3,6 +3,7 @@
 JAX promises to read them for six months: they are a cache of a compiled program, not an archive.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,13 +26,13 @@ def build(program: Program) -> bytes:
     Raises:
       UsageError: `flatbuffers` is missing, by which JAX writes them.
     """
+    # JAX imports it when it serializes, after the tracing, and raises an error of another kind.
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UsageError(f"StableHLO needs flatbuffers, which is not installed: {INSTALL}")
     with portable():
         export = jax_export.export(jax.jit(lambda *x: program.apply(*x)), platforms=PLATFORMS)
         exported = export(*program.arguments())
-    try:
-        return bytes(exported.serialize())
-    except ModuleNotFoundError as error:
-        raise UsageError(f"StableHLO needs {error.name}: {INSTALL}") from None
+    return bytes(exported.serialize())
 
 
 def load(path: Path) -> Callable[..., np.ndarray]:

@@ -386,6 +386,13 @@ def test_a_missing_package_is_named_with_both_commands(model, monkeypatch, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_stablehlo_names_the_package_that_jax_misses(model, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    with pytest.raises(UsageError, match=r"flatbuffers.*kd_jax\[export\]"):
+        export(model, tmp_path / "out", ["stablehlo"])
+    assert not (tmp_path / "out").exists()
+
+
 def test_sizes_that_a_network_refuses_are_named():
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     network = translation.unet_generator(4, downs=3)
