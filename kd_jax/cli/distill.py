@@ -151,6 +151,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         perceptual=args.perceptual,
         batch_size=args.batch,
         learning_rate=args.learning_rate,
+        folder=args.out,
         teacher_discriminator=choices.file_discriminator(path, teacher.interface),
     )
     for line in distillation.choices:

@@ -9,9 +9,10 @@ import jax
 import optax
 
 from kd_jax import data as kd_data
+from kd_jax.core import cost
 from kd_jax.core.architecture import describe
 from kd_jax.core.family import Family, Interface
-from kd_jax.core.files import naming
+from kd_jax.core.files import naming, read_json
 from kd_jax.core.network import CONNECTORS, Network, tap_shapes
 from kd_jax.core.representation import record_repr
 from kd_jax.core.setup import Networks, PerNetwork, Setup, Teacher
@@ -26,7 +27,7 @@ from kd_jax.distillation.examples import (
     latent_examples,
 )
 from kd_jax.distillation.methods import METHODS, Parts, make_losses
-from kd_jax.distillation.prune import prune, student_of
+from kd_jax.distillation.prune import prune, shapes_of, student_of
 from kd_jax.methods import nonsaturating
 from kd_jax.metrics.extractor import Perceptual, lpips
 from kd_jax.model import Model, load
@@ -41,6 +42,9 @@ DEFAULT_STEPS = 5000
 
 DEFAULT_BUDGET = 1 / 10
 """The share of the teacher's multiply-accumulates that a student has by default."""
+
+SETTINGS = "distillation.json"
+"""The file of a distillation's folder with its settings."""
 
 HELD_OUT = 10
 """Of a folder of images, one of so many is held out for the measurement."""
@@ -106,6 +110,7 @@ def make_distillation(
     batch_size: int | None = None,
     learning_rate: float = 2e-3,
     ema: float = 0.999,
+    folder: str | os.PathLike[str] | None = None,
 ) -> Distillation:
     """Chooses the parts of a distillation; nothing is written, and no network runs.
 
@@ -138,6 +143,8 @@ def make_distillation(
       batch_size: by default 32, or 8 for a teacher that takes images.
       learning_rate: of the generator; that of the discriminator is less than half of it.
       ema: the decay of the student's average.
+      folder: the folder of the run, if there is one. A student that was chosen by its latency there
+        is chosen again, whatever the latency is now.
 
     Raises:
       ValueError: an argument does not fit; one line.
@@ -173,6 +180,8 @@ def make_distillation(
         inputs = f"{examples.name}; {stand}"
     choices = [f"teacher: {family.name}, {interface.describe()}"]
     budget = {"macs": macs, "parameters": parameters, "latency": latency}
+    if latency is not None and (earlier := _earlier_settings(folder)).get("latency") == latency:
+        budget = {"macs": earlier["macs"]}
     network, initial = _choose_student(teacher, family, student, budget, choices)
     choices.append(f"inputs: {inputs}")
     batch_size = batch_size or (8 if interface.takes_images else 32)
@@ -253,6 +262,10 @@ def make_distillation(
         settings={
             "teacher": variables_digest(teacher.variables),
             "student": describe(network, *teacher.inputs),
+            "latency": latency,
+            "macs": cost.multiply_accumulates(
+                network, shapes_of(network, teacher.inputs), *teacher.inputs
+            ),
             "inputs": [examples.name, examples.fingerprint],
             "real images": real.fingerprint if real else None,
             "method": "own" if losses else name,
@@ -261,6 +274,7 @@ def make_distillation(
             "perceptual": distance.name if distance else None,
             "batch size": batch_size,
             "learning rate": learning_rate,
+            "optimizers": "own" if optimizers else "default",
             "average": ema,
         },
     )
@@ -353,6 +367,16 @@ def _check_numbers(**numbers: float | None) -> None:
     for name, value in numbers.items():
         if value is not None and not 0 < value < float("inf"):
             raise ValueError(f"{name}={value} is not a positive number")
+
+
+def _earlier_settings(folder: str | os.PathLike[str] | None) -> Mapping[str, Any]:
+    """The settings of the distillation in a folder; none if there is none, or it is damaged."""
+    if folder is None:
+        return {}
+    try:
+        return read_json(Path(folder).expanduser() / SETTINGS, checked=True)
+    except (OSError, ValueError):  # the folder is checked when it is claimed
+        return {}
 
 
 def _choose_student(

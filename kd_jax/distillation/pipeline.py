@@ -21,6 +21,7 @@ from kd_jax.distillation import report
 from kd_jax.distillation.answers import keep_answers
 from kd_jax.distillation.choices import (
     DEFAULT_STEPS,
+    SETTINGS,
     Distillation,
     make_distillation,
     make_plan,
@@ -39,8 +40,8 @@ from kd_jax.train import checkpoint, distributed
 from kd_jax.train.shutdown import ShutdownRequested, ShutdownSignal
 from kd_jax.train.training import Options, Schedule, TrainingPlan, train
 
-SETTINGS, STEPS = "distillation.json", "steps.json"
-"""Files of a distillation's folder: its settings, and the steps that fit its minutes."""
+STEPS = "steps.json"
+"""The file of a distillation's folder with the steps that fit its minutes."""
 
 EVALUATIONS, LEAST_STEPS = 10, 50
 """Evaluations during a training, and the least number of steps from one to the next."""
@@ -52,7 +53,10 @@ TIMED = 40
 """Steps that are timed for a number of minutes."""
 
 OVERTIME = 1.1
-"""A training for a number of minutes ends after so many times as many, however slow it is."""
+"""A training for a number of minutes ends after so many times as many, however slow it is.
+
+At a resume, after so many times the minutes of the steps that are left.
+"""
 
 STUDENT, BASELINE = "student", "baseline"
 
@@ -123,7 +127,7 @@ def distill(
       CheckpointError: a checkpoint does not fit or cannot be written.
       ShutdownRequested: a signal requested to stop; the training is saved.
     """
-    distillation = make_distillation(teacher, **options)
+    distillation = make_distillation(teacher, folder=out, **options)
     return run(
         distillation,
         out,
@@ -216,7 +220,7 @@ def run(
             seed,
             settings,
             observer,
-            ShutdownSignal(OVERTIME * (minutes or 0.0)),
+            minutes or 0.0,
             name,
         )
     student = teacher._replace(
@@ -263,10 +267,13 @@ def _train(
     seed: int,
     settings: Mapping[str, Any],
     observer: _Observer,
-    stop: ShutdownSignal,
+    minutes: float,
     name: str,
 ) -> tuple[Variables, int]:
     """The averaged generator after a training, and the steps taken."""
+    checkpoints = folder / "checkpoints"
+    left = 1 - _latest_step(checkpoints) / plan.steps
+    stop = ShutdownSignal(OVERTIME * minutes * left)
     log_every = max(1, plan.steps // 100)
     every = min(plan.steps, max(plan.steps // EVALUATIONS, LEAST_STEPS)) // log_every * log_every
     try:
@@ -290,9 +297,14 @@ def _train(
         if not str(request).endswith("minutes are over"):
             raise
         _say(f"{name}: {request}; the student is measured as it is")
-    checkpoints = folder / "checkpoints"
     variables, _ = checkpoint.load_generator(checkpoints)
-    return disconnect(variables), max(int(x.name) for x in checkpoints.iterdir() if x.is_dir())
+    return disconnect(variables), _latest_step(checkpoints)
+
+
+def _latest_step(checkpoints: Path) -> int:
+    """The step of the latest checkpoint; 0 without one."""
+    folders = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    return max((int(x.name) for x in folders if x.name.isdecimal()), default=0)
 
 
 class Timing(NamedTuple):

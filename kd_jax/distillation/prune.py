@@ -99,7 +99,7 @@ def prune(
         model,
         make_budget(macs, parameters, latency),
     )
-    scores, like = score(model.variables, axes), _shapes(network, model.inputs)
+    scores, like = score(model.variables, axes), shapes_of(network, model.inputs)
     variables = from_teacher(model.variables, axes, scores, like)
     return model._replace(network=network, variables=variables)
 
@@ -129,7 +129,7 @@ def student_of(
         raise ValueError(f"the family {family.name} offers no students")
     try:
         network = make(interface, 8)
-        output = interface_of(network, _shapes(network, teacher.inputs), teacher.inputs, 0).output
+        output = interface_of(network, shapes_of(network, teacher.inputs), teacher.inputs, 0).output
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"a student of the family {family.name} cannot have {interface.describe()}: {error}"
@@ -157,7 +157,7 @@ def _largest(
 
     def cost_of(width: int) -> float:
         network = make(width)
-        return budget.of(network, _shapes(network, inputs), inputs)
+        return budget.of(network, shapes_of(network, inputs), inputs)
 
     try:
         return make(width_for(cost_of, limit, widest))
@@ -165,6 +165,7 @@ def _largest(
         raise ValueError(f"no width meets {budget.name}={limit:.4g}: {error}") from None
 
 
-def _shapes(network: Network, inputs: tuple[Any, ...]) -> Variables:
+def shapes_of(network: Network, inputs: tuple[Any, ...]) -> Variables:
+    """The shapes of a network's variables for these inputs."""
     shapes: Variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
     return shapes

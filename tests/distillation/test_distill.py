@@ -1,6 +1,7 @@
 """`kd_jax.distill` and `kd-jax distill`: students of tiny teachers, answers on disk, bad input."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 import kd_jax as kd
 from kd_jax.cli import distill as command
+from kd_jax.core import cost
 from kd_jax.core.checks import UsageError
 from kd_jax.core.objective import Term
 from kd_jax.core.setup import PerNetwork
@@ -271,6 +273,44 @@ def test_minutes_are_steps_and_leave_a_measured_student(weights, tmp_path, monke
     assert result.steps <= steps
     assert equal(kd.load(tmp_path / "out"), result.student)
     assert f"{steps:,} steps in 0.02 minutes" in capsys.readouterr().out
+
+
+def test_a_student_chosen_by_latency_is_the_same_at_a_resume(weights, tmp_path, monkeypatch):
+    """Networks take a time of their parameters, and twice that time at the resume."""
+
+    def slowness(factor):
+        def latency(network, variables, *inputs, runs=1, **options):
+            count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+            return cost.Latency(factor * 1e-6 * count, 0.0, 0.0, runs)
+
+        monkeypatch.setattr(cost, "generator_latency", latency)
+
+    options = {**TINY, "macs": None, "method": "pixel", "steps": 2}
+    slowness(1)
+    first = kd.distill(weights, tmp_path / "out", latency=1e-3, **options)
+    slowness(2)
+    assert equal(
+        kd.distill(weights, tmp_path / "out", latency=1e-3, **options).student, first.student
+    )
+    other = choices.make_distillation(weights, latency=1e-3, macs=None, folder=tmp_path / "no")
+    assert other.student != first.student.network
+    with pytest.raises(UsageError, match="latency"):
+        kd.distill(weights, tmp_path / "out", latency=2e-3, **options)
+
+
+def test_the_limit_of_minutes_is_that_of_the_steps_left(weights, tmp_path, monkeypatch):
+    limits, actual = [], pipeline.ShutdownSignal
+    monkeypatch.setattr(pipeline, "EVALUATIONS", 2)
+    monkeypatch.setattr(pipeline, "LEAST_STEPS", 5)
+    monkeypatch.setattr(pipeline, "_steps_for", lambda *_: 20)
+    monkeypatch.setattr(
+        pipeline, "ShutdownSignal", lambda minutes: limits.append(minutes) or actual()
+    )
+    options = {**TINY, "method": "pixel", "minutes": 0.02}
+    kd.distill(weights, tmp_path / "out", **options)
+    shutil.rmtree(tmp_path / "out" / "training" / "checkpoints" / "20")
+    kd.distill(weights, tmp_path / "out", **options)
+    assert limits == pytest.approx([1.1 * 0.02, 1.1 * 0.02 / 2])
 
 
 @pytest.mark.parametrize(
