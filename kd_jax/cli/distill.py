@@ -83,6 +83,11 @@ def parser() -> argparse.ArgumentParser:
     )
     time_group.add_argument("--batch", type=int, help="the batch size; by default 32, or 8")
     time_group.add_argument("--learning_rate", type=float, default=2e-3, help="of the generator")
+    time_group.add_argument(
+        "--quantise",
+        action="store_true",
+        help="convolutions of the student as in 8 bits during the training, for an int8 file",
+    )
     time_group.add_argument("--seed", type=int, default=0, help="of all random numbers")
     data = result.add_argument_group("the data")
     data.add_argument(
@@ -151,6 +156,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         perceptual=args.perceptual,
         batch_size=args.batch,
         learning_rate=args.learning_rate,
+        quantise=args.quantise,
         folder=args.out,
         teacher_discriminator=choices.file_discriminator(path, teacher.interface),
     )

@@ -33,6 +33,7 @@ from kd_jax.metrics.extractor import Perceptual, lpips
 from kd_jax.model import Model, load
 from kd_jax.models.families import family_named, family_of, make_discriminator
 from kd_jax.models.perceptual import HEADS
+from kd_jax.models.quantised import quantised
 from kd_jax.pretrained import perceptual as perceptual_weights, registry
 from kd_jax.pretrained.convert import Converted
 from kd_jax.tasks import answered
@@ -65,6 +66,7 @@ class Distillation(NamedTuple):
       real: real images to train on; None if the teacher's images stand for them.
       perceptual: LPIPS; None without weights.
       batch_size: the size of the global batch.
+      quantise: whether the generator that is trained computes as in 8 bits.
       choices: one line for each choice that was made, and why.
       settings: the settings that a folder of this distillation is compared by, as JSON values.
     """
@@ -80,6 +82,7 @@ class Distillation(NamedTuple):
     real: kd_data.Source | None
     perceptual: Perceptual | None
     batch_size: int
+    quantise: bool
     choices: Sequence[str]
     settings: Mapping[str, Any]
 
@@ -110,6 +113,7 @@ def make_distillation(
     batch_size: int | None = None,
     learning_rate: float = 2e-3,
     ema: float = 0.999,
+    quantise: bool = False,
     folder: str | os.PathLike[str] | None = None,
 ) -> Distillation:
     """Chooses the parts of a distillation; nothing is written, and no network runs.
@@ -143,6 +147,8 @@ def make_distillation(
       batch_size: by default 32, or 8 for a teacher that takes images.
       learning_rate: of the generator; that of the discriminator is less than half of it.
       ema: the decay of the student's average.
+      quantise: whether the student computes as in 8 bits during the training, for an int8 file; see
+        `kd_jax.models.quantised`. It is measured in float.
       folder: the folder of the run, if there is one. A student that was chosen by its latency there
         is chosen again, whatever the latency is now.
 
@@ -198,6 +204,8 @@ def make_distillation(
             initial["discriminator"] = teacher_discriminator.variables
         owner = ", the teacher's" if own else ""
         choices.append(f"discriminator: {discriminator}{owner}")
+    if quantise:
+        choices.append("training: convolutions of the student as in 8 bits")
     extractor, distance = _open_perceptual(perceptual)
     shapes, theirs = (tap_shapes(net, *example) for net in (network, teacher.network))
     parts = Parts(
@@ -230,7 +238,7 @@ def make_distillation(
             trained, terms = make_losses(name, METHODS[name], parts._replace(steps=steps))
         return Setup(
             Networks(
-                trained,
+                quantised(trained) if quantise else trained,
                 discriminator if adversarial else None,
                 teacher.network,
                 own,
@@ -258,6 +266,7 @@ def make_distillation(
         real=real,
         perceptual=distance,
         batch_size=batch_size,
+        quantise=quantise,
         choices=choices,
         settings={
             "teacher": variables_digest(teacher.variables),
@@ -276,6 +285,7 @@ def make_distillation(
             "learning rate": learning_rate,
             "optimizers": "own" if optimizers else "default",
             "average": ema,
+            "quantise": quantise,
         },
     )
     _trace(distillation)
@@ -315,8 +325,12 @@ def make_plan(distillation: Distillation, steps: int, baseline: bool = False) ->
         discriminator = networks.discriminator or make_discriminator(
             distillation.family, distillation.teacher.interface
         )
+        student = distillation.student
         setup = Setup(
-            networks._replace(generator=distillation.student, discriminator=discriminator),
+            networks._replace(
+                generator=quantised(student) if distillation.quantise else student,
+                discriminator=discriminator,
+            ),
             adversarial_losses(),
             setup.optimizers,
             setup.task,

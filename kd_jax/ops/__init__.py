@@ -9,6 +9,7 @@ from kd_jax.ops.grouped import grouped_conv
 from kd_jax.ops.masks import box_mask, free_form_mask
 from kd_jax.ops.modulated import conv_resample, modulated_conv
 from kd_jax.ops.padding import crop, pad
+from kd_jax.ops.quantisation import round_image, round_kernel, rounded
 from kd_jax.ops.resample import (
     downsample2d,
     filter2d,
@@ -50,6 +51,9 @@ __all__ = [
     "pil_bicubic",
     "resampling_filter",
     "resize",
+    "round_image",
+    "round_kernel",
+    "rounded",
     "tf1_bilinear",
     "torch_bicubic",
     "torch_bilinear",

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import jax
 
 from kd_jax.core.types import Array
-from kd_jax.ops import cpu, primitive
+from kd_jax.ops import cpu, primitive, quantisation
 from kd_jax.ops.cpu import Geometry
 
 Padding: TypeAlias = str | Sequence[tuple[int, int]]
@@ -45,6 +45,8 @@ def conv(x: Array, kernel: Array, stride: int = 1, padding: Padding = "SAME") ->
       TypeError: the dtypes differ.
     """
     _check(x, kernel, stride)
+    if quantisation.is_rounded():
+        x, kernel = quantisation.round_image(x), quantisation.round_kernel(kernel)
     sides, window = x.shape[1:3], kernel.shape[:2]
     explicit = (
         jax.lax.padtype_to_pads(sides, window, (stride, stride), padding)
@@ -81,6 +83,8 @@ def conv_transpose(x: Array, kernel: Array, stride: int = 2, padding: str = "SAM
     _check(x, kernel, stride)
     if padding not in ("SAME", "VALID"):
         raise ValueError(f"padding={padding!r} is neither 'SAME' nor 'VALID'")
+    if quantisation.is_rounded():
+        kernel = quantisation.round_kernel(kernel)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if padding == "VALID":
         sides = tuple(

@@ -275,6 +275,18 @@ def test_minutes_are_steps_and_leave_a_measured_student(weights, tmp_path, monke
     assert f"{steps:,} steps in 0.02 minutes" in capsys.readouterr().out
 
 
+def test_a_quantised_training_is_another_one_with_a_plain_student(weights, tmp_path, pixel):
+    options = {**TINY, "steps": 20, "method": "pixel"}
+    result = kd.distill(weights, tmp_path / "out", quantise=True, **options)
+    assert result.student.network.module == pixel.student.network.module
+    assert not equal(result.student, pixel.student)
+    assert equal(kd.load(tmp_path / "out"), result.student)
+    with pytest.raises(UsageError, match="quantise"):
+        kd.distill(weights, tmp_path / "out", **options)
+    for name in ("gan_compression", "cat"):
+        choices.make_distillation(weights, macs=0.4, batch_size=8, method=name, quantise=True)
+
+
 def test_a_student_chosen_by_latency_is_the_same_at_a_resume(weights, tmp_path, monkeypatch):
     """Networks take a time of their parameters, and twice that time at the resume."""
 
@@ -293,7 +305,7 @@ def test_a_student_chosen_by_latency_is_the_same_at_a_resume(weights, tmp_path, 
         kd.distill(weights, tmp_path / "out", latency=1e-3, **options).student, first.student
     )
     other = choices.make_distillation(weights, latency=1e-3, macs=None, folder=tmp_path / "no")
-    assert other.student != first.student.network
+    assert other.student.module != first.student.network.module
     with pytest.raises(UsageError, match="latency"):
         kd.distill(weights, tmp_path / "out", latency=2e-3, **options)
 
