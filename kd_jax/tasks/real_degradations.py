@@ -7,13 +7,15 @@ Images of random sizes have no static shape: they lie in the upper left corner o
 largest size, and `size`, an int array `[height, width]`, says how much of it they fill.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.core.types import Array
-from kd_jax.tasks.jpeg import jpeg
+from kd_jax.tasks.compression import jpeg
 
 REACH = 10
 """Pixels from the middle of the largest blur kernel, 21x21, to its sides; the least are 3."""
@@ -29,6 +31,8 @@ _SINC = 0.1  # the share of sinc kernels among those of a round
 _LAST_SINC = 0.8
 _GAUSSIAN_NOISE, _GREY_NOISE = 0.5, 0.4
 _QUALITIES = (30, 95)
+_FILTERS = (1 / 3,) * 3
+_NUMBERS = 17  # of a round
 
 
 class Round(NamedTuple):
@@ -89,42 +93,54 @@ def real_degradation(key: Array, images: Array, factor: int) -> Array:
 
 def _degrade(key: Array, image: Array, factor: int) -> Array:
     """`real_degradation` of an image `[H, W, 3]`."""
-    sides = image.shape[:2]
-    small = (sides[0] // factor, sides[1] // factor)
-    first, second, order_key, filter_key, kernel_key, size_key, last_key = jax.random.split(key, 7)
+    height, width = image.shape[:2]
+    sides, small = (height, width), (height // factor, width // factor)
+    # All numbers but the noise at once: each call of the generator takes a second to compile.
+    draw_key, *noise_keys = jax.random.split(key, 3)
+    numbers = jax.random.uniform(draw_key, (3, _NUMBERS))
     x, size = (image.astype(jnp.float32) + 1) / 2, jnp.array(sides)
-    x, size = _apply_round(first, x, size, sides, FIRST)
-    x = _compress(jax.random.fold_in(first, 1), x, size)
-    x, size = _apply_round(second, x, size, small, SECOND)
+    x, size = _apply_round(noise_keys[0], numbers[0], x, size, sides, FIRST)
+    x = _compress(numbers[0, -1], x, size)
+    x, size = _apply_round(noise_keys[1], numbers[1], x, size, small, SECOND)
     # The last JPEG compression comes before the last resizing, or after it.
-    before = jax.random.bernoulli(order_key)
-    x = jnp.where(before, _compress(last_key, x, size), x)
-    filtered = jax.random.bernoulli(filter_key, _LAST_SINC)
-    reach_key, cutoff_key = jax.random.split(kernel_key)
-    cutoff = jax.random.uniform(cutoff_key, (), minval=jnp.pi / 3, maxval=jnp.pi)
-    kernel = sinc_kernel(_draw_reach(reach_key), cutoff)
+    order, ringing, kind, reach, cutoff, quality = numbers[2, :6]
+    before = order < 0.5
+    x = jnp.where(before, _compress(quality, x, size), x)
     last = jnp.array(small)
-    x = _resize(x, size, last, small, jax.random.randint(size_key, (), 0, 3))
-    x = jnp.where(filtered, blur(x, last, kernel), x)
-    x = jnp.where(before, x, _compress(last_key, x, last))
+    x = _resize(x, size, last, small, _pick(kind, _FILTERS))
+    kernel = sinc_kernel(_draw_reach(reach), jnp.pi * (1 + 2 * cutoff) / 3)
+    x = jnp.where(ringing < _LAST_SINC, blur(x, last, kernel), x)
+    x = jnp.where(before, x, _compress(quality, x, last))
     return jnp.round(255 * jnp.clip(x, 0, 1)) / 127.5 - 1
 
 
 def _apply_round(
-    key: Array, x: Array, size: Array, sides: tuple[int, int], ranges: Round
+    key: Array, numbers: Array, x: Array, size: Array, sides: tuple[int, int], ranges: Round
 ) -> tuple[Array, Array]:
-    """Blur, resizing to a random multiple of `sides`, and noise; the image and its size."""
-    blur_key, kernel_key, way_key, scale_key, filter_key, noise_key = jax.random.split(key, 6)
-    blurred = blur(x, size, draw_kernel(kernel_key, ranges.sigma))
-    x = jnp.where(jax.random.bernoulli(blur_key, ranges.blur), blurred, x)
-    way = jax.random.choice(way_key, 3, p=jnp.array(ranges.resize))
-    u = jax.random.uniform(scale_key)
+    """Blur, resizing to a random multiple of `sides`, and noise; the image and its size.
+
+    Args:
+      key: of the noise.
+      numbers: uniform in [0, 1), `[_NUMBERS]`; the last one is not used.
+      x: `[H, W, C]` in [0, 1].
+      size: of the image in it.
+      sides: of the images that a scale of 1 results in.
+      ranges: of the round.
+    """
+    blurs, way, scale, kind, *noise = numbers[:7]
+    x = jnp.where(blurs < ranges.blur, blur(x, size, draw_kernel(numbers[7:-1], ranges.sigma)), x)
     least, largest = ranges.scales
-    scale = jnp.stack([1 + (largest - 1) * u, least + (1 - least) * u, jnp.ones(())])[way]
-    outputs = jnp.maximum(jnp.floor(scale * jnp.array(sides)).astype(int), 1)
+    scales = jnp.stack([1 + (largest - 1) * scale, least + (1 - least) * scale, jnp.ones(())])
+    scaled = scales[_pick(way, ranges.resize)] * jnp.array(sides)
+    outputs = jnp.maximum(jnp.floor(scaled).astype(int), 1)
     canvas = (int(largest * sides[0]), int(largest * sides[1]))
-    x = _resize(x, size, outputs, canvas, jax.random.randint(filter_key, (), 0, 3))
-    return _add_noise(noise_key, x, ranges), outputs
+    x = _resize(x, size, outputs, canvas, _pick(kind, _FILTERS))
+    return random_noise(key, noise, x, ranges), outputs
+
+
+def _pick(number: Array, shares: Sequence[float]) -> Array:
+    """The index of the share, of a sum of 1, that a uniform number in [0, 1) falls into."""
+    return (number >= np.cumsum(shares[:-1])).sum()
 
 
 def _continue(x: Array, size: Array, margin: int = 0) -> Array:
@@ -146,34 +162,34 @@ def blur(x: Array, size: Array, kernel: Array) -> Array:
 
 
 def _grid(reach: Array) -> tuple[Array, Array, Array]:
-    """The offsets `[21]` from the middle, down and across, and 1 within the reach, `[21, 21]`."""
+    """Offsets from the middle, `[21, 1]` and `[1, 21]`, and `[21, 21]`, 1 within the reach."""
     offsets = jnp.arange(-REACH, REACH + 1.0)
-    near = jnp.abs(offsets) <= reach
-    return offsets[:, None], offsets, jnp.float32(near[:, None] & near)
+    down, across = offsets[:, None], offsets[None]
+    near = jnp.maximum(jnp.abs(down), jnp.abs(across)) <= reach
+    return down, across, near.astype(jnp.float32)
 
 
-def _draw_reach(key: Array) -> Array:
-    return jax.random.randint(key, (), 3, REACH + 1)
+def _draw_reach(number: Array) -> Array:
+    return 3 + jnp.floor((REACH - 2) * number)
 
 
-def draw_kernel(key: Array, sigma: float) -> Array:
-    """A random blur kernel `[21, 21]` of sum 1; `sigma` is the largest standard deviation."""
-    reach_key, shape_key, sigma_key, angle_key, power_key, sinc_key = jax.random.split(key, 6)
-    reach = _draw_reach(reach_key)
-    kind = jax.random.choice(shape_key, 6, p=jnp.array(_SHAPES).reshape(-1))
-    shape, anisotropic = kind // 2, kind % 2 == 1
-    sigmas = jax.random.uniform(sigma_key, (2,), minval=0.2, maxval=sigma)
-    sigmas = jnp.where(anisotropic, sigmas, sigmas[0])
-    angle = jax.random.uniform(angle_key, (), minval=-jnp.pi, maxval=jnp.pi)
+def draw_kernel(numbers: Array, sigma: float) -> Array:
+    """A random blur kernel `[21, 21]` of sum 1.
+
+    Args:
+      numbers: uniform in [0, 1), `[9]`.
+      sigma: the largest standard deviation, in pixels.
+    """
+    sinc, size, kind, across, along, angle, power, large, cutoff = numbers
+    reach, index = _draw_reach(size), _pick(kind, [share for row in _SHAPES for share in row])
+    shape, anisotropic = index // 2, index % 2 == 1
+    sigmas = 0.2 + (sigma - 0.2) * jnp.stack([across, jnp.where(anisotropic, along, across)])
     # Half of the powers are below 1: those of plateaus, from 1 on, are then equal to 1.
     least, largest = (jnp.array(limits)[shape] for limits in ((1, 0.5, 1), (1, 4, 2)))
-    u, v = jax.random.uniform(power_key, (2,))
-    power = jnp.where(v < 0.5, least + (1 - least) * u, 1 + (largest - 1) * u)
-    bell = bell_kernel(reach, sigmas, angle, shape, power)
-    choice, cutoff = jax.random.uniform(sinc_key, (2,))
+    limit = jnp.where(large < 0.5, least, largest)
+    bell = bell_kernel(reach, sigmas, 2 * jnp.pi * angle, shape, 1 + (limit - 1) * power)
     lowest = jnp.where(reach < 6, jnp.pi / 3, jnp.pi / 5)
-    sinc = sinc_kernel(reach, lowest + (jnp.pi - lowest) * cutoff)
-    return jnp.where(choice < _SINC, sinc, bell)
+    return jnp.where(sinc < _SINC, sinc_kernel(reach, lowest + (jnp.pi - lowest) * cutoff), bell)
 
 
 def bell_kernel(reach: Array, sigmas: Array, angle: Array, shape: Array, power: Array) -> Array:
@@ -208,7 +224,7 @@ def sinc_kernel(reach: Array, cutoff: Array) -> Array:
     radius = jnp.sqrt(down**2 + across**2)
     # Bessel's integral: J1(x) is the mean of cos(t - x sin t) over half a period. 48 points are
     # exact in float32 for x up to 44.
-    t = (jnp.arange(48) + 0.5) * (jnp.pi / 48)
+    t = (jnp.arange(48).reshape(1, 1, -1) + 0.5) * (jnp.pi / 48)
     bessel = jnp.cos(t - cutoff * radius[..., None] * jnp.sin(t)).mean(axis=-1)
     middle = cutoff**2 / (4 * jnp.pi)
     kernel = cutoff * bessel / (2 * jnp.pi * jnp.maximum(radius, 1))
@@ -242,36 +258,42 @@ def resampling_weights(inputs: Array, outputs: Array, shape: tuple[int, int], ki
       Float32 of `shape`; each row has the sum 1.
     """
     u = jnp.minimum(jnp.arange(shape[0]), outputs - 1)[:, None]
-    columns = jnp.arange(shape[1])
+    columns = jnp.arange(shape[1])[None]
     first, last = u * inputs // outputs, -(-(u + 1) * inputs // outputs)
     area = ((columns >= first) & (columns < last)) / (last - first)
     position = (u + 0.5) * inputs / outputs - 0.5
     base = jnp.floor(position)
     t = position - base
-    taps = jnp.clip(base.astype(int) + jnp.arange(-1, 3), 0, inputs - 1)
-    distance = jnp.abs(t - jnp.arange(-1, 3))
+    near_by = jnp.arange(-1, 3)[None]
+    taps = jnp.clip(base.astype(int) + near_by, 0, inputs - 1)
+    distance = jnp.abs(t - near_by)
     near = (1.25 * distance - 2.25) * distance**2 + 1
     far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
     bicubic = jnp.where(distance < 1, near, far)
     weights = jnp.where(kind == BILINEAR, jnp.maximum(1 - distance, 0), bicubic)
-    smooth = (weights[..., None] * (taps[..., None] == columns)).sum(axis=1)
+    smooth = (weights[..., None] * (taps[..., None] == columns[None])).sum(axis=1)
     return jnp.where(kind == AREA, area, smooth)
 
 
-def _add_noise(key: Array, x: Array, ranges: Round) -> Array:
-    """Gaussian or Poisson noise, of each channel or the same in all; clipped to [0, 1]."""
-    kind_key, grey_key, size_key, normal_key = jax.random.split(key, 4)
-    grey = jax.random.bernoulli(grey_key, _GREY_NOISE)
-    normal = jax.random.normal(normal_key, x.shape)
+def random_noise(key: Array, numbers: Sequence[Array], x: Array, ranges: Round) -> Array:
+    """Gaussian or Poisson noise, of each channel or the same in all; clipped to [0, 1].
+
+    Args:
+      key: of the noise.
+      numbers: uniform in [0, 1): for the distribution, its channels and its strength.
+      x: `[H, W, 3]` in [0, 1].
+      ranges: of the round.
+    """
+    kind, colour, size = numbers
+    grey = colour < _GREY_NOISE
+    normal = jax.random.normal(key, x.shape)
     normal = jnp.where(grey, normal[..., :1], normal)
-    size = jax.random.uniform(size_key)
     gaussian = (1 + (ranges.noise - 1) * size) / 255 * normal
-    brightness = (x * jnp.array([0.299, 0.587, 0.114])).sum(axis=2, keepdims=True)
+    brightness = (x * jnp.array([[[0.299, 0.587, 0.114]]])).sum(axis=2, keepdims=True)
     levels = jnp.round(255 * jnp.clip(jnp.where(grey, brightness, x), 0, 1)) * (256 / 255)
     strength = 0.05 + (ranges.poisson - 0.05) * size
     poisson = strength * (poisson_deviate(normal, levels) - levels) / 256
-    chosen = jax.random.bernoulli(kind_key, _GAUSSIAN_NOISE)
-    return jnp.clip(x + jnp.where(chosen, gaussian, poisson), 0, 1)
+    return jnp.clip(x + jnp.where(kind < _GAUSSIAN_NOISE, gaussian, poisson), 0, 1)
 
 
 def poisson_deviate(normal: Array, mean: Array) -> Array:
@@ -283,8 +305,9 @@ def poisson_deviate(normal: Array, mean: Array) -> Array:
     return jnp.maximum(mean + jnp.sqrt(mean) * normal + (normal**2 - 1) / 6, 0)
 
 
-def _compress(key: Array, x: Array, size: Array) -> Array:
-    """JPEG of a random quality."""
-    quality = jax.random.randint(key, (1,), _QUALITIES[0], _QUALITIES[1] + 1)
-    continued = 2 * _continue(x, size) - 1
-    return (jpeg(jnp.clip(continued, -1, 1)[None], quality)[0] + 1) / 2
+def _compress(number: Array, x: Array, size: Array) -> Array:
+    """JPEG of the quality of a uniform number in [0, 1)."""
+    lowest, highest = _QUALITIES
+    quality = jnp.floor(lowest + (highest + 1 - lowest) * number).astype(int)
+    continued = 2 * jnp.clip(_continue(x, size), 0, 1) - 1
+    return (jpeg(continued[None], quality[None])[0] + 1) / 2

@@ -66,12 +66,13 @@ def jpeg(images: Array, quality: Array) -> Array:
     pads = ((0, 0), (0, -height % 16), (0, -width % 16), (0, 0))
     levels = jnp.round(127.5 * (jnp.pad(images, pads, mode="edge") + 1))
     # Centred, as the DCT takes them: brightness is 128 less, and colours have no offset.
-    planes = jnp.round(_mix(levels, _TO_YCBCR)) - np.float32([128, 0, 0])
+    planes = jnp.round(_mix(levels, _TO_YCBCR)) - np.array([[[[128, 0, 0]]]], np.float32)
     brightness, colours = planes[..., :1], _halved(planes[..., 1:])
     scale = jnp.where(quality < 50, 5000 // jnp.maximum(quality, 1), 200 - 2 * quality)
     brightness = _quantise(brightness, _BRIGHTNESS, scale)
     colours = _quantise(colours, _COLOUR, scale)
-    colours = jnp.round(ops.resize(colours, levels.shape[1:3], ops.torch_bilinear))
+    sides = (levels.shape[1], levels.shape[2])
+    colours = jnp.round(ops.resize(colours, sides, ops.torch_bilinear))
     decoded = _mix(jnp.concatenate([brightness + 128, colours], axis=3), _TO_RGB)
     return jnp.clip(jnp.round(decoded), 0, 255)[:, :height, :width] / 127.5 - 1
 
@@ -84,12 +85,12 @@ def _halved(planes: Array) -> Array:
     """The means of 2x2 pixels; halves are rounded down and up by turns, as libjpeg does."""
     batch, height, width, channels = planes.shape
     sums = planes.reshape(batch, height // 2, 2, width // 2, 2, channels).sum(axis=(2, 4))
-    return jnp.floor((sums + 1 + jnp.arange(width // 2)[:, None] % 2) / 4)
+    return jnp.floor((sums + 1 + jnp.arange(width // 2).reshape(1, 1, -1, 1) % 2) / 4)
 
 
 def _quantise(planes: Array, table: tuple[tuple[int, ...], ...], scale: Array) -> Array:
     """Planes `[B, 8 h, 8 w, C]` of rounded DCT coefficients, as integers of a byte's range."""
-    steps = jnp.clip((np.array(table) * scale[:, None, None] + 50) // 100, 1, 255)
+    steps = jnp.clip((np.array(table)[None] * scale[:, None, None] + 50) // 100, 1, 255)
     steps = steps.astype(jnp.float32)[:, None, :, None, :, None]
     batch, height, width, channels = planes.shape
     blocks = planes.reshape(batch, height // 8, 8, width // 8, 8, channels)
