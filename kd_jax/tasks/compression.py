@@ -6,7 +6,7 @@ import numpy as np
 from kd_jax import ops
 from kd_jax.core.types import Array
 
-_BRIGHTNESS = (
+BRIGHTNESS = (
     (16, 11, 10, 16, 24, 40, 51, 61),
     (12, 12, 14, 19, 26, 58, 60, 55),
     (14, 13, 16, 24, 40, 57, 69, 56),
@@ -15,14 +15,18 @@ _BRIGHTNESS = (
     (24, 35, 55, 64, 81, 104, 113, 92),
     (49, 64, 78, 87, 103, 121, 120, 101),
     (72, 92, 95, 98, 112, 100, 103, 99),
-)  # ITU-T T.81, table K.1
-_COLOUR = (
+)
+"""The steps of quality 50, by vertical and horizontal frequency: ITU-T T.81, table K.1."""
+
+COLOURS = (
     (17, 18, 24, 47, 99, 99, 99, 99),
     (18, 21, 26, 66, 99, 99, 99, 99),
     (24, 26, 56, 99, 99, 99, 99, 99),
     (47, 66, 99, 99, 99, 99, 99, 99),
     *((99,) * 8,) * 4,
-)  # ITU-T T.81, table K.2
+)
+"""Those of the colours: table K.2."""
+
 _TO_YCBCR = np.array(
     [
         [0.299, 0.587, 0.114],
@@ -69,8 +73,8 @@ def jpeg(images: Array, quality: Array) -> Array:
     planes = jnp.round(_mix(levels, _TO_YCBCR)) - np.array([[[[128, 0, 0]]]], np.float32)
     brightness, colours = planes[..., :1], _halved(planes[..., 1:])
     scale = jnp.where(quality < 50, 5000 // jnp.maximum(quality, 1), 200 - 2 * quality)
-    brightness = _quantise(brightness, _BRIGHTNESS, scale)
-    colours = _quantise(colours, _COLOUR, scale)
+    brightness = _quantise(brightness, BRIGHTNESS, scale)
+    colours = _quantise(colours, COLOURS, scale)
     sides = (levels.shape[1], levels.shape[2])
     colours = jnp.round(ops.resize(colours, sides, ops.torch_bilinear))
     decoded = _mix(jnp.concatenate([brightness + 128, colours], axis=3), _TO_RGB)

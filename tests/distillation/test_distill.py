@@ -324,6 +324,7 @@ def test_the_limit_of_minutes_is_that_of_the_steps_left(weights, tmp_path, monke
         (["--images=nothing"], "nothing"),
         (["--images=folder:nowhere"], "nowhere"),
         (["--size=32"], "size=32"),
+        (["--degradation=real"], "degradation='real'"),
         (["--answers"], "latents=N"),
         (["--steps=0"], "steps=0"),
         (["--minutes=nan"], "minutes=nan"),

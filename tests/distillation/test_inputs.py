@@ -125,13 +125,31 @@ def test_real_degradations_depend_on_the_number_of_the_image_only():
     np.testing.assert_array_equal(np.sort(labels), np.arange(240))
 
 
+def test_the_degradation_is_one_of_the_settings():
+    network = kd.models.realesrgan.srvgg(2, 6, 2)
+    inputs = (jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32),)
+    teacher = Model(network, random_variables(network, inputs), inputs, 0, True, {})
+    plain, real = (
+        choices.make_distillation(
+            teacher, macs=0.6, size=SIDE, images=open_photos(), degradation=degradation
+        )
+        for degradation in ("bicubic", "real")
+    )
+    assert {k for k in real.settings if real.settings[k] != plain.settings[k]} == {"inputs"}
+    for examples in (real.examples, real.held_out):
+        assert "real degradation" in examples.name
+    assert any(real.examples.name in line for line in real.choices)
+
+
 def test_degradations_that_do_not_fit_are_refused_in_one_line():
     network = inpainting.gated_generator(4, downs=1, dilations=(2,))
     masked = Model(network, random_variables(network, MASKED), MASKED, 0, True, {})
     network = kd.models.dcgan.generator(SIDE, width=4)
     latents = Model(network, random_variables(network, (LATENT,)), (LATENT,), 0, True, {})
-    grey = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    grey, small = (jax.ShapeDtypeStruct((1, 8, 8, n), jnp.float32) for n in (1, 3))
+    enlarges = Interface((small,), (SIDE, SIDE, 3), 0)
     refusals = [
+        (lambda: image_inputs(enlarges, inpainting.FAMILY, "real"), "16x16x3"),
         (lambda: choices.make_distillation(masked, degradation="real"), "masks"),
         (lambda: choices.make_distillation(latents, degradation="real"), r"latents \[4\]"),
         (lambda: choices.make_distillation(latents, degradation="jpg"), "'jpg'.*bicubic, real"),

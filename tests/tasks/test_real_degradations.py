@@ -11,7 +11,7 @@ from scipy import ndimage, special, stats
 from skimage import data
 
 from kd_jax import ops, tasks
-from kd_jax.tasks import real_degradations as real
+from kd_jax.tasks import compression, real_degradations as real
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -38,6 +38,14 @@ def test_jpeg_is_pillow_s():
         assert psnr(theirs, PHOTO) < 40
         assert psnr(image, theirs) > 46
         assert abs((image - theirs).mean()) < 0.2
+
+
+def test_quantisation_tables_are_pillow_s():
+    file = io.BytesIO()
+    Image.fromarray(PHOTO).save(file, "JPEG", quality=50)
+    tables = Image.open(file).quantization
+    np.testing.assert_array_equal(np.ravel(compression.BRIGHTNESS), tables[0])
+    np.testing.assert_array_equal(np.ravel(compression.COLOURS), tables[1])
 
 
 @pytest.mark.parametrize(("shape", "count"), [((2, 8, 8, 1), 2), ((8, 8, 3), 8), ((2, 8, 8, 3), 1)])
