@@ -95,7 +95,7 @@ def _degrade(key: Array, image: Array, factor: int) -> Array:
     """`real_degradation` of an image `[H, W, 3]`."""
     height, width = image.shape[:2]
     sides, small = (height, width), (height // factor, width // factor)
-    # All numbers but the noise at once: each call of the generator takes a second to compile.
+    # All numbers but the noise at once: each call of the generator adds to the compilation time.
     draw_key, *noise_keys = jax.random.split(key, 3)
     numbers = jax.random.uniform(draw_key, (3, _NUMBERS))
     x, size = (image.astype(jnp.float32) + 1) / 2, jnp.array(sides)
@@ -121,7 +121,7 @@ def _apply_round(
 
     Args:
       key: of the noise.
-      numbers: uniform in [0, 1), `[_NUMBERS]`; the last one is not used.
+      numbers: uniform in [0, 1), `[_NUMBERS]`; the last one is that of the JPEG compression.
       x: `[H, W, C]` in [0, 1].
       size: of the image in it.
       sides: of the images that a scale of 1 results in.
@@ -132,8 +132,8 @@ def _apply_round(
     least, largest = ranges.scales
     scales = jnp.stack([1 + (largest - 1) * scale, least + (1 - least) * scale, jnp.ones(())])
     scaled = scales[_pick(way, ranges.resize)] * jnp.array(sides)
-    outputs = jnp.maximum(jnp.floor(scaled).astype(int), 1)
     canvas = (int(largest * sides[0]), int(largest * sides[1]))
+    outputs = jnp.clip(jnp.floor(scaled).astype(int), 1, jnp.array(canvas))
     x = _resize(x, size, outputs, canvas, _pick(kind, _FILTERS))
     return random_noise(key, noise, x, ranges), outputs
 
@@ -214,7 +214,7 @@ def bell_kernel(reach: Array, sigmas: Array, angle: Array, shape: Array, power: 
 
 
 def sinc_kernel(reach: Array, cutoff: Array) -> Array:
-    """The ideal low-pass filter of two dimensions, `[21, 21]`, truncated, of sum 1; eq. 6.
+    """The ideal low-pass filter of two dimensions, `[21, 21]`, truncated, of sum 1; section 3.3.
 
     Args:
       reach: the number of pixels from the middle to the sides, at most 10.
