@@ -22,6 +22,7 @@ from kd_jax.core.files import cache_dir
 from kd_jax.core.types import Variables
 from kd_jax.distillation import METHODS, choices
 from kd_jax.distillation.choices import DEFAULT_STEPS, Distillation, make_plan
+from kd_jax.distillation.examples import DEGRADATIONS
 from kd_jax.distillation.pipeline import run as run_distillation, time_step
 from kd_jax.evaluate.generator import split_part
 from kd_jax.models.families import FAMILIES
@@ -101,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=int, help="the side of the outputs, for a teacher that takes images"
     )
     data.add_argument(
+        "--degradation",
+        default="bicubic",
+        metavar="NAME",
+        help="of a teacher that enlarges images, how they are made smaller: "
+        + "; ".join(f"{name}, {about}" for name, about in DEGRADATIONS.items()),
+    )
+    data.add_argument(
         "--latents", type=int, metavar="N", help="use N latents; by default new ones in every step"
     )
     data.add_argument(
@@ -152,6 +160,7 @@ def run(args: argparse.Namespace, command: str) -> None:
         images=args.images,
         resize=args.resize,
         size=args.size,
+        degradation=args.degradation,
         latents=args.latents,
         perceptual=args.perceptual,
         batch_size=args.batch,

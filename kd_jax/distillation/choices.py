@@ -22,6 +22,7 @@ from kd_jax.core.types import Batch, Variables
 from kd_jax.distillation.answers import variables_digest
 from kd_jax.distillation.examples import (
     Examples,
+    check_degradation,
     image_examples,
     image_inputs,
     latent_examples,
@@ -108,6 +109,7 @@ def make_distillation(
     images: kd_data.Source | str | None = None,
     resize: bool = False,
     size: int | None = None,
+    degradation: str = "bicubic",
     latents: int | None = None,
     perceptual: Sequence[str | os.PathLike[str]] = (),
     batch_size: int | None = None,
@@ -142,6 +144,8 @@ def make_distillation(
         its own samples stand for real images by default.
       resize: whether to convert images of other sizes and colours.
       size: of a teacher that takes images, the side of the outputs to train on.
+      degradation: of a teacher that enlarges images, how they are made smaller: a name in
+        `kd_jax.distillation.examples.DEGRADATIONS`.
       latents: the number of different latents; by default they are new in every batch.
       perceptual: files for a perceptual distance: a torchvision network, and LPIPS's weights.
       batch_size: by default 32, or 8 for a teacher that takes images.
@@ -168,13 +172,16 @@ def make_distillation(
     family = family or family_of(teacher.network)
     if not interface.takes_images and len(interface.inputs) > 1 + (interface.classes > 0):
         raise ValueError(f"a teacher with {interface.describe()} is not supported")
+    check_degradation(degradation, interface, family)
     name = family.method if method == "auto" else method
     if losses is None and name not in METHODS:
         raise ValueError(f"no method {name!r}; there are {', '.join(METHODS)}")
     if interface.takes_images:
         if latents is not None:
             raise ValueError(f"latents={latents}: the teacher takes images")
-        teacher, examples, held_out = _open_images(teacher, images, size, family, resize)
+        teacher, examples, held_out = _open_images(
+            teacher, images, size, family, resize, degradation
+        )
         interface, real = teacher.interface, None
         inputs = f"{examples.name}; the teacher's answers are the targets"
     else:
@@ -437,6 +444,7 @@ def _open_images(
     size: int | None,
     family: Family,
     resize: bool,
+    degradation: str,
 ) -> tuple[Model, Examples, Examples]:
     """The teacher with inputs of a size, and the images to train on and to measure on."""
     interface = teacher.interface
@@ -482,8 +490,8 @@ def _open_images(
         raise ValueError(f"size={size}: the teacher generates {resized.interface.output}")
     return (
         resized,
-        image_examples(train, resized.interface, family),
-        image_examples(test, resized.interface, family),
+        image_examples(train, resized.interface, family, degradation),
+        image_examples(test, resized.interface, family, degradation),
     )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import data as kd_data
@@ -14,7 +15,16 @@ from kd_jax.core.types import Array, Variables
 from kd_jax.data import BatchIterator
 from kd_jax.data.source import digest, read_examples, to_batch
 from kd_jax.model import Model
-from kd_jax.tasks import degradations
+from kd_jax.tasks import degradations, real_degradation
+
+DEGRADATIONS = {
+    "bicubic": "smaller by a bicubic filter",
+    "real": "blur, noise and JPEG compression in two rounds, for Real-ESRGAN",
+}
+"""How the inputs of a generator that enlarges images are made from images."""
+
+REAL_DEGRADATIONS = 8
+"""The number of times that an image is in the set of real degradations, with different draws."""
 
 LATENTS_PER_PASS, IMAGES_PER_PASS = 16, 2
 """Examples of a teacher's pass, which is always of one size, so that its bits are always equal."""
@@ -99,25 +109,41 @@ class ImageInputs(NamedTuple):
       make: `(numbers [B], images [B, H, W, C]) -> inputs`; images have the height and width of the
         outputs.
       targets: whether the images are what the outputs should be; otherwise they are the inputs.
-      name: of the family that makes the inputs; empty for the default of all families.
+      name: of the family or the degradation that makes the inputs; empty for the default of all
+        families.
+      versions: how many numbers, with different inputs, an image has.
     """
 
     channels: int
     make: Callable[[Any, Any], tuple[Any, ...]]
     targets: bool
     name: str = ""
+    versions: int = 1
 
 
-def image_inputs(interface: Interface, family: Family | None) -> ImageInputs:
+def image_inputs(
+    interface: Interface, family: Family | None, degradation: str = "bicubic"
+) -> ImageInputs:
     """The inputs of a generator that takes images: those of its family, or smaller images.
 
     Args:
       interface: of the generator.
       family: its family; None if it is unknown.
+      degradation: a name in `DEGRADATIONS`.
 
     Raises:
-      ValueError: the generator takes further inputs, and its family does not make them.
+      ValueError: the generator takes further inputs, and its family does not make them; or it does
+        not fit the degradation.
     """
+    check_degradation(degradation, interface, family)
+    if degradation == "real":
+        return ImageInputs(
+            interface.channels,
+            partial(_degrade_numbered, interface.scale),
+            True,
+            "real degradation",
+            REAL_DEGRADATIONS,
+        )
     if family is not None and family.degrade is not None:
         return ImageInputs(interface.channels, family.degrade, True, family.name)
     if len(interface.inputs) > 1:
@@ -132,8 +158,42 @@ def image_inputs(interface: Interface, family: Family | None) -> ImageInputs:
     return ImageInputs(interface.inputs[0].shape[3], lambda _, images: (images,), False)
 
 
+def check_degradation(degradation: str, interface: Interface, family: Family | None) -> None:
+    """Refuses degradations that do not fit a generator.
+
+    Raises:
+      ValueError: there is no such degradation; or it is not `bicubic`, and the generator does not
+        enlarge RGB images, or has a family with inputs of its own.
+    """
+    if degradation not in DEGRADATIONS:
+        raise ValueError(f"no degradation {degradation!r}; there are {', '.join(DEGRADATIONS)}")
+    own = family is not None and family.degrade is not None
+    if degradation != "bicubic" and (
+        own or not interface.takes_images or interface.scale < 2 or interface.channels != 3
+    ):
+        raise ValueError(
+            f"degradation={degradation!r} is for generators that enlarge images of 3 channels, "
+            f"and this one is of {interface.describe()}"
+        )
+
+
+def _degrade_numbered(factor: int, numbers: Array, images: Array) -> tuple[Array]:
+    """Real degradations that depend only on an image and its number."""
+
+    # A loop, so that the bits of an image do not depend on its batch.
+    def degrade(example: tuple[Array, Array]) -> Array:
+        number, image = example
+        key = jax.random.fold_in(jax.random.key(0), number)
+        return real_degradation(key, image[None], factor)[0]
+
+    return (jax.lax.map(degrade, (jnp.asarray(numbers), jnp.asarray(images))),)
+
+
 def image_examples(
-    source: kd_data.Source, interface: Interface, family: Family | None = None
+    source: kd_data.Source,
+    interface: Interface,
+    family: Family | None = None,
+    degradation: str = "bicubic",
 ) -> Examples:
     """The images of a source as inputs, as `image_inputs` makes them.
 
@@ -141,14 +201,17 @@ def image_examples(
       source: images of the height and width of the generator's outputs.
       interface: of a generator that takes images.
       family: its family.
+      degradation: a name in `DEGRADATIONS`.
     """
-    inputs = image_inputs(interface, family)
+    inputs = image_inputs(interface, family, degradation)
+    count = len(source)
     # Batches have labels, not numbers: the label of an image is its number here.
     numbered = dataclasses.replace(
         source,
-        read=lambda i: (source.read(i)[0], i),
-        read_labels=lambda: np.arange(len(source), dtype=np.int32),
-        num_classes=len(source),
+        length=inputs.versions * count,
+        read=lambda i: (source.read(i % count)[0], i),
+        read_labels=lambda: np.arange(inputs.versions * count, dtype=np.int32),
+        num_classes=inputs.versions * count,
     )
 
     def batches(batch_size: int, seed: int) -> BatchIterator:
@@ -163,7 +226,10 @@ def image_examples(
 
     made_by = [inputs.name] if inputs.name else []
     fingerprint = digest(source.fingerprint, *made_by)
-    return Examples(source.name, batches, prepare, len(source), select, fingerprint, inputs.targets)
+    name = source.name
+    if inputs.versions > 1:
+        name = f"{name}, {inputs.versions} times with {inputs.name}"
+    return Examples(name, batches, prepare, len(numbered), select, fingerprint, inputs.targets)
 
 
 def _part() -> dict[str, Any]:

@@ -11,12 +11,21 @@ from kd_jax.tasks import degradations
 from kd_jax.tasks.answers import answered
 from kd_jax.tasks.audio import bandwidth_extension
 from kd_jax.tasks.classification import classification
+from kd_jax.tasks.compression import jpeg
 from kd_jax.tasks.generation import latents, noise
-from kd_jax.tasks.restoration import MakeMask, dihedral_augmentation, inpainting, super_resolution
+from kd_jax.tasks.real_degradations import real_degradation
+from kd_jax.tasks.restoration import (
+    Degrade,
+    MakeMask,
+    dihedral_augmentation,
+    inpainting,
+    super_resolution,
+)
 from kd_jax.tasks.text import text_to_image
 from kd_jax.tasks.translation import paired, unpaired
 
 __all__ = [
+    "Degrade",
     "MakeMask",
     "answered",
     "bandwidth_extension",
@@ -24,9 +33,11 @@ __all__ = [
     "degradations",
     "dihedral_augmentation",
     "inpainting",
+    "jpeg",
     "latents",
     "noise",
     "paired",
+    "real_degradation",
     "super_resolution",
     "text_to_image",
     "unpaired",

@@ -15,7 +15,13 @@ MakeMask: TypeAlias = Callable[[Array, tuple[int, ...]], Array]
 """`(key, images' shape) -> [B, H, W, 1]` of any dtype, 1 for missing pixels."""
 
 
-def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
+Degrade: TypeAlias = Callable[[Array, Array, int], Array]
+"""`(key, images [B, H, W, C], factor) -> [B, H / factor, W / factor, C]`, in [-1, 1]."""
+
+
+def super_resolution(
+    factor: int, *, deviation: float = 0.0, degrade: Degrade | None = None
+) -> MakeInputs:
     """Images from downsampled versions: generators take `[B, H / factor, W / factor, C]`.
 
     The discriminator takes only images. `extra["small"]` is the input of the generator.
@@ -23,6 +29,8 @@ def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
     Args:
       factor: a divisor of the image sides; see `kd_jax.tasks.degradations.downsample`.
       deviation: the standard deviation of noise added to the small images.
+      degrade: in place of `downsample`, a function that makes images smaller, such as
+        `kd_jax.tasks.real_degradation`.
 
     Raises:
       ValueError: `deviation` is negative.
@@ -32,7 +40,11 @@ def super_resolution(factor: int, *, deviation: float = 0.0) -> MakeInputs:
 
     def make(key: Array, batch: Batch) -> Inputs:
         images = batch_entry(batch, "image")
-        small = degradations.downsample(images, factor)
+        if degrade is None:
+            small = degradations.downsample(images, factor)
+        else:
+            key, degrade_key = jax.random.split(key)
+            small = degrade(degrade_key, images, factor)
         if deviation:
             small = degradations.add_noise(key, small, deviation)
         return Inputs((small,), (), images, {**batch, "small": small})

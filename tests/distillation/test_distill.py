@@ -336,6 +336,7 @@ def test_the_limit_of_minutes_is_that_of_the_steps_left(weights, tmp_path, monke
         (["--images=nothing"], "nothing"),
         (["--images=folder:nowhere"], "nowhere"),
         (["--size=32"], "size=32"),
+        (["--degradation=real"], "degradation='real'"),
         (["--answers"], "latents=N"),
         (["--steps=0"], "steps=0"),
         (["--minutes=nan"], "minutes=nan"),
@@ -399,7 +400,8 @@ def test_a_dry_run_prints_both_networks_and_writes_nothing(weights, tmp_path, ca
     assert not list(tmp_path.iterdir())
 
 
-def test_images_are_inputs_and_some_are_held_out(tmp_path):
+@pytest.mark.parametrize("degradation", ["bicubic", pytest.param("real", marks=pytest.mark.slow)])
+def test_images_are_inputs_and_some_are_held_out(tmp_path, degradation):
     """Super-resolution of photographs, whose answers are targets."""
     network = kd.models.realesrgan.srvgg(2, 6, 2)
     small = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
@@ -408,6 +410,7 @@ def test_images_are_inputs_and_some_are_held_out(tmp_path):
     photos = kd.data.open_source("photos", "train", 16, 3, resize=True)
     images = kd.data.subset(photos, count=30, seed=0)
     options = {"steps": 3, "size": 16, "images": images, **TINY, "macs": 0.6}
+    options["degradation"] = degradation
     result = kd.distill(model, tmp_path / "out", **options)
     assert {"error", "psnr", "target", "macs"} <= result.figures["student"].keys()
     again = kd.distill(model, tmp_path / "kept", answers=True, **options)

@@ -10,7 +10,7 @@ import kd_jax as kd
 from kd_jax.core.architecture import describe
 from kd_jax.core.family import Interface
 from kd_jax.distillation import choices
-from kd_jax.distillation.examples import image_examples, image_inputs
+from kd_jax.distillation.examples import REAL_DEGRADATIONS, image_examples, image_inputs
 from kd_jax.evaluate.generator import open_generator
 from kd_jax.evaluate.samples import seeded_inputs
 from kd_jax.model import Model
@@ -100,6 +100,66 @@ def test_a_pruned_inpainting_network_leaves_known_pixels():
     np.testing.assert_array_equal(outputs[known], images[known])
     with pytest.raises(ValueError, match="size=15"):
         choices.make_distillation(model, size=15, images=open_photos(15))
+
+
+def test_real_degradations_depend_on_the_number_of_the_image_only():
+    small = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    photos, interface = open_photos(), Interface((small,), (SIDE, SIDE, 3), 0)
+    examples = image_examples(photos, interface, degradation="real")
+    plain = image_examples(photos, interface)
+    assert (plain.total, examples.total, examples.targets) == (30, 30 * REAL_DEGRADATIONS, True)
+    assert examples.name != plain.name
+    assert examples.fingerprint != plain.fingerprint
+    prepare = jax.jit(examples.prepare)
+    numbers = np.array([3, 33, 63, 7])  # three times the same image
+    batch = examples.select(numbers)
+    np.testing.assert_array_equal(batch["image"][:3], np.stack([photos[3]["image"]] * 3))
+    (inputs,) = prepare(batch)
+    assert inputs.shape == (4, 8, 8, 3)
+    assert len({np.asarray(image).tobytes() for image in inputs}) == 4
+    for row, number in enumerate(numbers[:2]):
+        (others,) = prepare(examples.select(np.array([7, number])))
+        np.testing.assert_array_equal(others[1], inputs[row])
+    drawn = examples.batches(40, 0)
+    labels = np.concatenate([next(drawn)["label"] for _ in range(6)])
+    np.testing.assert_array_equal(np.sort(labels), np.arange(240))
+
+
+def test_the_degradation_is_one_of_the_settings():
+    network = kd.models.realesrgan.srvgg(2, 6, 2)
+    inputs = (jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32),)
+    teacher = Model(network, random_variables(network, inputs), inputs, 0, True, {})
+    plain, real = (
+        choices.make_distillation(
+            teacher, macs=0.6, size=SIDE, images=open_photos(), degradation=degradation
+        )
+        for degradation in ("bicubic", "real")
+    )
+    assert {k for k in real.settings if real.settings[k] != plain.settings[k]} == {"inputs"}
+    for examples in (real.examples, real.held_out):
+        assert "real degradation" in examples.name
+    assert any(real.examples.name in line for line in real.choices)
+
+
+def test_degradations_that_do_not_fit_are_refused_in_one_line():
+    network = inpainting.gated_generator(4, downs=1, dilations=(2,))
+    masked = Model(network, random_variables(network, MASKED), MASKED, 0, True, {})
+    network = kd.models.dcgan.generator(SIDE, width=4)
+    latents = Model(network, random_variables(network, (LATENT,)), (LATENT,), 0, True, {})
+    grey, small = (jax.ShapeDtypeStruct((1, 8, 8, n), jnp.float32) for n in (1, 3))
+    enlarges = Interface((small,), (SIDE, SIDE, 3), 0)
+    refusals = [
+        (lambda: image_inputs(enlarges, inpainting.FAMILY, "real"), "16x16x3"),
+        (lambda: choices.make_distillation(masked, degradation="real"), "masks"),
+        (lambda: choices.make_distillation(latents, degradation="real"), r"latents \[4\]"),
+        (lambda: choices.make_distillation(latents, degradation="jpg"), "'jpg'.*bicubic, real"),
+        (lambda: image_inputs(Interface((grey,), (8, 8, 3), 0), None, "real"), "8x8x3"),
+        (lambda: image_inputs(Interface((grey,), (16, 16, 1), 0), None, "real"), "16x16x1"),
+    ]
+    for refuse, match in refusals:
+        with pytest.raises(ValueError, match=match) as error:
+            refuse()
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow
