@@ -34,7 +34,7 @@ from kd_jax.metrics.extractor import Perceptual, lpips
 from kd_jax.model import Model, load
 from kd_jax.models.families import family_named, family_of, make_discriminator
 from kd_jax.models.perceptual import HEADS
-from kd_jax.models.quantised import quantised
+from kd_jax.models.quantised import quantised, rounded_convolutions
 from kd_jax.pretrained import perceptual as perceptual_weights, registry
 from kd_jax.pretrained.convert import Converted
 from kd_jax.tasks import answered
@@ -212,7 +212,10 @@ def make_distillation(
         owner = ", the teacher's" if own else ""
         choices.append(f"discriminator: {discriminator}{owner}")
     if quantise:
-        choices.append("training: convolutions of the student as in 8 bits")
+        count = rounded_convolutions(network, *example)
+        if not count:
+            raise ValueError(f"quantise: no convolution of {network} can be rounded to 8 bits")
+        choices.append(f"training: {count} convolutions of the student as in 8 bits")
     extractor, distance = _open_perceptual(perceptual)
     shapes, theirs = (tap_shapes(net, *example) for net in (network, teacher.network))
     parts = Parts(

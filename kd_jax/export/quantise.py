@@ -112,11 +112,14 @@ def to_int8(
         )
     if calibration is not None:
         latents = {slot.name for slot in program.inputs if slot.name == "latents"}
+        ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
         integer = [
             name
             for name, node in layers.items()
             if name not in in_float
             and node.op_type in INTEGER
+            # A product of matrices in integers takes its weights as a second matrix only.
+            and (node.op_type == "Conv" or ranks.get(node.input[1]) == 2)
             and not latents & _nearest(model.graph, layers, node.input[:1])
         ]
         if integer:

@@ -3,8 +3,24 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from kd_jax import ops
 from kd_jax.core.network import Network
+
+
+def rounded_convolutions(network: Network, *inputs: Any) -> int:
+    """The number of convolutions that `quantised` rounds; nothing is computed.
+
+    Args:
+      network: the network.
+      *inputs: its inputs, arrays or `ShapeDtypeStruct`s.
+    """
+    variables = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    with ops.rounded() as kernels:
+        # A function of its own: JAX does not trace one again that it has traced before.
+        jax.eval_shape(lambda variables, *x: network.apply(variables, *x), variables, *inputs)
+    return len(kernels)
 
 
 def quantised(network: Network) -> Network:

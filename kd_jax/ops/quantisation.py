@@ -9,22 +9,27 @@ import jax.numpy as jnp
 
 from kd_jax.core.types import Array
 
-_ROUNDED: ContextVar[bool] = ContextVar("rounded", default=False)
+_ROUNDED: ContextVar[list[tuple[int, ...]] | None] = ContextVar("rounded", default=None)
 
 
 @contextlib.contextmanager
-def rounded() -> Iterator[None]:
-    """Within it, `conv` rounds its image and its kernel, and `conv_transpose` its kernel."""
-    token = _ROUNDED.set(True)
+def rounded() -> Iterator[list[tuple[int, ...]]]:
+    """Within it, `conv` rounds its image and its kernel, and `conv_transpose` its kernel.
+
+    Yields:
+      The shapes of the kernels that were rounded, in their order.
+    """
+    kernels: list[tuple[int, ...]] = []
+    token = _ROUNDED.set(kernels)
     try:
-        yield
+        yield kernels
     finally:
         _ROUNDED.reset(token)
 
 
 def is_rounded() -> bool:
     """Whether a function is being traced within `rounded`."""
-    return _ROUNDED.get()
+    return _ROUNDED.get() is not None
 
 
 def round_kernel(kernel: Array) -> Array:
@@ -32,6 +37,8 @@ def round_kernel(kernel: Array) -> Array:
 
     The gradient is that of the identity (straight-through). Jacob et al. 2018, section 3.
     """
+    if (kernels := _ROUNDED.get()) is not None:
+        kernels.append(kernel.shape)
     fixed = jax.lax.stop_gradient(kernel)
     largest = jnp.abs(fixed).max(axis=tuple(range(kernel.ndim - 1)), keepdims=True)
     scale = jnp.maximum(largest / 127, 1e-30)

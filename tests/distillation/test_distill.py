@@ -284,7 +284,14 @@ def test_a_quantised_training_is_another_one_with_a_plain_student(weights, tmp_p
     with pytest.raises(UsageError, match="quantise"):
         kd.distill(weights, tmp_path / "out", **options)
     for name in ("gan_compression", "cat"):
-        choices.make_distillation(weights, macs=0.4, batch_size=8, method=name, quantise=True)
+        made = choices.make_distillation(
+            weights, macs=0.4, batch_size=8, method=name, quantise=True
+        )
+        assert any("2 convolutions" in line for line in made.choices)
+    with pytest.raises(ValueError, match="quantise"):
+        choices.make_distillation(
+            weights, student=kd.models.mlp.generator(16, 8, channels=3), quantise=True
+        )
 
 
 def test_a_student_chosen_by_latency_is_the_same_at_a_resume(weights, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import kd_jax as kd
+from benchmarks.formats import latents, model_of
 from kd_jax.cli import export as command_line, main
 from kd_jax.core.checks import UsageError
 from kd_jax.core.cost import parameter_count
@@ -34,24 +35,6 @@ from kd_jax.metrics.extractor import Extractor
 from kd_jax.models import dcgan, stylegan2, translation, waveform
 from kd_jax.ops import convolution, primitive
 from kd_jax.pretrained.io.safetensors import read_metadata
-
-
-def model_of(network, *inputs, classes=0, generates=True) -> kd.Model:
-    """A model with random variables, statistics and biases included."""
-    variables = jax.jit(network.init)(
-        jax.random.key(0), *(jnp.zeros(x.shape, x.dtype) for x in inputs)
-    )
-    random = np.random.default_rng(0)
-
-    def shifted(x):
-        vector = x.ndim <= 1 and jnp.issubdtype(x.dtype, jnp.floating)
-        return x + 0.3 * random.random(x.shape).astype(np.float32) if vector else x
-
-    return kd.Model(network, jax.tree.map(shifted, variables), inputs, classes, generates, {})
-
-
-def latents(count: int, length: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((count, length), jnp.float32)
 
 
 @pytest.fixture(scope="module")

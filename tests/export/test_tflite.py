@@ -6,17 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from export.test_export import expected, latents, model_of, peak_share
+from export.test_export import expected, peak_share
 
+from benchmarks.formats import images, latents, model_of
 from kd_jax.core.checks import UsageError
 from kd_jax.export import export
 from kd_jax.models import dcgan, realesrgan, translation
 
 LABELS = jax.ShapeDtypeStruct((1,), jnp.int32)
-
-
-def images(side: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
 
 
 MODELS = {
