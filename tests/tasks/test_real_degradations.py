@@ -29,13 +29,17 @@ def pillows_jpeg(pixels, quality):
 
 
 def test_jpeg_is_pillow_s():
+    photo = PHOTO.copy()
+    photo[:16, :16] = 255  # the end of the range
     qualities = np.array([10, 30, 50, 75, 95])
-    images = jnp.asarray(np.stack([PHOTO] * len(qualities)) / 127.5 - 1, "float32")
-    ours = (np.asarray(jax.jit(tasks.jpeg)(images, qualities)) + 1) * 127.5
+    images = jnp.asarray(np.stack([photo] * len(qualities)) / 127.5 - 1, "float32")
+    compressed = np.asarray(jax.jit(tasks.jpeg)(images, qualities))
+    assert np.abs(compressed).max() == 1
+    ours = (compressed + 1) * 127.5
     np.testing.assert_allclose(ours, np.rint(ours), atol=1e-4)
     for quality, image in zip(qualities, ours, strict=True):
-        theirs = pillows_jpeg(PHOTO, int(quality))
-        assert psnr(theirs, PHOTO) < 40
+        theirs = pillows_jpeg(photo, int(quality))
+        assert psnr(theirs, photo) < 40
         assert psnr(image, theirs) > 46
         assert abs((image - theirs).mean()) < 0.2
 
@@ -62,6 +66,14 @@ def test_sinc_kernels_have_bessel_functions(reach, cutoff):
     expected = np.pad(cutoff * special.j1(cutoff * radius) / radius, 10 - reach)
     kernel = real.sinc_kernel(jnp.float32(reach), jnp.float32(cutoff))
     np.testing.assert_allclose(kernel, expected / expected.sum(), atol=2e-6)
+
+
+@pytest.mark.parametrize(("side", "lowest"), [(7, np.pi / 3), (11, np.pi / 3), (13, np.pi / 5)])
+def test_cutoffs_of_drawn_sinc_kernels_depend_on_the_side(side, lowest):
+    numbers = jnp.zeros((2, 9)).at[:, 1].set((side - 6) / 16).at[1, 8].set(1)
+    for row, cutoff in zip(numbers, (lowest, np.pi), strict=True):
+        expected = real.sinc_kernel(jnp.float32(side // 2), jnp.float32(cutoff))
+        np.testing.assert_allclose(real.draw_kernel(row, 3.0), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
