@@ -29,17 +29,13 @@ def pillows_jpeg(pixels, quality):
 
 
 def test_jpeg_is_pillow_s():
-    photo = PHOTO.copy()
-    photo[:16, :16] = 255  # the end of the range
     qualities = np.array([10, 30, 50, 75, 95])
-    images = jnp.asarray(np.stack([photo] * len(qualities)) / 127.5 - 1, "float32")
-    compressed = np.asarray(jax.jit(tasks.jpeg)(images, qualities))
-    assert np.abs(compressed).max() == 1
-    ours = (compressed + 1) * 127.5
+    images = jnp.asarray(np.stack([PHOTO] * len(qualities)) / 127.5 - 1, "float32")
+    ours = (np.asarray(jax.jit(tasks.jpeg)(images, qualities)) + 1) * 127.5
     np.testing.assert_allclose(ours, np.rint(ours), atol=1e-4)
     for quality, image in zip(qualities, ours, strict=True):
-        theirs = pillows_jpeg(photo, int(quality))
-        assert psnr(theirs, photo) < 40
+        theirs = pillows_jpeg(PHOTO, int(quality))
+        assert psnr(theirs, PHOTO) < 40
         assert psnr(image, theirs) > 46
         assert abs((image - theirs).mean()) < 0.2
 
