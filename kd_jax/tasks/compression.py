@@ -48,8 +48,8 @@ def jpeg(images: Array, quality: Array) -> Array:
 
     ITU-T T.81: YCbCr, half the resolution of the colours (4:2:0), the DCT of 8x8 blocks, rounded to
     multiples of the tables K.1 and K.2, which are scaled by the quality as libjpeg does. The
-    decoder interpolates the colours linearly. Nothing but the integer arithmetic of the codecs
-    differs, by a level here and there.
+    decoder interpolates the colours linearly. Only the integer arithmetic of the codecs differs: by
+    a level here and there, and by a step of a coefficient that lies between two multiples.
 
     Args:
       images: `[B, H, W, 3]` in [-1, 1].
@@ -78,7 +78,8 @@ def jpeg(images: Array, quality: Array) -> Array:
     sides = (levels.shape[1], levels.shape[2])
     colours = jnp.round(ops.resize(colours, sides, ops.torch_bilinear))
     decoded = _mix(jnp.concatenate([brightness + 128, colours], axis=3), _TO_RGB)
-    return jnp.clip(jnp.round(decoded), 0, 255)[:, :height, :width] / 127.5 - 1
+    levels = jnp.clip(jnp.round(decoded), 0, 255)[:, :height, :width]
+    return (2 * levels - 255) / 255  # compiled, 255 / 127.5 - 1 is more than 1
 
 
 def _mix(images: Array, matrix: np.ndarray) -> Array:

@@ -111,7 +111,7 @@ def _degrade(key: Array, image: Array, factor: int) -> Array:
     kernel = sinc_kernel(_draw_reach(reach), jnp.pi * (1 + 2 * cutoff) / 3)
     x = jnp.where(ringing < _LAST_SINC, blur(x, last, kernel), x)
     x = jnp.where(before, x, _compress(quality, x, last))
-    return jnp.round(255 * jnp.clip(x, 0, 1)) / 127.5 - 1
+    return (2 * jnp.round(255 * jnp.clip(x, 0, 1)) - 255) / 255
 
 
 def _apply_round(

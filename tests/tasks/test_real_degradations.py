@@ -64,6 +64,14 @@ def test_sinc_kernels_have_bessel_functions(reach, cutoff):
     np.testing.assert_allclose(kernel, expected / expected.sum(), atol=2e-6)
 
 
+@pytest.mark.parametrize(("side", "lowest"), [(7, np.pi / 3), (11, np.pi / 3), (13, np.pi / 5)])
+def test_cutoffs_of_drawn_sinc_kernels_depend_on_the_side(side, lowest):
+    numbers = jnp.zeros((2, 9)).at[:, 1].set((side - 6) / 16).at[1, 8].set(1)
+    for row, cutoff in zip(numbers, (lowest, np.pi), strict=True):
+        expected = real.sinc_kernel(jnp.float32(side // 2), jnp.float32(cutoff))
+        np.testing.assert_allclose(real.draw_kernel(row, 3.0), expected, atol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("shape", "power"), [(real.GAUSSIAN, 1.0), (real.GENERALISED, 3.0), (real.PLATEAU, 1.7)]
 )
