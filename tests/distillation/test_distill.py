@@ -284,10 +284,10 @@ def test_a_quantised_training_is_another_one_with_a_plain_student(weights, tmp_p
     with pytest.raises(UsageError, match="quantise"):
         kd.distill(weights, tmp_path / "out", **options)
     for name in ("gan_compression", "cat"):
-        made = choices.make_distillation(
+        planned = choices.make_distillation(
             weights, macs=0.4, batch_size=8, method=name, quantise=True
         )
-        assert any("2 convolutions" in line for line in made.choices)
+        assert any("2 convolutions" in line for line in planned.choices)
     with pytest.raises(ValueError, match="quantise"):
         choices.make_distillation(
             weights, student=kd.models.mlp.generator(16, 8, channels=3), quantise=True
