@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 from conftest import CACHE
 from export.test_export import expected
-from export.test_families import images
 from PIL import Image
 
-from benchmarks.formats import latents, model_of
+from benchmarks.formats import images, latents, model_of
 from kd_jax.cli import main
 from kd_jax.core.checks import UsageError
 from kd_jax.export import INDEX, page, web_runtime
