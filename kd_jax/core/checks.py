@@ -1,6 +1,7 @@
 """Checks that run while a function is traced, so that a wrong shape never broadcasts silently."""
 
 import contextlib
+import importlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -143,3 +144,20 @@ def shorten(lines: Sequence[str], most: int = 4) -> str:
     """The first lines in one, and the number of the others."""
     rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
     return "; ".join(lines[:most]) + rest
+
+
+def import_package(name: str, user: str, install: str) -> Any:
+    """A module of an optional package.
+
+    Args:
+      name: of the module.
+      user: the name of that which needs it, for the message.
+      install: the command that installs it.
+
+    Raises:
+      UsageError: it is not installed; the message names the first module that is missing.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{user} needs {error.name}, which is not installed: {install}") from None

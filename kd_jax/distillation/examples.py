@@ -162,7 +162,7 @@ def check_degradation(degradation: str, interface: Interface, family: Family | N
     """Refuses degradations that do not fit a generator.
 
     Raises:
-      ValueError: there is no such degradation; or it is not `bicubic`, and the generator does not
+      ValueError: the degradation is unknown; or it is not `bicubic`, and the generator does not
         enlarge RGB images, or has a family with inputs of its own.
     """
     if degradation not in DEGRADATIONS:

@@ -4,7 +4,6 @@ The weights are within the file, as browsers need. A file is for onnxruntime, on
 phones: operations of opset `OPSET` only.
 """
 
-import importlib
 import logging
 import sys
 import warnings
@@ -16,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kd_jax.core.checks import UsageError
+from kd_jax.core.checks import import_package
 from kd_jax.export.program import Program
 from kd_jax.ops.primitive import portable
 
@@ -147,11 +146,8 @@ def require(name: str) -> Any:
     Raises:
       UsageError: it is not installed; the message has the commands that install it.
     """
-    try:
-        with quiet():
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"ONNX needs {error.name}, which is not installed: {INSTALL}") from None
+    with quiet():
+        return import_package(name, "ONNX", INSTALL)
 
 
 @contextmanager

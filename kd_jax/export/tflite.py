@@ -4,7 +4,6 @@ The weights are within the file, in float32. TensorFlow is needed to write a fil
 """
 
 import contextlib
-import importlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.core.checks import UsageError
+from kd_jax.core.checks import import_package
 from kd_jax.export.program import Program
 from kd_jax.ops.primitive import portable
 
@@ -56,6 +55,7 @@ def build(program: Program) -> bytes:
                 [concrete], function
             )
             contents: bytes = converter.convert()
+        # The errors of jax2tf and of the converter have no common class.
         except Exception as error:
             # A stack trace is around the message.
             reason = str(error).rpartition("error: ")[2].partition("\n")[0][:200]
@@ -103,11 +103,8 @@ def require(name: str) -> Any:
     Raises:
       UsageError: it is not installed; the message has the command that installs it.
     """
-    try:
-        with _quiet():
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"TFLite needs {error.name}, which is not installed: {INSTALL}") from None
+    with _quiet():
+        return import_package(name, "TFLite", INSTALL)
 
 
 def _line(error: Exception) -> str:
